@@ -1,0 +1,62 @@
+# `make serve` and `make test` work on a fresh checkout: they set .venv up themselves.
+# Override on the command line: PYTHON=python3.12, MODEL=path-or-hub-id, ARGS="--prefill 0".
+PYTHON ?= python3
+VENV ?= .venv
+MODEL ?=
+ARGS ?=
+TORCH = torch==2.13.0
+TRITON = triton==3.9.0
+
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.installed
+PIP = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar on
+
+# Several workers run at once in the tests: each with torch's default of all cores, they would starve each other.
+PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
+
+.PHONY: serve test test-gpu lint bench install lock clean
+
+serve: $(STAMP)
+	$(BIN)/isthmus serve $(MODEL) $(ARGS)
+
+test: $(STAMP)
+	$(PYTEST) -m "not gpu and not multi_gpu and not slow" $(ARGS)
+
+test-gpu: $(STAMP)
+	$(PYTEST) -m "gpu or multi_gpu" $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p isthmus
+
+bench: $(STAMP)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -m isthmus.bench.engine $(ARGS)
+
+install: $(STAMP)
+
+# torch goes first and alone: its wheel differs by machine, and a later step must not replace it. Triton comes with
+# CUDA builds of torch, in the version they need; elsewhere on Linux it is added.
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else "Isthmus needs Python 3.11 to 3.13: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH)
+	$(PIP) -r requirements.lock
+	@test "$$(uname)" != Linux || $(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) $(TRITON)
+	$(PIP) --no-deps --no-build-isolation -e .
+	mkdir -p $(VENV)/path && ln -sfn ../.. $(VENV)/path/isthmus
+	touch $@
+
+# Writes requirements.lock anew from pyproject.toml, on a machine whose torch is a CPU build. torch and triton are left
+# out: see above.
+lock:
+	rm -rf $(VENV)-lock && $(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install $(TORCH)
+	$(VENV)-lock/bin/python -m pip install '.[dev]' setuptools
+	(sed -n '/^#/p' requirements.lock; $(VENV)-lock/bin/python -m pip freeze --all \
+	  | grep -viE '^(torch|triton|isthmus|pip|nvidia[-a-z0-9]*|cuda[-a-z]*)( @|==)') > requirements.new
+	mv requirements.new requirements.lock
+	rm -rf $(VENV)-lock
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,182 @@
+"""A worker's line to its router: a thread of its own owns the DEALER socket and beats whatever the worker does."""
+
+import logging
+import queue
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import zmq
+
+from .codec import ProtocolError, decode_from_router, encode
+from .messages import MAX_CONTROL_BYTES, FromRouter, FromWorker, Heartbeat, Hello, HelloRefused, SayHello, Welcome
+
+log = logging.getLogger(__name__)
+
+HELLO_INTERVAL_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class RouterLost:
+    """The router was silent for too long, or a new one answered: all placements it made are void."""
+
+    reason: str
+
+
+class WorkerLink:
+    """Says Hello until a Welcome comes, then carries messages both ways.
+
+    `inbox` holds, in order, what the router sent (heartbeats left out), `RouterLost`, and whatever else its owner puts
+    there. After a RouterLost the link
+    says Hello again on a fresh socket, so nothing queued for the old router reaches a new one.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        hello: Hello,
+        heartbeat: Callable[[], Heartbeat],
+        *,
+        silence_s: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self.inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
+        self._address = address
+        self._hello = hello
+        self._heartbeat = heartbeat
+        self._silence_s = silence_s
+        self._clock = clock
+        self._outbox: deque[bytes] = deque()
+        self._wake_read, self._wake_write = socket.socketpair()
+        self._wake_read.setblocking(False)
+        self._wake_write.setblocking(False)
+        self._router_epoch: int | None = None
+        self._interval_s = HELLO_INTERVAL_S
+        self._lost = False
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="router-link", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def send(self, message: FromWorker) -> None:
+        """From any thread; in order; never blocks. Dropped, as a whole, only with the router it was meant for."""
+        self._outbox.append(encode(message))
+        self._wake()
+
+    def close(self, timeout_s: float = 2.0) -> None:
+        """Sends what is queued and ends the thread."""
+        self._closing = True
+        self._wake()
+        self._thread.join(timeout_s)
+        self._wake_write.close()
+
+    def _wake(self) -> None:
+        with suppress(OSError):  # woken often enough already, or closed
+            self._wake_write.send(b"\0")
+
+    def _run(self) -> None:
+        context = zmq.Context()
+        try:
+            while not self._closing:
+                dealer = self._open(context)
+                try:
+                    self._serve(dealer)
+                finally:
+                    dealer.close(linger=500 if self._closing else 0)
+        finally:
+            context.term()
+            self._wake_read.close()
+
+    def _open(self, context: zmq.Context) -> zmq.Socket:
+        dealer = context.socket(zmq.DEALER)
+        dealer.setsockopt(zmq.IDENTITY, identity(self._hello))
+        dealer.setsockopt(zmq.MAXMSGSIZE, MAX_CONTROL_BYTES)
+        dealer.setsockopt(zmq.SNDHWM, 0)
+        dealer.setsockopt(zmq.RCVHWM, 0)
+        dealer.setsockopt(zmq.RECONNECT_IVL, 50)
+        dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        dealer.connect(self._address)
+        return dealer
+
+    def _serve(self, dealer: zmq.Socket) -> None:
+        """One router's time: returns when the worker closes or the router is lost."""
+        poller = zmq.Poller()
+        poller.register(dealer, zmq.POLLIN)
+        poller.register(self._wake_read, zmq.POLLIN)
+        self._router_epoch = None
+        self._lost = False
+        self._interval_s = HELLO_INTERVAL_S
+        heard = beaten = self._clock()
+        dealer.send(encode(self._hello))
+        while True:
+            poller.poll(round(max(0.0, beaten + self._interval_s - self._clock()) * 1000))
+            if self._receive(dealer):
+                heard = self._clock()
+            self._flush(dealer)
+            if self._closing:
+                return
+            now = self._clock()
+            if now >= beaten + self._interval_s:
+                beaten = now
+                self._beat(dealer)
+            if self._router_epoch is not None and now - heard > self._silence_s:
+                self._lose(f"router silent for {now - heard:.1f} s")
+            if self._lost:
+                return
+
+    def _beat(self, dealer: zmq.Socket) -> None:
+        dealer.send(encode(self._hello if self._router_epoch is None else self._heartbeat()))
+
+    def _flush(self, dealer: zmq.Socket) -> None:
+        with suppress(BlockingIOError):
+            while self._wake_read.recv(4096):
+                pass
+        if self._router_epoch is None and not self._closing:
+            return
+        while self._outbox:
+            dealer.send(self._outbox.popleft())
+
+    def _receive(self, dealer: zmq.Socket) -> bool:
+        heard = False
+        while True:
+            try:
+                payload = dealer.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return heard
+            heard = True
+            try:
+                self._deliver(decode_from_router(payload))
+            except ProtocolError as error:
+                log.warning("ignoring what the router sent: %s", error)
+
+    def _deliver(self, message: FromRouter) -> None:
+        if isinstance(message, Heartbeat):
+            return
+        if isinstance(message, SayHello):
+            if self._router_epoch is not None:
+                self._lose("the router does not know this worker")
+            return
+        if isinstance(message, Welcome):
+            if message.epoch == self._router_epoch:
+                return
+            assert self._router_epoch is None, "a welcome answers a hello"
+            self._router_epoch = message.epoch
+            self._interval_s = message.heartbeat_interval_s
+        if isinstance(message, HelloRefused):
+            self._router_epoch = None
+        self.inbox.put(message)
+
+    def _lose(self, reason: str) -> None:
+        self._lost = True
+        self._outbox.clear()
+        self.inbox.put(RouterLost(reason))
+
+
+def identity(hello: Hello) -> bytes:
+    """A restarted worker is another peer, so that the router never takes one for the other."""
+    return f"{hello.worker}#{hello.epoch:016x}".encode()
