@@ -1,0 +1,236 @@
+"""An engine without a model: the whole contract of plan.py, deterministic tokens, settable timing, no torch.
+
+Its "KV" of a slot is the token, its position, and a running hash of all tokens up to it. A row reads its history back
+through its block table and checks it, so a block that is corrupted, missing, misplaced or reused too early changes
+the tokens or raises AssertionError. A token is a pure function of that history, the sequence's key and the output
+position: nothing else, so every path (chunks, prefix hits, shipped KV, replay) must give the same ones.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from hashlib import blake2b
+from itertools import chain
+from struct import Struct
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .plan import IN_FLIGHT, Draw, Plan, Result, Row, SequenceSeed
+
+_MULTIPLIER = 0x5851_F42D_4C95_7F2D  # Knuth's MMIX
+_MASK = 0xFFFF_FFFF_FFFF_FFFF
+_LOGITS = Struct("<Q")
+_DRAW = Struct("<QIIII")
+_NOWHERE = -1
+
+
+def extend_history(history: int, token_ids: Iterable[int]) -> list[int]:
+    """The running hash (64 bits) after each of these tokens."""
+    histories = []
+    for token in token_ids:
+        history = (history * _MULTIPLIER + token + 1) & _MASK
+        histories.append(history)
+    return histories
+
+
+class FakeHandle:
+    """Computes when the result is asked for: until then its blocks must stay as they are."""
+
+    def __init__(self, engine: "FakeEngine", plan: Plan, ready_at: float):
+        self.plan = plan
+        self.ready_at = ready_at
+        self._engine = engine
+
+    def result(self) -> Result:
+        return self._engine.finish(self)
+
+
+class FakeEngine:
+    """`step_s` seconds a step and `token_s` a prompt token. Draws come from `token_ids` (default: the whole vocabulary
+    but `eos_id`), and with `eos_probability` are `eos_id`. `overlaps` as in `Engine`."""
+
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        vocab_size: int,
+        *,
+        token_ids: Sequence[int] | None = None,
+        eos_id: int | None = None,
+        eos_probability: float = 0.0,
+        step_s: float = 0.0,
+        token_s: float = 0.0,
+        overlaps: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ):
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.vocab_size = vocab_size
+        self.overlaps = overlaps
+        self._block = np.dtype([("tokens", "<i4", block_size), ("positions", "<i4", block_size), ("parent", "<u8")])
+        self.bytes_per_block: int = self._block.itemsize
+        self._pool = np.zeros(num_blocks, self._block)
+        self._tokens, self._positions = self._pool["tokens"], self._pool["positions"]
+        self._parents = self._pool["parent"]
+        self._positions[:] = _NOWHERE
+        self._histories: npt.NDArray[np.uint64] = np.zeros((num_blocks, block_size), np.uint64)
+        self._alphabet = token_ids if token_ids is not None else [i for i in range(vocab_size) if i != eos_id]
+        self._eos_id = eos_id
+        self._eos_below = int(eos_probability * 2**32) if eos_id is not None else 0
+        self._step_s, self._token_s = step_s, token_s
+        self._clock, self._sleep = clock, sleep
+        self._busy_until = float("-inf")
+        self._flying: list[FakeHandle] = []
+        self._seeds: dict[int, SequenceSeed] = {}
+        self._drawn: dict[int, list[int]] = {}
+
+    def launch(self, plan: Plan) -> FakeHandle:
+        assert len(self._flying) < 2, "two steps are in flight"
+        assert all(draw.seq_id in self._seeds for draw in plan.draws), "a draw for a sequence that was not admitted"
+        for row in plan.rows:
+            assert len(row.block_table) * self.block_size >= row.start + len(row.token_ids), "a table is too short"
+        num_prompt_tokens = sum(len(row.token_ids) for row in plan.rows if len(row.token_ids) > 1)
+        start = max(self._busy_until, self._clock())
+        self._busy_until = start + self._step_s + num_prompt_tokens * self._token_s
+        handle = FakeHandle(self, plan, self._busy_until)
+        self._flying.append(handle)
+        return handle
+
+    def finish(self, handle: FakeHandle) -> Result:
+        """The result of the oldest handle in flight."""
+        assert self._flying[:1] == [handle], "results are taken in order, once"
+        if (wait_s := handle.ready_at - self._clock()) > 0:
+            self._sleep(wait_s)
+        plan = handle.plan
+        for source, destination in plan.copies:
+            self._pool[destination] = self._pool[source]
+            self._histories[destination] = self._histories[source]
+        histories = self._read_histories(plan.rows)
+        ends = [self._compute(row, history) for row, history in zip(plan.rows, histories, strict=True)]
+        drawn = [self._draw(draw, end) for row, end in zip(plan.rows, ends, strict=True) for draw in row.draws]
+        drawn += [self._draw(draw, part.logits) for part in plan.shipped for draw in part.draws]
+        logits = {row.seq_id: end for row, end in zip(plan.rows, ends, strict=True) if row.keep_logits}
+        self._flying.pop(0)
+        return Result(drawn, logits)
+
+    def read_blocks(self, block_ids: Sequence[int], out: memoryview | None = None) -> memoryview:
+        assert not self._written_in_flight() & set(block_ids), "read while a plan in flight writes"
+        payload = memoryview(self._pool[list(block_ids)].tobytes())
+        if out is None:
+            return payload
+        out[:] = payload
+        return out
+
+    def write_blocks(self, block_ids: Sequence[int], payload: memoryview) -> None:
+        if payload.nbytes != len(block_ids) * self.bytes_per_block:
+            raise ValueError(f"{payload.nbytes} bytes for {len(block_ids)} blocks of {self.bytes_per_block}")
+        assert not self._used_in_flight() & set(block_ids), "written while a plan in flight uses them"
+        self._pool[list(block_ids)] = np.frombuffer(payload, self._block)
+        for block in block_ids:
+            stored = self._pool[block]
+            self._histories[block] = extend_history(int(stored["parent"]), stored["tokens"].tolist())
+
+    def pack_logits(self, logits: Any) -> memoryview:
+        return memoryview(_LOGITS.pack(logits))
+
+    def unpack_logits(self, payload: memoryview) -> Any:
+        """Raises ValueError on a wrong size."""
+        if payload.nbytes != _LOGITS.size:
+            raise ValueError(f"{payload.nbytes} bytes of logits, {_LOGITS.size} expected")
+        return _LOGITS.unpack(payload)[0]
+
+    def admit(self, seed: SequenceSeed) -> None:
+        assert seed.seq_id not in self._seeds, f"sequence {seed.seq_id} was admitted twice"
+        self._seeds[seed.seq_id] = seed
+        self._drawn[seed.seq_id] = []
+
+    def retire(self, seq_id: int) -> None:
+        flying = {draw.seq_id for handle in self._flying for draw in handle.plan.draws}
+        assert seq_id not in flying, f"sequence {seq_id} retires while a plan in flight draws for it"
+        del self._seeds[seq_id], self._drawn[seq_id]
+
+    def expected_tokens(
+        self,
+        prompt_ids: Sequence[int],
+        key: tuple[int, int],
+        num_tokens: int,
+        stop_ids: frozenset[int] = frozenset(),
+        min_tokens: int = 0,
+    ) -> list[int]:
+        """What a sequence must produce if nothing ends it: the oracle of tests."""
+        history = extend_history(0, prompt_ids)[-1]
+        tokens: list[int] = []
+        for position in range(num_tokens):
+            banned = stop_ids if position < min_tokens else frozenset()
+            tokens.append(self._pick(history, key, position, banned))
+            (history,) = extend_history(history, tokens[-1:])
+        return tokens
+
+    def _read_histories(self, rows: Sequence[Row]) -> list[int]:
+        """The running hash before each row: follows its block table from slot 0 and checks every slot on the way."""
+        size = self.block_size
+        read = [row for row in rows if row.start]
+        if not read:
+            return [0] * len(rows)
+        num_blocks = np.array([-(-row.start // size) for row in read])
+        first = np.cumsum(num_blocks) - num_blocks
+        tables = (row.block_table[: -(-row.start // size)] for row in read)
+        blocks = np.fromiter(chain.from_iterable(tables), np.int64, int(num_blocks.sum()))
+        index = np.arange(len(blocks)) - np.repeat(first, num_blocks)
+        starts = np.array([row.start for row in read])
+        expected = index[:, None] * size + np.arange(size)
+        unread = expected >= np.repeat(starts, num_blocks)[:, None]
+        assert np.all((self._positions[blocks] == expected) | unread), "a slot of another position"
+        past = np.where(index > 0, self._histories[np.roll(blocks, 1), -1], 0)
+        assert np.array_equal(self._parents[blocks], past), "a block of another history"
+        ends = iter(self._histories[blocks[first + num_blocks - 1], (starts - 1) % size].tolist())
+        return [next(ends) if row.start else 0 for row in rows]
+
+    def _compute(self, row: Row, history: int) -> int:
+        """Stores the row's slots; the history after its last token, which stands for its logits."""
+        end = row.start + len(row.token_ids)
+        tokens = [self._drawn[row.seq_id][-1] if token == IN_FLIGHT else token for token in row.token_ids]
+        histories = extend_history(history, tokens)
+        first = row.start
+        while first < end:
+            index, offset = divmod(first, self.block_size)
+            block, done, count = row.block_table[index], first - row.start, min(self.block_size - offset, end - first)
+            if offset == 0:
+                self._parents[block] = histories[done - 1] if done else history
+            slots = slice(offset, offset + count)
+            self._tokens[block, slots] = tokens[done : done + count]
+            self._positions[block, slots] = range(first, first + count)
+            self._histories[block, slots] = histories[done : done + count]
+            first += count
+        return histories[-1]
+
+    def _draw(self, draw: Draw, history: int) -> int:
+        seed, drawn = self._seeds[draw.seq_id], self._drawn[draw.seq_id]
+        assert draw.position == len(seed.output_ids) + len(drawn), f"sequence {draw.seq_id}: a draw out of turn"
+        banned = seed.stop_ids if draw.position < seed.params.min_tokens else frozenset()
+        drawn.append(self._pick(history, seed.key, draw.position, banned))
+        return drawn[-1]
+
+    def _pick(self, history: int, key: tuple[int, int], position: int, banned: frozenset[int]) -> int:
+        for attempt in range(64):
+            digest = blake2b(_DRAW.pack(history, *key, position, attempt), digest_size=8).digest()
+            word, eos_word = int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
+            is_eos = self._eos_id is not None and eos_word < self._eos_below
+            token = self._eos_id if is_eos and self._eos_id is not None else self._alphabet[word % len(self._alphabet)]
+            if token not in banned:
+                return token
+        raise ValueError("every token is a stop token")
+
+    def _written_in_flight(self) -> set[int]:
+        written = {block for handle in self._flying for _, block in handle.plan.copies}
+        for row in (row for handle in self._flying for row in handle.plan.rows):
+            end = row.start + len(row.token_ids)
+            written.update(row.block_table[row.start // self.block_size : -(-end // self.block_size)])
+        return written
+
+    def _used_in_flight(self) -> set[int]:
+        used = {block for handle in self._flying for copy in handle.plan.copies for block in copy}
+        used.update(block for handle in self._flying for row in handle.plan.rows for block in row.block_table)
+        return used

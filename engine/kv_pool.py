@@ -1,0 +1,98 @@
+"""The tensors behind the block ids: keys and values of every layer, in slots of one token."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .span import Span
+
+History = Callable[[int], tuple[Tensor, Tensor]]
+"""Of a layer: the K and the V of a span's positions from 0, each [1, kv_heads, positions, head_dim]."""
+
+
+class KvPool:
+    """`kv` [layers, num_blocks * block_size, 2 (K, V), kv_heads, head_dim], uninitialised.
+
+    A token's K and V lie side by side, so that a step stores both with one copy, and a run of ascending blocks is a
+    range of slots, which attention reads as a view.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        num_blocks: int,
+        block_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+    ) -> None:
+        self.num_blocks, self.block_size, self.num_kv_heads = num_blocks, block_size, num_kv_heads
+        self.kv = torch.empty(num_layers, num_blocks * block_size, 2, num_kv_heads, head_dim, dtype=dtype)
+        self._layers = self.kv.unbind(0)
+        self._blocks = self.kv.view(num_layers, num_blocks, -1)
+        self._bytes = self._blocks.view(torch.uint8).numpy()
+
+    @property
+    def bytes_per_block(self) -> int:
+        num_layers, _, num_bytes = self._bytes.shape
+        return num_layers * num_bytes
+
+    def store(self, layer_id: int, slots: Tensor, new: Tensor) -> None:
+        """K and V of new tokens, [n, 2 * kv_heads, head_dim], into int64 slots [n]."""
+        layer = self._layers[layer_id]
+        layer.index_copy_(0, slots, new.view(len(new), *layer.shape[1:]))
+
+    def view(self, span: Span) -> History:
+        """Without a copy, of a span that is a run."""
+        first = span.block_ids[0] * self.block_size
+        parts = _attention_order(self.kv[:, first : first + span.end])
+        layers = list(zip(*(part.unbind(0) for part in parts), strict=True))
+        return layers.__getitem__
+
+    def gatherer(self, span: Span) -> History:
+        """Copied together from wherever the span's blocks lie, a layer at a time."""
+        block_ids = torch.tensor(span.block_ids)
+        slot_shape = self.kv.shape[2:]
+
+        def gather(layer_id: int) -> tuple[Tensor, Tensor]:
+            found = self._blocks[layer_id].index_select(0, block_ids).view(1, -1, *slot_shape)
+            keys, values = _attention_order(found[:, : span.end])
+            return keys[0], values[0]
+
+        return gather
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """(source block, destination block), in this order."""
+        for source, destination in pairs:
+            self._blocks[:, destination] = self._blocks[:, source]
+
+    def read(self, block_ids: Sequence[int], out: memoryview | None = None) -> memoryview:
+        """A copy of these blocks, block by block; within one, layer by layer. In `out`, if given."""
+        num_layers, _, num_bytes = self._bytes.shape
+        flat = np.empty(len(block_ids) * self.bytes_per_block, np.uint8) if out is None else np.frombuffer(out, np.uint8)
+        for part, block_id in zip(flat.reshape(-1, num_layers, num_bytes), block_ids, strict=True):
+            part[:] = self._bytes[:, block_id]
+        return flat.data
+
+    def write(self, block_ids: Sequence[int], payload: memoryview) -> None:
+        """Raises ValueError if `payload` is not `len(block_ids) * bytes_per_block` long."""
+        given = np.frombuffer(payload, np.uint8)
+        expected = len(block_ids) * self.bytes_per_block
+        if given.size != expected:
+            raise ValueError(f"{given.size} bytes given for {len(block_ids)} blocks, which take {expected}")
+        num_layers, _, num_bytes = self._bytes.shape
+        for part, block_id in zip(given.reshape(-1, num_layers, num_bytes), block_ids, strict=True):
+            self._bytes[:, block_id] = part
+
+
+def bytes_per_block(num_layers: int, block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
+    return num_layers * block_size * 2 * num_kv_heads * head_dim * dtype.itemsize
+
+
+def _attention_order(slots: Tensor) -> tuple[Tensor, Tensor]:
+    """[layers, slots, 2, kv_heads, head_dim] -> K and V, each [layers, 1, kv_heads, slots, head_dim]."""
+    keys, values = slots.transpose(1, 3).unsqueeze(1).unbind(3)
+    return keys, values

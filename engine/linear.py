@@ -1,0 +1,67 @@
+"""Linear layers with weights packed once for this CPU, where its libraries can.
+
+fp32 uses MKL's packed matmul, bf16 oneDNN's: both are operators that torch's inductor emits on x86. A pack replaces
+the weight, so memory does not double. MKL's results for a row do not depend on the number of rows, which is what
+makes a token independent of its batch; F.linear's do.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Linear = Callable[[Tensor], Tensor]
+"""[T, in] -> [T, out], in the weight's dtype."""
+
+MKL_ROWS_HINT = 64
+SMALL_IN, SMALL_OUT = 64, 128
+"""Up to these sizes MKL computes a single row by another method, so it gets two."""
+
+
+def make_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
+    """The fastest layer for `weight` [out, in] on this machine; the caller drops its own reference to it."""
+    if weight.dtype == torch.float32 and _has("mkl", "_mkl_linear", "_mkl_reorder_linear_weight"):
+        return MklLinear(weight, bias)
+    if weight.dtype == torch.bfloat16 and _has("mkldnn", "_linear_pointwise", "_reorder_linear_weight"):
+        return OneDnnLinear(weight, bias)
+    return PlainLinear(weight, bias)
+
+
+def _has(library: str, *names: str) -> bool:
+    available = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()
+    return available and all(hasattr(getattr(torch.ops, library), name) for name in names)
+
+
+class PlainLinear:
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.weight, self.bias = weight, bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+
+class MklLinear:
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        out, into = weight.shape
+        self.packed = torch.ops.mkl._mkl_reorder_linear_weight(weight.contiguous(), MKL_ROWS_HINT)
+        self.shape_only = torch.empty(1).expand(out, into)  # the operator reads the sizes of the original, no more
+        self.bias = bias
+        self.is_small = into <= SMALL_IN or out <= SMALL_OUT
+        self.multiply = torch.ops.mkl._mkl_linear.default
+
+    def __call__(self, x: Tensor) -> Tensor:
+        num_rows = x.shape[0]
+        if num_rows == 1 and self.is_small:
+            return self(x.repeat(2, 1))[:1]
+        return self.multiply(x.contiguous(), self.packed, self.shape_only, self.bias, num_rows)
+
+
+class OneDnnLinear:
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+        self.bias = bias
+        self.multiply = torch.ops.mkldnn._linear_pointwise.default
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.multiply(x, self.packed, self.bias, "none", [], "")

@@ -1,0 +1,136 @@
+"""What one engine step shall do, and what came of it. Plain data: no torch, no sockets.
+
+A scheduler makes a `Plan`, an engine launches it, `Handle.result()` gives the `Result` the scheduler applies.
+A step may be launched while the one before it is still in flight: a token that the flying plan is about to sample
+stands in the next plan's rows as `IN_FLIGHT`, and the engine puts the sampled id in its place.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+IN_FLIGHT = -1
+"""In `Row.token_ids`: the token that the plan in flight samples for this sequence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """Sample one token for `seq_id` from the logits of the row it hangs on."""
+
+    seq_id: int
+    position: int
+    """Index of the token among the request's output tokens: counts the request's whole life, not this attempt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A run of tokens of one sequence: one token when decoding, a chunk of the prompt when prefilling."""
+
+    seq_id: int
+    token_ids: Sequence[int]
+    """Ids to compute, at positions `start`, `start + 1`, …; the only `IN_FLIGHT` one is a decode row's single id."""
+    start: int
+    """Tokens of the sequence whose KV is already in the pool."""
+    block_table: Sequence[int]
+    """Pool blocks of the sequence, covering at least `start + len(token_ids)` slots."""
+    draws: tuple[Draw, ...] = ()
+    """Tokens to sample from the logits of the row's last position: none in the middle of a prompt, several for
+    the n choices of one prompt."""
+    keep_logits: bool = False
+    """Return the last position's logits (fp32, [vocab]) in the result: prefill ships them to decode."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShippedDraw:
+    """Sample from logits that a prefill worker shipped, without computing a row."""
+
+    logits: Any
+    """fp32, [vocab]: a tensor, or whatever the engine's transport delivers."""
+    draws: tuple[Draw, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    step_id: int
+    rows: tuple[Row, ...]
+    shipped: tuple[ShippedDraw, ...] = ()
+    copies: tuple[tuple[int, int], ...] = ()
+    """(source block, destination block) pairs, copied before the rows are computed."""
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(row.token_ids) for row in self.rows)
+
+    @property
+    def draws(self) -> list[Draw]:
+        """All draws, rows first, in the order of `Result.token_ids`."""
+        parts: tuple[Row | ShippedDraw, ...] = (*self.rows, *self.shipped)
+        return [draw for part in parts for draw in part.draws]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    token_ids: Sequence[int]
+    """One sampled id for each of `Plan.draws`, in that order."""
+    logits: dict[int, Any] = field(default_factory=dict)
+    """Of rows with `keep_logits`: seq_id -> fp32 [vocab]."""
+
+
+class Handle(Protocol):
+    """A launched step."""
+
+    @property
+    def plan(self) -> Plan: ...
+
+    def result(self) -> Result:
+        """Waits for the step. Called exactly once."""
+
+
+class Engine(Protocol):
+    """A model and its KV pool. `launch` may be called once more before the previous handle's `result`; a plan that
+    an engine cannot compute is a bug, and what it raises ends the worker."""
+
+    num_blocks: int
+    block_size: int
+    vocab_size: int
+
+    bytes_per_block: int
+    overlaps: bool
+    """`launch` returns before the step is done, so that planning the next one costs nothing."""
+
+    def launch(self, plan: Plan) -> Handle: ...
+
+    def read_blocks(self, block_ids: Sequence[int], out: memoryview | None = None) -> memoryview:
+        """The KV of these blocks in one contiguous buffer of `len(block_ids) * bytes_per_block` bytes, block by
+        block: in `out`, where one of that size is given. Called only while no plan in flight writes them."""
+
+    def write_blocks(self, block_ids: Sequence[int], payload: memoryview) -> None:
+        """Stores what `read_blocks` of an engine with the same layout gave. Raises ValueError on a wrong size."""
+
+    def pack_logits(self, logits: Any) -> memoryview:
+        """The bytes of one `Result.logits` value."""
+
+    def unpack_logits(self, payload: memoryview) -> Any:
+        """What `ShippedDraw.logits` takes. Raises ValueError on a wrong size."""
+
+    def admit(self, seed: "SequenceSeed") -> None:
+        """A sequence whose tokens will be drawn: its sampling state begins. Before its first draw is launched."""
+
+    def retire(self, seq_id: int) -> None:
+        """Its state ends. Only after every plan that draws for it was applied."""
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceSeed:
+    """All that drawing the tokens of one sequence depends on, besides logits."""
+
+    seq_id: int
+    params: Any
+    """wire.sampling.SamplingParams"""
+    key: tuple[int, int]
+    """Philox key: two 32-bit words, from `wire.noise.philox_key`."""
+    prompt_ids: Sequence[int]
+    output_ids: Sequence[int]
+    """Tokens the request produced before this placement (a replay or a preemption), else empty."""
+    stop_ids: frozenset[int]
+    """End-of-sequence ids (unless ignored) and stop_token_ids: what `min_tokens` masks."""
