@@ -1,0 +1,52 @@
+"""Whether a reservation could ever be served. Whether it can be now is the scheduler's question."""
+
+from dataclasses import dataclass
+
+from ..wire.messages import Reserve
+from .sequence import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    num_blocks: int
+    block_size: int
+    max_num_seqs: int
+    max_model_len: int
+
+    def num_blocks_for(self, num_tokens: int, num_choices: int) -> int:
+        """The prompt's full blocks, and for each choice one that takes the rest and the next token."""
+        return num_tokens // self.block_size + num_choices
+
+    def limits(self, msg: Reserve) -> Limits:
+        return Limits.of(msg.params, msg.eos_ids, len(msg.prompt) // 4, self.max_model_len)
+
+    def refusal(self, msg: Reserve) -> str | None:
+        """Why it will never be served; None if there is no reason."""
+        return malformed(msg) or self._too_large(msg)
+
+    def _too_large(self, msg: Reserve) -> str | None:
+        prompt_len, num_output, num_choices = len(msg.prompt) // 4, len(msg.choices[0].output) // 4, len(msg.choices)
+        if prompt_len >= self.max_model_len:
+            return f"the prompt has {prompt_len} tokens, the context holds {self.max_model_len} with the output"
+        if num_output >= self.limits(msg).max_output:
+            return f"{num_output} tokens were produced, no more were asked for or fit"
+        if num_choices > self.max_num_seqs:
+            return f"{num_choices} choices, at most {self.max_num_seqs} run at once"
+        needed = self.num_blocks_for(prompt_len + num_output, num_choices)
+        if needed > self.num_blocks:
+            return f"{num_choices} choices need {needed} blocks, the KV pool has {self.num_blocks}"
+        return None
+
+
+def malformed(msg: Reserve) -> str | None:
+    """What is wrong with the message itself."""
+    outputs = [choice.output for choice in msg.choices]
+    if not outputs or len({choice.index for choice in msg.choices}) < len(outputs):
+        return "no choices, or one of them twice"
+    if any(len(ids) % 4 for ids in (msg.prompt, *outputs)):
+        return "token ids that are not int32"
+    if not msg.prompt:
+        return "the prompt is empty"
+    if len(outputs) > 1 and any(outputs):
+        return "several choices of which one has output"
+    return None

@@ -1,0 +1,71 @@
+"""A plan in the making, and in flight: its rows together with whom they are for."""
+
+from dataclasses import dataclass, field
+
+from ..engine.block_pool import BlockPool
+from ..engine.plan import Plan, Row, ShippedDraw
+from .prompt import Prompt
+from .sequence import Sequence
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    start_s: float
+    rows: list[Row] = field(default_factory=list)
+    shipped: list[ShippedDraw] = field(default_factory=list)
+    copies: list[tuple[int, int]] = field(default_factory=list)
+    """Holds a reference to each source."""
+    chunks: list[tuple[Prompt, int]] = field(default_factory=list)
+    """Prompts and how many of their tokens are computed."""
+    decoding: list[Sequence] = field(default_factory=list)
+    """Drawn for by a row of their own: the first draws of the plan."""
+    forked: list[Sequence] = field(default_factory=list)
+    """Drawn for by the last row of their prompt."""
+    from_shipped: list[Sequence] = field(default_factory=list)
+    plan: Plan | None = None
+
+    @property
+    def empty(self) -> bool:
+        return not self.rows and not self.shipped
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        """In the order of `Plan.draws`."""
+        return [*self.decoding, *self.forked, *self.from_shipped]
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return sum(num_tokens for _, num_tokens in self.chunks)
+
+    @property
+    def frees_blocks(self) -> bool:
+        """Whether applying it gives back blocks for sure."""
+        items: list[Sequence | Prompt] = [*self.sequences, *(prompt for prompt, _ in self.chunks)]
+        return bool(self.copies) or any(item.ended or item.condemned for item in items)
+
+    def add_decode(self, sequence: Sequence, block_size: int) -> None:
+        if copy := sequence.take_copy(block_size):
+            self.copies.append(copy)
+        self.rows.append(sequence.plan_row())
+        self.decoding.append(sequence)
+
+    def add_chunk(self, prompt: Prompt, num_tokens: int, pool: BlockPool) -> list[Sequence]:
+        """The sequences that begin with it: those of the prompt, if the chunk is its last."""
+        last = num_tokens == prompt.paged.num_unplanned
+        self.rows.append(prompt.paged.plan_row(prompt.row_seq_id, num_tokens, prompt.draws() if last else ()))
+        self.chunks.append((prompt, num_tokens))
+        prompt.pending += 1
+        sequences = prompt.fork(pool) if last else []
+        self.forked += sequences
+        return sequences
+
+    def add_shipped(self, prompt: Prompt, pool: BlockPool) -> list[Sequence]:
+        """The sequences that begin with it."""
+        self.shipped.append(ShippedDraw(prompt.logits, prompt.draws()))
+        sequences = prompt.fork(pool)
+        self.from_shipped += sequences
+        return sequences
+
+    def take_off(self, step_id: int) -> Plan:
+        self.plan = Plan(step_id, tuple(self.rows), tuple(self.shipped), tuple(self.copies))
+        return self.plan

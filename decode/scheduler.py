@@ -1,0 +1,437 @@
+"""Continuous batching for one decode worker: who computes what in the next step, and what came of the last one.
+
+Pure decisions: no torch, no sockets, no clock. The worker loop calls, in this order and any number of times,
+
+    on_…(message or transfer event, now)
+    plan(now, in_flight) -> Plan | None, take_effects(), engine.launch(plan)
+    apply(oldest plan, its result, now), take_effects()
+
+Effects are carried out before the launch that follows them: a sequence is admitted before its first draw, and a
+revoked transfer is abandoned before its blocks are written by somebody else. At most one plan is in flight when
+another is made, and plans are applied in order.
+
+A step holds one token of every running sequence, the first draws of prompts that have arrived, and chunks of local
+prompts, first come first served, as far as the token budget goes. When a running sequence finds no block, the
+youngest reservation that has received nothing is revoked, then the youngest work is preempted: so the oldest always
+goes on, and since a single sequence fits the pool, everything ends.
+"""
+
+from bisect import insort
+from collections import deque
+from typing import Any
+
+from ..engine.block_pool import BlockPool
+from ..engine.paged_prompt import hash_prompt, reserve_prompt
+from ..engine.plan import Plan, Result
+from ..engine.step_meter import StepMeter
+from ..wire.codec import unpack_ids
+from ..wire.messages import (
+    Cancel,
+    Cancelled,
+    Credit,
+    Declined,
+    Failed,
+    Reserve,
+    Reserved,
+    TokenRow,
+    Tokens,
+    WorkerStats,
+)
+from .admission import Bounds
+from .effects import Effects, Receive
+from .flight import Flight
+from .prompt import Prompt, PromptState
+from .sequence import Sequence
+
+
+class DecodeScheduler:
+    def __init__(
+        self,
+        pool: BlockPool,
+        *,
+        epoch: str,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_model_len: int,
+        watermark_blocks: int | None = None,
+        max_chunk_tokens: int | None = None,
+    ):
+        """`epoch` makes transfer ids unique among workers and their lives. `watermark_blocks` (None: a hundredth of
+        the pool) are kept free for growth when a placement is admitted beside others. Raises ValueError if the sizes
+        cannot work together."""
+        if not 1 <= max_num_seqs <= max_num_batched_tokens:
+            raise ValueError(
+                f"max_num_batched_tokens ({max_num_batched_tokens}) must hold a token of each of max_num_seqs "
+                f"({max_num_seqs}) sequences"
+            )
+        if max_model_len > pool.num_blocks * pool.block_size:
+            raise ValueError(
+                f"max_model_len ({max_model_len}) does not fit the KV pool of {pool.num_blocks} blocks of "
+                f"{pool.block_size} tokens"
+            )
+        if max_chunk_tokens is not None and max_chunk_tokens < 1:
+            raise ValueError(f"max_chunk_tokens must be positive, not {max_chunk_tokens}")
+        self.pool = pool
+        self._epoch = epoch
+        self._max_num_seqs = max_num_seqs
+        self._max_num_batched_tokens = max_num_batched_tokens
+        self._bounds = Bounds(pool.num_blocks, pool.block_size, max_num_seqs, max_model_len)
+        self._watermark_blocks = pool.num_blocks // 100 if watermark_blocks is None else watermark_blocks
+        self._max_chunk_tokens = max_chunk_tokens or max_num_batched_tokens
+        self._prompts: dict[int, Prompt] = {}  # by placement, oldest first
+        self._running: list[Sequence] = []  # oldest first
+        self._flights: deque[Flight] = deque()
+        self._effects = Effects()
+        self._draining = False
+        self._num_seqs = 0  # choices that hold blocks, those that ended in flight included
+        self._num_placements = 0
+        self._num_sequences = 0
+        self._num_steps = 0
+        self._credit: Credit | None = None
+        self._seen_blocks = 0
+        self._meter = StepMeter()
+        self._num_preemptions = 0
+        self._prefix_hit_tokens = 0
+        self._prefix_query_tokens = 0
+
+    # Messages from the router.
+
+    def on_reserve(self, msg: Reserve, now: float) -> None:
+        """Answers Reserved, Declined (not now) or Failed (never). Raises ValueError if the placement is known."""
+        if self._knows(msg.placement):
+            raise ValueError(f"placement {msg.placement} was sent twice")
+        self._seen_blocks += msg.cost_blocks
+        if refusal := self._bounds.refusal(msg):
+            self._effects.messages.append(Failed(msg.placement, refusal, retriable=False))
+        elif reason := self._not_now(len(msg.choices)):
+            self._effects.messages.append(Declined(msg.placement, reason))
+        elif (prompt := self._reserve(msg)) is None:
+            self._effects.messages.append(Declined(msg.placement, "no free blocks"))
+        else:
+            self._accept_reservation(prompt)
+
+    def on_cancel(self, msg: Cancel, now: float) -> None:
+        """Always answers Cancelled. Blocks that a plan in flight uses are freed when it is applied."""
+        prompt = self._prompts.get(msg.placement)
+        if prompt is not None:
+            self._cancel_prompt(prompt, msg.choice)
+        for sequence in [s for s in self._running if s.placement == msg.placement]:
+            if msg.choice is None or msg.choice == sequence.choice:
+                self._end(sequence)
+                self._land(sequence)
+        self._effects.messages.append(Cancelled(msg.placement, msg.choice))
+
+    def on_welcome(self, now: float) -> None:
+        """A router has registered this worker, perhaps anew: what was placed before is void, credit starts again."""
+        for placement in self.placements():
+            self.on_cancel(Cancel(placement), now)
+        self._effects.messages.clear()
+        self._seen_blocks, self._credit = 0, None
+
+    def on_drain(self) -> None:
+        """From now on every Reserve is declined."""
+        self._draining = True
+
+    # Events of the transport. Transfers that are not known any more are ignored: they were abandoned.
+
+    def on_receiving(self, transfer_id: str) -> None:
+        """Bytes of the transfer have arrived: it is no longer the first to be revoked."""
+        prompt = self._prompt_of(transfer_id)
+        if prompt is not None and prompt.state is PromptState.RESERVED:
+            prompt.move(PromptState.RECEIVING)
+
+    def on_received(self, transfer_id: str, logits: Any, now: float) -> None:
+        """All blocks are in the pool, and `logits` are those of the prompt's last position."""
+        prompt = self._prompt_of(transfer_id)
+        if prompt is not None:
+            prompt.receive_all(logits, self.pool)
+
+    def on_transfer_failed(self, transfer_id: str, error: str, now: float) -> None:
+        prompt = self._prompt_of(transfer_id)
+        if prompt is not None:
+            self._effects.messages.append(Failed(prompt.placement, error, retriable=True))
+            self._drop(prompt)
+
+    # Steps.
+
+    def plan(self, now: float, in_flight: Plan | None) -> Plan | None:
+        """The next step; None if there is nothing to compute until a message, an event or the plan in flight."""
+        assert in_flight is (self._flights[-1].plan if self._flights else None)
+        assert len(self._flights) < 2, "two plans are in flight"
+        flight = Flight(now)
+        for sequence in tuple(self._running):
+            if not sequence.ended and sequence.plannable and self._has_block(sequence):
+                flight.add_decode(sequence, self.pool.block_size)
+        budget = self._max_num_batched_tokens - len(flight.rows)
+        for prompt in tuple(self._prompts.values()):
+            budget -= self._plan_prompt(prompt, budget, flight)
+        if flight.empty:
+            return None
+        self._num_steps += 1
+        self._flights.append(flight)
+        return flight.take_off(self._num_steps)
+
+    def apply(self, plan: Plan, result: Result, now: float) -> None:
+        """Takes in what the oldest plan in flight gave."""
+        flight = self._flights.popleft()
+        assert flight.plan is plan, "plans are applied in the order they were made"
+        self._meter.record(flight.start_s, now, flight.num_prompt_tokens)
+        for prompt, num_tokens in flight.chunks:
+            prompt.pending -= 1
+            prompt.paged.advance(num_tokens, self.pool)
+        for sequence in flight.decoding:
+            sequence.advance(self.pool)
+        rows = [self._accept(*drawn) for drawn in zip(flight.sequences, result.token_ids, strict=True)]
+        if kept := tuple(row for row in rows if row is not None):
+            self._effects.messages.append(Tokens(kept))
+        self.pool.free([source for source, _ in flight.copies])
+        for prompt, _ in flight.chunks:
+            self._land(prompt)
+        for sequence in flight.sequences:
+            self._land(sequence)
+
+    def take_effects(self) -> Effects:
+        """What is to be done since the last call, with the credit if it changed."""
+        credit = Credit(self._seen_blocks, self._num_reservable)
+        if credit != self._credit:
+            self._credit = credit
+            self._effects.messages.append(credit)
+        effects, self._effects = self._effects, Effects()
+        return effects
+
+    # Reports.
+
+    @property
+    def idle(self) -> bool:
+        """Nothing to compute and nothing in flight: only a message or a transfer event can change that."""
+        waiting = any(
+            prompt.state in (PromptState.RECEIVED, PromptState.PREFILLING) for prompt in self._prompts.values()
+        )
+        return not self._running and not self._flights and not waiting
+
+    @property
+    def empty(self) -> bool:
+        """No placement is left."""
+        return not self._num_seqs and not self._flights
+
+    def placements(self) -> list[int]:
+        """Those that were accepted and have not ended."""
+        return list(dict.fromkeys([*(s.placement for s in self._running), *self._prompts]))
+
+    def stats(self) -> WorkerStats:
+        local = [prompt for prompt in self._prompts.values() if prompt.state is PromptState.PREFILLING]
+        return WorkerStats(
+            num_blocks_used=self.pool.num_used,
+            num_running=len(self._running),
+            num_waiting=sum(len(prompt.seq_ids) for prompt in self._prompts.values()),
+            num_waiting_tokens=sum(prompt.paged.num_tokens - prompt.paged.num_computed for prompt in local),
+            prefill_tokens_per_s=self._meter.prefill_tokens_per_s,
+            decode_step_s=self._meter.decode_step_s,
+            num_preemptions=self._num_preemptions,
+            prefix_hit_tokens=self._prefix_hit_tokens,
+            prefix_query_tokens=self._prefix_query_tokens,
+        )
+
+    def check(self) -> None:
+        """Raises AssertionError if the scheduler's books or the pool's do not add up. O(pool)."""
+        flown = {id(item): item for flight in self._flights for item in flight.sequences}
+        sequences = list({**flown, **{id(item): item for item in self._running}}.values())
+        chunks = {id(prompt): prompt for flight in self._flights for prompt, _ in flight.chunks}
+        ended = [prompt for prompt in chunks.values() if prompt.ended]
+        prompts = [*self._prompts.values(), *ended]
+        assert self._running == sorted(self._running, key=lambda sequence: sequence.age)
+        assert self._num_seqs == len(sequences) + sum(len(prompt.seq_ids) for prompt in prompts)
+        for sequence in sequences:
+            assert sequence.num_computed <= sequence.num_planned <= len(sequence.table) * self.pool.block_size
+            assert sequence.pending == sum(sequence in flight.sequences for flight in self._flights)
+            assert len(sequence.tokens) - sequence.num_planned == 1 - sequence.pending or sequence.ended
+        for prompt in prompts:
+            assert prompt.pending == sum(prompt is p for flight in self._flights for p, _ in flight.chunks)
+        self.pool.check(
+            [
+                *(sequence.table for sequence in sequences),
+                *([sequence.source] for sequence in sequences if sequence.source is not None),
+                *(prompt.paged.table + prompt.spares for prompt in prompts),
+                *([source for source, _ in flight.copies] for flight in self._flights),
+            ]
+        )
+
+    # Admission.
+
+    @property
+    def _num_reservable(self) -> int:
+        if self._draining or self._num_seqs >= self._max_num_seqs:
+            return 0
+        return max(0, self.pool.num_free - self._keep_free)
+
+    @property
+    def _keep_free(self) -> int:
+        return self._watermark_blocks if self._num_seqs else 0
+
+    def _knows(self, placement: int) -> bool:
+        return placement in self.placements()
+
+    def _prompt_of(self, transfer_id: str) -> Prompt | None:
+        return next((prompt for prompt in self._prompts.values() if prompt.transfer_id == transfer_id), None)
+
+    def _not_now(self, num_choices: int) -> str | None:
+        if self._draining:
+            return "draining"
+        if self._num_seqs + num_choices > self._max_num_seqs:
+            return "too many sequences"
+        return None
+
+    def _reserve(self, msg: Reserve) -> Prompt | None:
+        token_ids = unpack_ids(msg.prompt + msg.choices[0].output)
+        num_blocks = self._bounds.num_blocks_for(len(token_ids), len(msg.choices))
+        hashes = hash_prompt(self.pool, token_ids)
+        paged = reserve_prompt(self.pool, token_ids, hashes, num_blocks, self._keep_free)
+        if paged is None:
+            return None
+        num_own = num_blocks - len(msg.choices) + 1
+        paged.table, spares = paged.table[:num_own], paged.table[num_own:]
+        order, first_id = self._num_placements, self._num_sequences
+        return Prompt(
+            message=msg,
+            paged=paged,
+            prompt_len=len(msg.prompt) // 4,
+            limits=self._bounds.limits(msg),
+            age=(order, 0),
+            seq_ids={choice.index: first_id + i for i, choice in enumerate(msg.choices)},
+            row_seq_id=first_id,
+            spares=spares,
+            transfer_id=f"{self._epoch}.{order}.{msg.placement}" if msg.remote else "",
+            state=PromptState.RESERVED if msg.remote else PromptState.PREFILLING,
+        )
+
+    def _accept_reservation(self, prompt: Prompt) -> None:
+        self._num_placements += 1
+        self._num_sequences += len(prompt.seq_ids)
+        self._num_seqs += len(prompt.seq_ids)
+        self._prefix_query_tokens += prompt.paged.num_tokens
+        self._prefix_hit_tokens += prompt.paged.num_cached
+        self._prompts[prompt.placement] = prompt
+        if prompt.transfer_id:
+            blocks = prompt.blocks_to_receive(self.pool.block_size)
+            self._effects.receive.append(Receive(prompt.transfer_id, blocks))
+        self._effects.messages.append(Reserved(prompt.placement, prompt.paged.num_cached, prompt.transfer_id))
+
+    # Planning.
+
+    def _plan_prompt(self, prompt: Prompt, budget: int, flight: Flight) -> int:
+        """Adds its draws or its next chunk; the number of tokens that took of the budget."""
+        if prompt.condemned:
+            return 0
+        if prompt.state is PromptState.RECEIVED:
+            self._start(prompt, flight.add_shipped(prompt, self.pool))
+            return 0
+        if prompt.state is not PromptState.PREFILLING:
+            return 0
+        num_tokens = min(budget, self._max_chunk_tokens, prompt.paged.num_unplanned)
+        if num_tokens:
+            self._start(prompt, flight.add_chunk(prompt, num_tokens, self.pool))
+        return num_tokens
+
+    def _start(self, prompt: Prompt, sequences: list[Sequence]) -> None:
+        if not sequences:
+            return
+        del self._prompts[prompt.placement]
+        self._effects.admit += prompt.seeds()
+        for sequence in sequences:
+            insort(self._running, sequence, key=lambda item: item.age)
+
+    def _has_block(self, sequence: Sequence) -> bool:
+        """Whether the next token has a slot. Makes room for it where there is none; False if that takes until the
+        plan in flight is applied, or if it was this sequence that had to go."""
+        if not sequence.needs_block(self.pool.block_size):
+            return True
+        while (blocks := self.pool.allocate(1, after=sequence.table[-1])) is None:
+            if not self._make_room():
+                return False
+            if sequence.ended or sequence.condemned:
+                return False
+        sequence.table += blocks
+        return True
+
+    def _make_room(self) -> bool:
+        """Takes blocks from the youngest; False if some come back anyway once the plan in flight is applied."""
+        if any(flight.frees_blocks for flight in self._flights):
+            return False
+        untouched = [prompt for prompt in self._prompts.values() if prompt.untouched]
+        if untouched:
+            self._give_up(untouched[-1], "revoked: running sequences need its blocks", preempted=False)
+            return True
+        begun: list[Prompt | Sequence] = [*self._prompts.values(), *self._running]
+        assert len(begun) > 1, "a single sequence fits the pool"
+        victim = max(begun, key=lambda item: item.age)
+        victim.condemned = True
+        self._land(victim)
+        return True
+
+    # Leaving.
+
+    def _accept(self, sequence: Sequence, token_id: int) -> TokenRow | None:
+        """The token of a sequence that has ended in the meantime is discarded."""
+        sequence.pending -= 1
+        if sequence.ended:
+            return None
+        row = sequence.accept(token_id)
+        if row.finish_reason:
+            self._end(sequence)
+        return row
+
+    def _cancel_prompt(self, prompt: Prompt, choice: int | None) -> None:
+        if choice is None or prompt.seq_ids.keys() == {choice}:
+            self._abandon(prompt)
+            self._drop(prompt)
+        elif choice in prompt.seq_ids:
+            del prompt.seq_ids[choice]
+            self._num_seqs -= 1
+            self.pool.free([prompt.spares.pop()])
+
+    def _give_up(self, item: Prompt | Sequence, reason: str, *, preempted: bool) -> None:
+        """Back to the router's queue. Only while no plan in flight uses it."""
+        self._num_preemptions += preempted
+        choice = item.choice if isinstance(item, Sequence) else None
+        self._effects.messages.append(Declined(item.placement, reason, choice, preempted))
+        if isinstance(item, Sequence):
+            self._end(item)
+            self._land(item)
+        else:
+            self._abandon(item)
+            self._drop(item)
+
+    def _abandon(self, prompt: Prompt) -> None:
+        if prompt.state not in (PromptState.RESERVED, PromptState.RECEIVING):
+            return
+        self._effects.abandon.append(prompt.transfer_id)
+        receive = self._effects.receive
+        self._effects.receive = [one for one in receive if one.transfer_id != prompt.transfer_id]
+
+    def _drop(self, prompt: Prompt) -> None:
+        del self._prompts[prompt.placement]
+        prompt.ended = True
+        self._land(prompt)
+
+    def _end(self, sequence: Sequence) -> None:
+        """It is planned no more; `_land` gives its blocks back."""
+        self._running.remove(sequence)
+        sequence.ended = True
+
+    def _land(self, item: Prompt | Sequence) -> None:
+        """What was put off because a plan in flight used the item's blocks, if none does any more."""
+        if item.pending:
+            return
+        if item.ended:
+            self._release(item)
+        elif item.condemned:
+            self._give_up(item, "preempted: older sequences need its blocks", preempted=True)
+
+    def _release(self, item: Prompt | Sequence) -> None:
+        if isinstance(item, Sequence):
+            self.pool.free(item.table if item.source is None else [*item.table, item.source])
+            self._effects.retire.append(item.seq_id)
+            self._num_seqs -= 1
+        else:
+            self.pool.free(item.paged.table + item.spares)
+            self._num_seqs -= len(item.seq_ids)

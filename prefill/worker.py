@@ -1,0 +1,99 @@
+"""A prefill worker: computes prompts in chunks and sends their KV to decode workers."""
+
+from collections.abc import Callable
+
+from ..engine.block_pool import BlockPool
+from ..engine.worker import Limits, Load, Loaded, Worker
+from ..kvtransfer.transport import Done, Piece
+from ..kvtransfer.zmq_transport import ZmqSender
+from ..wire.messages import Cancel, FromRouter, FromWorker, Prefill
+from .effects import Send
+from .scheduler import PrefillScheduler
+
+
+class PrefillLoop:
+    """Carries messages, transfers and effects between the scheduler, the engine and the transport."""
+
+    data_endpoints = ()
+
+    def __init__(self, scheduler: PrefillScheduler, loaded: Loaded, sender: ZmqSender):
+        self.scheduler = scheduler
+        self.engine = loaded.engine
+        self._sender = sender
+
+    def on_message(self, message: FromRouter, now: float) -> None:
+        match message:
+            case Prefill():
+                self.scheduler.on_prefill(message, now)
+            case Cancel():
+                self.scheduler.on_cancel(message, now)
+            case _:
+                raise AssertionError(f"not for a prefill worker: {message}")
+
+    def poll_transfers(self, now: float) -> None:
+        for event in self._sender.poll():
+            if isinstance(event, Done):
+                self.scheduler.on_sent(event.transfer_id, event.num_bytes, now)
+            else:
+                self.scheduler.on_send_failed(event.transfer_id, event.error, now)
+
+    @property
+    def sending(self) -> bool:
+        return not self._sender.idle
+
+    def carry_out(self, send: Callable[[FromWorker], None]) -> None:
+        effects = self.scheduler.take_effects()
+        for transfer_id in effects.abandon:
+            self._sender.abandon(transfer_id)
+        for part in effects.send:
+            self._sender.send(part.transfer_id, part.data_endpoint, self._piece(part))
+        for message in effects.messages:
+            send(message)
+
+    def _piece(self, part: Send) -> Piece:
+        payload = self.engine.read_blocks(part.block_ids)
+        tail = {"logits": self.engine.pack_logits(part.logits)} if part.last else {}
+        return Piece(part.first_block, len(part.block_ids), payload, part.last, tail)
+
+    def restart(self, now: float) -> None:
+        self.scheduler.on_welcome(now)
+
+    def close(self) -> None:
+        self._sender.close()
+
+
+def make_worker(
+    *,
+    name: str,
+    router_address: str,
+    model: str | None,
+    load: Load,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    max_chunk_tokens: int | None = None,
+    enable_prefix_caching: bool = True,
+    on_ready: Callable[[], None] = lambda: None,
+) -> Worker:
+    """A prefill worker of the router at `router_address`; see `decode.worker.make_worker`."""
+
+    def make_role(loaded: Loaded, epoch: str, wake: Callable[[], None]) -> PrefillLoop:
+        pool = BlockPool(loaded.engine.num_blocks, loaded.engine.block_size, enable_prefix_caching)
+        scheduler = PrefillScheduler(
+            pool,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_chunk_tokens=max_chunk_tokens,
+            max_model_len=loaded.max_model_len,
+        )
+        return PrefillLoop(scheduler, loaded, ZmqSender())
+
+    return Worker(
+        role="prefill",
+        name=name,
+        router_address=router_address,
+        model=model,
+        load=load,
+        make_role=make_role,
+        limits=Limits(max_num_seqs, max_num_batched_tokens),
+        on_ready=on_ready,
+    )
