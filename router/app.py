@@ -1,0 +1,85 @@
+"""The router's HTTP application."""
+
+import logging
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+
+from .. import __version__
+from .errors import ApiError, error_response
+from .job import Core
+from .kobold import kobold_routes
+from .openai_routes import openai_routes
+from .request_id import HEADER, RequestIdMiddleware, request_id_of
+from .served import Served
+
+log = logging.getLogger(__name__)
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+CLIENT_CLOSED_REQUEST = 499
+
+
+def create_app(core: Core, served: Served) -> FastAPI:
+    """OpenAI's routes below /v1, Kobold's below /api, and health, version and metrics."""
+    app = FastAPI(title="Isthmus", version=__version__, description="LLM serving, OpenAI and KoboldAI APIs")
+    app.include_router(openai_routes(core, served))
+    app.include_router(kobold_routes(core, served))
+    add_service_routes(app, core)
+    app.add_middleware(RequestIdMiddleware)
+    app.add_exception_handler(ApiError, on_api_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(ClientDisconnect, on_disconnect)
+    app.add_exception_handler(Exception, on_bug)
+    return app
+
+
+def add_service_routes(app: FastAPI, core: Core) -> None:
+    @app.get("/health", tags=["service"])
+    async def health() -> Response:
+        """200 once a decode worker is ready, 503 before."""
+        if not core.ready:
+            raise ApiError(503, "no decode worker is ready", retry_after_s=1)
+        return JSONResponse({"status": "ready"})
+
+    @app.get("/ping", tags=["service"])
+    async def ping() -> Response:
+        """200 while the router runs, with or without workers."""
+        return JSONResponse({"status": "alive"})
+
+    @app.get("/version", tags=["service"])
+    async def version() -> Response:
+        return JSONResponse({"version": __version__})
+
+    @app.get("/metrics", tags=["service"])
+    async def metrics() -> Response:
+        return Response(core.metrics(), media_type=METRICS_TYPE)
+
+
+async def on_api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    log.info("%s: %d %r", request_id_of(request.scope), error.status, error.message)
+    return error_response(request.url.path, error)
+
+
+async def on_http_error(request: Request, error: Exception) -> Response:
+    """Unknown paths and wrong methods."""
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    response = error_response(request.url.path, ApiError(error.status_code, message))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def on_disconnect(request: Request, error: Exception) -> Response:
+    """The client left before its body was read: nobody hears the answer."""
+    log.info("%s: disconnected while sending its body", request_id_of(request.scope))
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+async def on_bug(request: Request, error: Exception) -> Response:
+    log.error("%s: internal error", request_id_of(request.scope), exc_info=error)
+    response = error_response(request.url.path, ApiError(500, "internal error"))
+    response.headers[HEADER] = request_id_of(request.scope)  # this answer passes outside the middleware
+    return response

@@ -1,0 +1,67 @@
+"""What a client is told when its request cannot be served, in OpenAI's shape on /v1 and in Kobold's on /api."""
+
+import math
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+
+from .job import JobError
+
+TYPES = {503: "service_unavailable_error", 504: "timeout_error"}
+KOBOLD_TYPES = {413: "bad_input", 503: "service_unavailable", 504: "timeout"}
+
+MAX_MESSAGE = 1000
+MAX_PARAM = 100
+
+
+class ApiError(Exception):
+    """A request is answered with `status`; `param` names the field at fault, `code` is OpenAI's short word for it."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: float | None = None,
+    ):
+        super().__init__(message)
+        self.status = status
+        self.message = message[:MAX_MESSAGE]  # it may quote what the client sent
+        self.param = param and param[:MAX_PARAM]
+        self.code = code
+        self.retry_after_s = retry_after_s
+
+
+def bad_field(param: str, message: str, *, code: str | None = None) -> ApiError:
+    """A 400 for one field; its name leads the message, for clients that show nothing else."""
+    return ApiError(400, f"{param}: {message}", param=param, code=code)
+
+
+def from_job_error(error: JobError) -> ApiError:
+    return ApiError(error.status, error.message, retry_after_s=error.retry_after_s)
+
+
+def openai_error(error: ApiError) -> dict[str, Any]:
+    fallback = "invalid_request_error" if error.status < 500 else "server_error"
+    kind = TYPES.get(error.status, fallback)
+    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
+
+
+def kobold_error(error: ApiError) -> dict[str, Any]:
+    fallback = "bad_input" if error.status < 500 else "server_error"
+    kind = KOBOLD_TYPES.get(error.status, fallback)
+    return {"detail": {"msg": error.message, "type": kind, "param": error.param}}
+
+
+def error_body(path: str, error: ApiError) -> dict[str, Any]:
+    """The body for a route at `path`."""
+    return kobold_error(error) if path.startswith("/api/") else openai_error(error)
+
+
+def error_response(path: str, error: ApiError) -> Response:
+    headers = {} if error.retry_after_s is None else {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+    body = msgspec.json.encode(error_body(path, error))
+    return Response(body, error.status, headers, media_type="application/json")

@@ -1,0 +1,106 @@
+"""A core without workers: tokens from a script, for tests and for measuring the HTTP edge alone."""
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle, islice
+
+from .job import Job, JobError, JobTimings, NewTokens
+
+Script = Callable[[Job, int], Iterator[int]]
+"""The tokens of a job's choice; raises JobError where the job is to fail."""
+
+
+def repeat_prompt(job: Job, choice: int) -> Iterator[int]:
+    """The prompt again and again; choice i begins at its token i."""
+    return islice(cycle(job.prompt_ids), choice, None)
+
+
+class FakeCore:
+    """Implements `Core`. Ends choices as decode workers do: at end of sequence, stop tokens and max_tokens."""
+
+    def __init__(self, script: Script = repeat_prompt, *, tokens_per_step: int = 1, step_s: float = 0.0):
+        self.script = script
+        self.tokens_per_step = tokens_per_step
+        self.step_s = step_s
+        self.ready = True
+        self.refusal: JobError | None = None
+        """What `submit` raises, if anything."""
+        self.streams: list[FakeStream] = []
+        """All ever submitted."""
+
+    def submit(self, job: Job) -> "FakeStream":
+        if self.refusal is not None:
+            raise self.refusal
+        stream = FakeStream(self, job)
+        self.streams.append(stream)
+        return stream
+
+    @property
+    def num_running(self) -> int:
+        return sum(bool(stream.running) for stream in self.streams)
+
+    def metrics(self) -> bytes:
+        return (
+            "# HELP isthmus:num_requests_running Number of requests in the running batch.\n"
+            "# TYPE isthmus:num_requests_running gauge\n"
+            f"isthmus:num_requests_running {self.num_running}\n"
+        ).encode()
+
+
+class FakeStream:
+    """Implements `Stream`: each `next` is a step of all running choices."""
+
+    def __init__(self, core: FakeCore, job: Job):
+        self.job = job
+        self.cancelled = asyncio.Event()
+        self.stopped: list[int] = []
+        """Choices ended by `stop`."""
+        self.running = {choice: core.script(job, choice) for choice in range(job.num_choices)}
+        """Choices that have not ended, with the rest of their tokens."""
+        self._step_s = core.step_s
+        self._tokens_per_step = core.tokens_per_step
+        self._stops = frozenset((*job.params.stop_token_ids, *(() if job.params.ignore_eos else job.eos_ids)))
+        self._num_made = [0] * job.num_choices
+
+    async def next(self) -> Sequence[NewTokens]:
+        if self._step_s == 0:
+            await asyncio.sleep(0)
+        else:
+            await self._step()
+        return [self._advance(choice) for choice in list(self.running)]
+
+    async def _step(self) -> None:
+        try:
+            await asyncio.wait_for(self.cancelled.wait(), self._step_s)
+        except TimeoutError:
+            return
+
+    def _advance(self, choice: int) -> NewTokens:
+        made = []
+        num_made = self._num_made[choice]
+        for token_id in islice(self.running[choice], self._tokens_per_step):
+            made.append(token_id)
+            num_made += 1
+            if token_id in self._stops and num_made > self.job.params.min_tokens:
+                return self._end(NewTokens(choice, made, "stop", token_id))
+            if num_made == self.job.params.max_tokens:
+                return self._end(NewTokens(choice, made, "length"))
+        self._num_made[choice] = num_made
+        if len(made) < self._tokens_per_step:
+            return self._end(NewTokens(choice, made, "stop"))
+        return NewTokens(choice, made)
+
+    def _end(self, new: NewTokens) -> NewTokens:
+        del self.running[new.choice]
+        return new
+
+    def stop(self, choice: int) -> None:
+        self.stopped.append(choice)
+        self.running.pop(choice, None)
+
+    def cancel(self) -> None:
+        self.running.clear()
+        self.cancelled.set()
+
+    def timings(self) -> JobTimings:
+        return JobTimings(queue_s=0.0, prefill_s=self._step_s, decode_s=0.0, num_cached_tokens=0)

@@ -1,0 +1,115 @@
+"""A request body taken apart: each field is understood, known to do nothing, or refused by name."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import msgspec
+
+from ..wire.sampling import ALIASES, NO_EFFECT_WITHOUT, NOT_YET, SamplingParams, is_neutral
+from .errors import ApiError, bad_field
+from .no_ops import NO_OPS, NOT_BUILT, asks_for_nothing
+
+T = TypeVar("T")
+SAMPLING_FIELDS: dict[str, Any] = {f.name: f.default for f in msgspec.structs.fields(SamplingParams)}
+
+
+@dataclass(slots=True)
+class Fields:
+    """A body's fields by what they belong to, under our names. `null` counts as left out."""
+
+    own: dict[str, Any] = field(default_factory=dict)
+    sampling: dict[str, Any] = field(default_factory=dict)
+    sent_as: dict[str, str] = field(default_factory=dict)
+    """Our name to the client's, for error messages."""
+
+    def sent(self, name: str) -> str:
+        return self.sent_as.get(name, name)
+
+    def put(self, name: str, sent: str, value: Any) -> None:
+        """Raises ApiError if the field was already given another value under another name. Of two switches the one
+        that is on counts: clients have a box for each name, and tick one."""
+        group = self.sampling if name in SAMPLING_FIELDS else self.own
+        if name in group and isinstance(value, bool) and isinstance(group[name], bool):
+            value = value or group[name]
+        elif name in group and not same(group[name], value):
+            raise bad_field(sent, f"contradicts {self.sent_as[name]}, another name of the same field")
+        group[name] = value
+        self.sent_as[name] = sent
+
+
+def decode_json(raw: bytes) -> dict[str, Any]:
+    """Raises ApiError (400) unless `raw` is a JSON object."""
+    try:
+        body = msgspec.json.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from error
+    if not isinstance(body, dict):
+        raise ApiError(400, "the body must be a JSON object", code="invalid_json")
+    return body
+
+
+def take_apart(body: Mapping[str, Any], own: frozenset[str], aliases: Mapping[str, str]) -> Fields:
+    """Sorts a body's fields. `own` are the route's besides sampling, `aliases` the route's other names of fields.
+
+    Raises ApiError (400) naming the field that is unknown, not built and not neutral, or contradictory.
+    """
+    fields, unbuilt = Fields(), []
+    for sent, value in body.items():
+        name = aliases.get(sent) or ALIASES.get(sent, sent)
+        if name in own or name in SAMPLING_FIELDS:
+            if value is not None:
+                fields.put(name, sent, value)
+        elif name in NOT_BUILT or name in NOT_YET or name in NO_EFFECT_WITHOUT:
+            unbuilt.append(name)
+        elif name not in NO_OPS:
+            raise bad_field(sent, "unknown field", code="unknown_field")
+    for name in unbuilt:
+        refuse_unbuilt(name, body, fields.sampling)
+    return fields
+
+
+def refuse_unbuilt(name: str, body: Mapping[str, Any], sampling: Mapping[str, Any]) -> None:
+    """Raises ApiError unless the field, known but not built, would change nothing."""
+    value = body[name]
+    shaped = NO_EFFECT_WITHOUT.get(name)
+    if shaped is not None and is_off(shaped, body, sampling):
+        return
+    neutral = NOT_BUILT.get(name, NOT_YET.get(name, ()))
+    if asks_for_nothing(name, value) if name in NOT_BUILT else name in NOT_YET and is_neutral(name, value):
+        return
+    shown = json.dumps(neutral[0] if neutral else None)
+    raise bad_field(name, f"not supported yet; leave it out or send {shown}", code="unsupported_field")
+
+
+def is_off(name: str, body: Mapping[str, Any], sampling: Mapping[str, Any]) -> bool:
+    """Whether a sampler, built or not, is left at the value that changes nothing."""
+    if name in SAMPLING_FIELDS:
+        return same(sampling.get(name, SAMPLING_FIELDS[name]), SAMPLING_FIELDS[name])
+    return is_neutral(name, body.get(name))
+
+
+def same(a: Any, b: Any) -> bool:
+    return a == b and isinstance(a, bool) == isinstance(b, bool)
+
+
+def convert(value: Any, kind: type[T], fields: Fields | None = None, at: str = "") -> T:
+    """`value` as `kind`; ApiError (400) naming the field if it is not one. `at` is the path of `value` itself."""
+    try:
+        return msgspec.convert(value, kind, str_keys=True)
+    except msgspec.ValidationError as error:
+        raise field_error(str(error), fields or Fields(), at) from error
+
+
+def field_error(text: str, fields: Fields, at: str = "") -> ApiError:
+    """msgspec's sentence, such as "Expected `int`, got `str` - at `$.n`", as a 400 that names the field."""
+    reason, _, where = text.partition(" - at ")
+    path = re.search(r"\$([^`]*)", where)
+    inner = re.search(r" (?:required|unknown) field `([^`]*)`", reason)
+    param = at + (path.group(1).replace("[...]", "") if path else "") + (f".{inner.group(1)}" if inner else "")
+    head, rest = re.fullmatch(r"\.?([^.\[]*)(.*)", param, re.DOTALL).groups()  # type: ignore[union-attr]
+    if inner:
+        reason = "missing" if "required" in inner.group() else "unknown field"
+    return bad_field(fields.sent(head) + rest, reason[:1].lower() + reason[1:])

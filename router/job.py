@@ -1,0 +1,86 @@
+"""What the HTTP edge asks of the router's core, and what it gets back."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..wire.messages import FinishReason
+from ..wire.sampling import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One prompt, for one or more choices."""
+
+    request_id: str
+    prompt_index: int
+    """Among the prompts of the request."""
+    prompt_ids: Sequence[int]
+    num_choices: int
+    params: SamplingParams
+    """`seed` resolved, `max_tokens` cut to what the context leaves."""
+    eos_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NewTokens:
+    choice: int
+    token_ids: Sequence[int]
+    finish_reason: FinishReason | None = None
+    """With the last tokens of the choice."""
+    stop_token_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobTimings:
+    """Seconds spent in each stage by the job's first placement that gave a token."""
+
+    queue_s: float
+    prefill_s: float
+    """From placement to first token: reservation, prefill, transfer."""
+    decode_s: float
+    num_cached_tokens: int
+
+
+class JobError(Exception):
+    """The job cannot be served; no more tokens come.
+
+    `status` is the HTTP status (400 could never fit, 503 queue full or nothing to run on, 504 deadline passed,
+    500 failed), `retry_after_s` goes into the Retry-After header.
+    """
+
+    def __init__(self, status: int, message: str, *, retry_after_s: float | None = None):
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+
+class Stream(Protocol):
+    """The tokens of one job, as they come."""
+
+    async def next(self) -> Sequence[NewTokens]:
+        """All that has come since the last call, waiting for something; empty once every choice has finished or
+        was stopped. Raises JobError."""
+
+    def stop(self, choice: int) -> None:
+        """No more tokens of this choice are wanted: a stop string matched."""
+
+    def cancel(self) -> None:
+        """No more of any choice. Safe in every state, and twice."""
+
+    def timings(self) -> JobTimings: ...
+
+
+class Core(Protocol):
+    """Queue, placement and workers, as HTTP handlers see them. Everything runs on the event loop's thread."""
+
+    def submit(self, job: Job) -> Stream:
+        """Queues the job. Raises JobError at once if the queue is full (503) or it could never fit (400)."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether at least one decode worker is ready."""
+
+    def metrics(self) -> bytes:
+        """Prometheus text."""

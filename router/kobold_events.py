@@ -1,0 +1,51 @@
+"""Kobold's answers: what KoboldCpp sends, to the byte where clients parse bytes."""
+
+from typing import Any
+
+import msgspec
+
+from .errors import ApiError, kobold_error
+from .text_stream import ChoiceText, Piece, TextStream
+
+encode = msgspec.json.encode
+
+
+def token_event(text: str, finish_reason: str | None) -> bytes:
+    """Lite's pattern wants exactly these two lines and a blank one, and the JSON on one line."""
+    reason = encode(finish_reason)
+    return b'event: message\ndata: {"token": ' + encode(text) + b', "finish_reason": ' + reason + b"}\n\n"
+
+
+def piece_event(piece: Piece) -> bytes:
+    return token_event(piece.text, piece.finish_reason)
+
+
+class KoboldRenderer:
+    """Writes a generation as KoboldCpp does. An aborted one ends as one cut by its length."""
+
+    event = staticmethod(piece_event)
+
+    def opening(self) -> bytes:
+        return b""
+
+    def closing(self, text: TextStream) -> bytes:
+        return b"" if text.choices[0].finish_reason else token_event("", "length")
+
+    def error(self, error: ApiError) -> bytes:
+        event = {"token": "", "finish_reason": "error", **kobold_error(error)}
+        return b"event: message\ndata: " + encode(event) + b"\n\n"
+
+    def whole(self, text: TextStream) -> bytes:
+        num_prompt_tokens = text.generation.num_prompt_tokens
+        return encode({"results": [kobold_result(choice, num_prompt_tokens) for choice in text.choices]})
+
+
+def kobold_result(choice: ChoiceText, num_prompt_tokens: int) -> dict[str, Any]:
+    return {
+        "text": "".join(choice.parts),
+        "tool_calls": [],
+        "finish_reason": choice.finish_reason or "length",
+        "logprobs": None,
+        "prompt_tokens": num_prompt_tokens,
+        "completion_tokens": choice.num_tokens,
+    }

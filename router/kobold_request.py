@@ -1,0 +1,116 @@
+"""The body of Kobold's generate routes, with KoboldCpp's defaults."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from ..wire.sampling import SamplingParams
+from .errors import bad_field
+from .fields import Fields, convert, decode_json, take_apart
+from .limits import check_num_choices, check_params, make_jobs
+from .openai_request import MAX_N, MAX_STOPS, StopString
+from .served import Served
+from .text_stream import Generation, TextOptions
+
+DEFAULT_MAX_LENGTH = 2048
+MAX_OUTPUT_SHARE = 0.8
+"""Of the context; the rest is always the prompt's."""
+SAMPLING_DEFAULTS = {"temperature": 0.7, "top_k": 100, "top_p": 0.9}
+ALIASES = {
+    "max_tokens": "max_length",
+    "max_new_tokens": "max_length",
+    "n_predict": "max_length",
+    "stop": "stop_sequence",
+    "stopping_strings": "stop_sequence",
+}
+PLACEHOLDER = "{{["
+"""How Lite's instruct placeholders begin, such as {{[INPUT]}}."""
+
+
+class KoboldRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Fields besides sampling's."""
+
+    prompt: str = ""
+    memory: str = ""
+    """Goes before the prompt, and stays when that is cut."""
+    n: Annotated[int, Meta(ge=1, le=MAX_N)] = 1
+    max_context_length: Annotated[int, Meta(ge=2, description="tokens; the server's own where that is less")] = 2**31
+    max_length: Annotated[int, Meta(ge=1, description="tokens to make at most")] = DEFAULT_MAX_LENGTH
+    stop_sequence: Annotated[list[StopString], Meta(max_length=MAX_STOPS)] = []
+    trim_stop: bool = True
+    """Leave the stop sequence out of the text."""
+    render_special: bool = False
+    """Show special tokens as text."""
+    bypass_eos: bool = False
+    """Another way to say ignore_eos."""
+    replace_instruct_placeholders: bool = False
+    """Not built: refused if there are any."""
+    genkey: Annotated[str, Meta(max_length=256, description="names the generation for check and abort")] = ""
+
+
+OWN = frozenset(KoboldRequest.__struct_fields__)
+
+
+def parse_kobold(raw: bytes, request_id: str, served: Served) -> tuple[KoboldRequest, Generation]:
+    """Raises ApiError. Safe in a thread, for large bodies."""
+    fields = take_apart(decode_json(raw), OWN, ALIASES)
+    request = convert(fields.own, KoboldRequest, fields)
+    params = kobold_params(request, fields, served)
+    check_placeholders(request)
+    check_num_choices(1, request.n, served)
+    context, max_length = lengths(request, served)
+    params = msgspec.structs.replace(params, min_tokens=min(params.min_tokens, max_length))
+    prompt_ids = kobold_prompt(request, context - max_length, served)
+    generation = Generation(
+        jobs=make_jobs(request_id, [(prompt_ids, max_length)], request.n, params, served),
+        options=TextOptions(tuple(request.stop_sequence), not request.trim_stop, not request.render_special),
+    )
+    return request, generation
+
+
+def kobold_params(request: KoboldRequest, fields: Fields, served: Served) -> SamplingParams:
+    sampling: dict[str, Any] = {**SAMPLING_DEFAULTS, **fields.sampling}
+    if request.bypass_eos:
+        sampling["ignore_eos"] = True
+    params = convert(sampling, SamplingParams, fields)
+    check_params(params, fields, served)
+    if params.min_tokens > request.max_length:
+        raise bad_field("min_tokens", f"must not exceed {fields.sent('max_length')}")
+    return params
+
+
+def lengths(request: KoboldRequest, served: Served) -> tuple[int, int]:
+    """(context, output tokens) that the request gets: both cut to what there is, as Kobold does."""
+    context = min(request.max_context_length, served.max_model_len)
+    return context, min(request.max_length, max(1, int(context * MAX_OUTPUT_SHARE)))
+
+
+def kobold_prompt(request: KoboldRequest, budget: int, served: Served) -> list[int]:
+    """Memory and prompt in at most `budget` tokens. Raises ApiError if both are empty."""
+    tokenizer = served.tokenizer
+    memory = tokenizer.encode(request.memory, add_special_tokens=False) if request.memory else []
+    prompt = tokenizer.encode(request.prompt, add_special_tokens=False) if request.prompt else []
+    if not memory and not prompt:
+        raise bad_field("prompt", "must not be empty")
+    bos = [tokenizer.bos_id] if tokenizer.adds_bos and tokenizer.bos_id is not None else []
+    without = [ids[1:] if bos and ids[:1] == bos else ids for ids in (memory, prompt)]
+    return cut_left(bos, *without, budget=budget)
+
+
+def cut_left(bos: Sequence[int], memory: Sequence[int], prompt: Sequence[int], *, budget: int) -> list[int]:
+    """`bos`, `memory` and `prompt` in at most `budget` tokens: the prompt gives its beginning first, then memory."""
+    bos = bos[:budget]
+    memory = last(memory, budget - len(bos))
+    return [*bos, *memory, *last(prompt, budget - len(bos) - len(memory))]
+
+
+def last(ids: Sequence[int], count: int) -> Sequence[int]:
+    return ids[max(0, len(ids) - count) :]
+
+
+def check_placeholders(request: KoboldRequest) -> None:
+    has_any = PLACEHOLDER in request.prompt or PLACEHOLDER in request.memory
+    if request.replace_instruct_placeholders and has_any:
+        raise bad_field("replace_instruct_placeholders", "not supported yet; leave it out or send false")

@@ -1,0 +1,77 @@
+"""Checks of a request against the model it is for: names, ids, context length; and the jobs that come out of it."""
+
+import secrets
+from collections.abc import Sequence
+
+import msgspec
+
+from ..wire.sampling import SamplingParams
+from .errors import ApiError, bad_field
+from .fields import Fields
+from .job import Job
+from .served import Served
+
+
+def check_model(model: str | None, served: Served) -> None:
+    """Raises ApiError (404) if the model is not served here. None: whichever is."""
+    if model is not None and model not in served.model_names:
+        raise ApiError(404, f"model: there is no model {model!r} here", param="model", code="model_not_found")
+
+
+def check_params(params: SamplingParams, fields: Fields, served: Served) -> None:
+    """Raises ApiError (400) for what the types of single fields cannot say."""
+    tokenizer = served.tokenizer
+    for name, ids in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
+        invalid = tokenizer.invalid_id(list(ids))
+        if invalid is not None:
+            raise bad_field(fields.sent(name), f"the model has no token {invalid}")
+    if params.max_tokens is not None and params.min_tokens > params.max_tokens:
+        raise bad_field(fields.sent("min_tokens"), f"must not exceed {fields.sent('max_tokens')}")
+
+
+def check_num_choices(num_prompts: int, n: int, served: Served) -> None:
+    if num_prompts * n > served.max_choices:
+        raise bad_field("n", f"{num_prompts} prompts × {n} choices exceed the limit of {served.max_choices}")
+
+
+def with_seed(params: SamplingParams) -> SamplingParams:
+    """A request without a seed gets one, so that it can be replayed."""
+    return msgspec.structs.replace(params, seed=secrets.randbits(63)) if params.seed == -1 else params
+
+
+def fit_context(params: SamplingParams, num_prompt_tokens: int, param: str, fields: Fields, served: Served) -> int:
+    """The number of tokens that may be made after the prompt. Raises ApiError (400) if prompt, or prompt and asked-for
+    tokens, exceed the context."""
+    room = served.max_model_len - num_prompt_tokens
+    context = f"the context is {served.max_model_len} tokens"
+    if room < 1:
+        message = f"{context} and the prompt has {num_prompt_tokens}, which leaves no room for output"
+        raise bad_field(param, message, code="context_length_exceeded")
+    if params.max_tokens is not None and params.max_tokens > room:
+        message = f"{params.max_tokens} is too large: {context}, the prompt has {num_prompt_tokens}"
+        raise bad_field(fields.sent("max_tokens"), message, code="context_length_exceeded")
+    if params.min_tokens > room:
+        raise bad_field(fields.sent("min_tokens"), f"{params.min_tokens} is too large: {context}")
+    return room if params.max_tokens is None else params.max_tokens
+
+
+def make_jobs(
+    request_id: str,
+    prompts: Sequence[tuple[Sequence[int], int]],
+    n: int,
+    params: SamplingParams,
+    served: Served,
+) -> tuple[Job, ...]:
+    """A job for each prompt, given as (ids, max_tokens)."""
+    seeded = with_seed(params)
+    return tuple(
+        Job(
+            request_id=request_id,
+            prompt_index=index,
+            prompt_ids=ids,
+            num_choices=n,
+            params=msgspec.structs.replace(seeded, max_tokens=max_tokens),
+            eos_ids=served.eos_ids,
+        )
+        for index, (ids, max_tokens) in enumerate(prompts)
+    )

@@ -1,0 +1,66 @@
+"""Request fields that are accepted and do nothing, and those that are known but not built. No other is ignored."""
+
+from typing import Any
+
+NO_OPS: dict[str, str] = {
+    "user": "names the end user, for a provider's abuse reports",
+    "safety_identifier": "names the end user, for a provider's abuse reports",
+    "metadata": "labels for a provider's dashboard",
+    "store": "keeps the answer at a provider",
+    "service_tier": "chooses a provider's price",
+    "prompt_cache_key": "a hint to a provider's cache; prefixes are found by their content here",
+    "prompt_cache_retention": "a hint to a provider's cache",
+    "parallel_tool_calls": "shapes tool calls, which need tools",
+    "include_reasoning": "asks for reasoning apart from the text; there is none apart",
+    "use_story": "KoboldAI United's own story, which a server without one cannot add",
+    "use_memory": "KoboldAI United's own memory, which a server without one cannot add",
+    "use_authors_note": "KoboldAI United's own author's note, which a server without one cannot add",
+    "use_world_info": "KoboldAI United's own world info, which a server without one cannot add",
+    "quiet": "keeps the request out of KoboldCpp's console; prompts are never logged here",
+    "api_type": "tells SillyTavern's own server which backend it talks to",
+    "api_server": "tells SillyTavern's own server where the backend is",
+    "max_context_length": "on /v1, the context length SillyTavern has already cut the prompt to",
+    "truncation_length": "the context length SillyTavern has already cut the prompt to",
+}
+"""Fields accepted at any value, and why nothing is missed."""
+
+NOT_BUILT: dict[str, tuple[Any, ...]] = {
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "prompt_logprobs": (False,),
+    "suffix": ("",),
+    "use_beam_search": (False,),
+    "length_penalty": (1,),
+    "early_stopping": (False,),
+    "singleline": (False,),
+    "truncate_prompt_tokens": (),
+    "spaces_between_special_tokens": (True,),
+    "detokenize": (True,),
+    "priority": (0,),
+    "cache_salt": ("",),
+    "add_bos_token": (True,),
+    "min_keep": (0, 1),
+    "max_tokens_second": (0,),
+    "structured_outputs": (),
+    "response_format": ({"type": "text"},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "audio": ([],),
+    "images": ([],),
+    "prediction": (),
+    "web_search_options": (),
+    "documents": ([],),
+    "reasoning_effort": ("", "none"),
+    "verbosity": ("", "medium"),
+}
+"""Known fields outside sampling that are not built: the values that ask for nothing. `None` is always one."""
+
+
+def asks_for_nothing(name: str, value: Any) -> bool:
+    """Whether a field of NOT_BUILT has a value that changes nothing. 0 is not false, and 1 is not true."""
+    return value is None or any(
+        value == neutral and isinstance(value, bool) == isinstance(neutral, bool) for neutral in NOT_BUILT[name]
+    )

@@ -1,0 +1,57 @@
+"""OpenAI's server-sent events. A token costs one JSON string between bytes that are made once a request."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from .errors import ApiError, openai_error
+from .text_stream import Piece
+
+encode = msgspec.json.encode
+DONE = b"data: [DONE]\n\n"
+
+
+def sse(data: Mapping[str, Any]) -> bytes:
+    return b"data: " + encode(data) + b"\n\n"
+
+
+def error_event(error: ApiError) -> bytes:
+    return sse(openai_error(error))
+
+
+class ChunkTemplate:
+    """The chunks of one request, which differ in choice, text and ending only."""
+
+    def __init__(self, head: Mapping[str, Any], before_text: bytes, after_text: bytes, *, usage_null: bool):
+        """`head`: the chunk's fields before `choices`. The text stands between `before_text` and `after_text` in its
+        choice. `usage_null`: as OpenAI's chunks say it when a last one will carry the usage."""
+        self._head = b"data: " + encode(head)[:-1]
+        self._tail = b',"usage":null}\n\n' if usage_null else b"}\n\n"
+        self._before_text = b"," + before_text
+        self._after_text = after_text
+        self._unfinished = after_text + b',"logprobs":null,"finish_reason":null}]' + self._tail
+        self._openings: dict[int, bytes] = {}
+
+    def text(self, index: int, text: str) -> bytes:
+        return self._opening(index) + encode(text) + self._unfinished
+
+    def piece(self, piece: Piece) -> bytes:
+        if piece.finish_reason is None:
+            return self._opening(piece.index) + encode(piece.text) + self._unfinished
+        ending = {"logprobs": None, "finish_reason": piece.finish_reason, "stop_reason": piece.stop_reason}
+        return b"".join((self._opening(piece.index), encode(piece.text), self._after_text, self._ending(ending)))
+
+    def _opening(self, index: int) -> bytes:
+        """All before the text of a choice."""
+        opening = self._openings.get(index)
+        if opening is None:
+            opening = self._openings[index] = self._head + b',"choices":[{"index":%d' % index + self._before_text
+        return opening
+
+    def _ending(self, fields: Mapping[str, Any]) -> bytes:
+        return b"," + encode(fields)[1:] + b"]" + self._tail
+
+    def usage(self, usage: Mapping[str, Any]) -> bytes:
+        """The chunk without choices that carries the usage."""
+        return self._head + b',"choices":[],"usage":' + encode(usage) + b"}\n\n"

@@ -1,0 +1,106 @@
+"""What OpenAI's two generation routes have in common: fields, and their way to a generation."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from msgspec import Meta, Struct
+
+from ..wire.sampling import SamplingParams
+from .errors import bad_field
+from .fields import Fields, convert
+from .limits import check_model, check_num_choices, check_params, fit_context, make_jobs
+from .served import Served
+from .text_stream import Generation, TextOptions, TextStream
+
+MAX_N = 128
+MAX_STOPS = 64
+StopString = Annotated[str, Meta(min_length=1, max_length=1024)]
+
+ALIASES = {
+    "max_new_tokens": "max_tokens",
+    "max_length": "max_tokens",
+    "n_predict": "max_tokens",
+    "stopping_strings": "stop",
+    "stop_sequence": "stop",
+}
+"""Other clients' names, on top of `wire.sampling.ALIASES`."""
+
+
+class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
+    include_usage: bool = False
+    """Usage as a last event; the others say `usage: null`."""
+    include_obfuscation: bool = False
+    """Padding against observers of packet lengths. Not built."""
+
+
+class OpenAiRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Fields of both routes besides sampling's."""
+
+    model: str | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Meta(ge=1, le=MAX_N, description="choices for each prompt")] = 1
+    stop: StopString | Annotated[list[StopString], Meta(max_length=MAX_STOPS)] = []
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def text_options(self) -> TextOptions:
+        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        return TextOptions(stops, self.include_stop_str_in_output, self.skip_special_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    ids: Sequence[int]
+    text: str = ""
+    """For echo; empty where that was not asked for."""
+
+
+def check_request(request: OpenAiRequest, fields: Fields, served: Served) -> SamplingParams:
+    """The request's sampling parameters. Raises ApiError."""
+    check_model(request.model, served)
+    if request.stream_options is not None and not request.stream:
+        raise bad_field("stream_options", "only allowed when stream is true")
+    if request.stream_options is not None and request.stream_options.include_obfuscation:
+        raise bad_field("stream_options.include_obfuscation", "not supported yet; leave it out or send false")
+    params = convert(fields.sampling, SamplingParams, fields)
+    check_params(params, fields, served)
+    return params
+
+
+def make_generation(
+    request_id: str,
+    request: OpenAiRequest,
+    params: SamplingParams,
+    prompts: Sequence[Prompt],
+    param: str,
+    fields: Fields,
+    served: Served,
+) -> Generation:
+    """`param` names the field that holds the prompts. Raises ApiError."""
+    check_num_choices(len(prompts), request.n, served)
+    sized = [(p.ids, fit_context(params, len(p.ids), param, fields, served)) for p in prompts]
+    echoes = tuple(prompt.text for prompt in prompts)
+    return Generation(
+        jobs=make_jobs(request_id, sized, request.n, params, served),
+        options=request.text_options,
+        echoes=echoes if any(echoes) else (),
+    )
+
+
+def usage_of(text: TextStream) -> dict[str, Any]:
+    """OpenAI's usage object, with `timings`: seconds in queue, prefill (to the first token) and decode."""
+    num_prompt, num_output, timings = text.generation.num_prompt_tokens, text.num_output_tokens, text.timings()
+    return {
+        "prompt_tokens": num_prompt,
+        "completion_tokens": num_output,
+        "total_tokens": num_prompt + num_output,
+        "prompt_tokens_details": {"cached_tokens": timings.num_cached_tokens},
+        "timings": {"queue_s": timings.queue_s, "prefill_s": timings.prefill_s, "decode_s": timings.decode_s},
+    }

@@ -1,0 +1,67 @@
+"""OpenAI's routes."""
+
+import time
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import JSONResponse, Response
+
+from .bodies import read_body, understand
+from .chat_request import ChatRequest, parse_chat
+from .completion_request import CompletionRequest, parse_completion
+from .errors import ApiError
+from .job import Core
+from .openai_chat import ChatRenderer
+from .openai_completions import CompletionRenderer
+from .request_id import request_id_of
+from .request_schema import body_schema
+from .served import Served
+from .sse import GenerationResponse
+from .text_stream import TextStream
+
+
+def openai_routes(core: Core, served: Served) -> APIRouter:
+    routes = APIRouter(prefix="/v1", tags=["OpenAI"])
+
+    @routes.get("/models")
+    async def list_models() -> Response:
+        return JSONResponse({"object": "list", "data": [model_card(name, served) for name in served.model_names]})
+
+    @routes.get("/models/{model:path}")
+    async def show_model(model: str) -> Response:
+        if model not in served.model_names:
+            raise ApiError(404, f"model: there is no model {model!r} here", param="model", code="model_not_found")
+        return JSONResponse(model_card(model, served))
+
+    @routes.post("/completions", openapi_extra=body_schema(CompletionRequest))
+    async def complete(request: Request) -> Response:
+        raw = await read_body(request, served.max_body_bytes)
+        request_id = request_id_of(request.scope)
+        asked, generation = await understand(raw, partial(parse_completion, request_id=request_id, served=served))
+        renderer = CompletionRenderer(asked, generation, served, int(time.time()))
+        start = partial(TextStream, core, generation, served.tokenizer)
+        return GenerationResponse(start, renderer, stream=asked.stream)
+
+    @routes.post("/chat/completions", openapi_extra=body_schema(ChatRequest))
+    async def chat(request: Request) -> Response:
+        raw = await read_body(request, served.max_body_bytes)
+        request_id = request_id_of(request.scope)
+        asked, generation = await understand(raw, partial(parse_chat, request_id=request_id, served=served))
+        renderer = ChatRenderer(asked, generation, served, int(time.time()))
+        start = partial(TextStream, core, generation, served.tokenizer)
+        return GenerationResponse(start, renderer, stream=asked.stream)
+
+    return routes
+
+
+def model_card(name: str, served: Served) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": served.created,
+        "owned_by": "isthmus",
+        "root": served.name,
+        "parent": None,
+        "max_model_len": served.max_model_len,
+    }

@@ -1,0 +1,127 @@
+"""What the ledger writes down: jobs, their sequences, and the attempts to run them."""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ..wire.codec import pack_ids
+from ..wire.messages import Choice
+from .job import Job, JobError, NewTokens
+from .states import FINAL, State, check_move
+
+WorkerId = bytes
+"""A worker in one epoch: its socket identity."""
+
+
+class Sink(Protocol):
+    """Where the tokens of a job go."""
+
+    def push(self, tokens: NewTokens) -> None: ...
+
+    def end(self) -> None:
+        """Every choice has finished or was stopped."""
+
+    def fail(self, error: JobError) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Entry:
+    """One job."""
+
+    job: Job
+    sink: Sink
+    arrival: int
+    submitted_at: float
+    prompt: bytes
+    num_open: int
+    """Sequences in no final state."""
+    sequences: list["Sequence"] = field(default_factory=list)
+    """By choice; empty once all have ended."""
+    placed_at: float | None = None
+    """When the attempt that gave the first token was placed."""
+    first_token_at: float | None = None
+    last_token_at: float | None = None
+    num_cached_tokens: int = 0
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.prompt) // 4
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One choice of a job: the unit that is queued, runs and ends."""
+
+    entry: Entry
+    choice: int
+    state: State = State.QUEUED
+    output: list[int] = field(default_factory=list)
+    attempt: "Attempt | None" = None
+    """Where it runs, in every state between QUEUED and the final ones."""
+    urgent: bool = False
+    """It had begun before: it waits at the front of the queue."""
+    num_failures: int = 0
+    num_deaths: int = 0
+    """Workers that died while they may have been computing it."""
+    num_declines: int = 0
+    """In a row."""
+    retry_at: float = 0.0
+    passed_since: float | None = None
+    """When a younger one was first placed before it."""
+    held: WorkerId | None = None
+    """The decode worker that takes nothing younger until this sequence has been placed."""
+    token_at: float = 0.0
+
+    def move(self, state: State) -> None:
+        """Raises IllegalMove."""
+        check_move(self.state, state)
+        self.state = state
+
+    @property
+    def is_open(self) -> bool:
+        return self.state not in FINAL
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens whose KV a placement needs."""
+        return self.entry.num_prompt_tokens + len(self.output)
+
+    @property
+    def queue_key(self) -> tuple[bool, int, int]:
+        return (not self.urgent, self.entry.arrival, self.choice)
+
+    def as_choice(self) -> Choice:
+        return Choice(self.choice, pack_ids(self.output) if self.output else b"")
+
+
+@dataclass(slots=True, eq=False)
+class Attempt:
+    """One placement: a prompt sent to workers for some of its job's choices."""
+
+    placement: int
+    entry: Entry
+    decode: WorkerId
+    prefill: WorkerId | None
+    data_endpoint: str
+    token_ids: bytes
+    """What a prefill worker computes: the prompt and earlier output."""
+    placed_at: float
+    sequences: dict[int, Sequence] = field(default_factory=dict)
+    """Choices that run here now."""
+    prefill_sent: bool = False
+    prefill_ended: bool = False
+    num_cached_tokens: int = 0
+    awaited: set[tuple[WorkerId, int | None]] = field(default_factory=set)
+    """Workers, and choices, of which a Cancelled is still to come."""
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids) // 4
+
+    @property
+    def prefill_waits(self) -> bool:
+        """A prefill worker was chosen and nothing was sent to it yet."""
+        return self.prefill is not None and not self.prefill_sent and bool(self.sequences)
+
+    @property
+    def prefill_busy(self) -> bool:
+        return self.prefill_sent and not self.prefill_ended

@@ -1,0 +1,30 @@
+"""What one router serves, as its HTTP handlers see it."""
+
+from dataclasses import dataclass
+
+from .. import __version__
+from ..text.chat_template import ChatTemplate
+from ..text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    model_names: tuple[str, ...]
+    """What clients may call the model; the first is the one shown."""
+    tokenizer: Tokenizer
+    chat_template: ChatTemplate | None
+    """None: the model has none, and chat is refused."""
+    max_model_len: int
+    """Tokens, prompt and output together."""
+    eos_ids: tuple[int, ...]
+    created: int
+    """Unix time, seconds."""
+    max_body_bytes: int = 32 << 20
+    max_choices: int = 256
+    """Prompts × n of one request."""
+    system_fingerprint: str = f"isthmus-{__version__}"
+    """Changes whenever the same request and seed could give other tokens."""
+
+    @property
+    def name(self) -> str:
+        return self.model_names[0]

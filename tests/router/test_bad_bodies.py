@@ -1,0 +1,296 @@
+"""Every refusal names the field, on both APIs."""
+
+import asyncio
+import json
+
+import httpx
+import pytest
+from isthmus.router.fake_core import FakeCore
+from isthmus.router.job import JobError
+from isthmus.tests.router.edge import ask, http_client
+
+COMPLETION = {"prompt": "hi"}
+CHAT = {"messages": [{"role": "user", "content": "hi"}]}
+
+BOTH = [
+    ({"model": "gpt-9"}, 404, "model"),
+    ({"model": 3}, 400, "model"),
+    ({"nonsense": 1}, 400, "nonsense"),
+    ({"n": 0}, 400, "n"),
+    ({"n": 129}, 400, "n"),
+    ({"n": 1.5}, 400, "n"),
+    ({"n": True}, 400, "n"),
+    ({"stream": "yes"}, 400, "stream"),
+    ({"stream_options": {"include_usage": True}}, 400, "stream_options"),
+    ({"stream": True, "stream_options": {"wat": True}}, 400, "stream_options.wat"),
+    ({"stream": True, "stream_options": []}, 400, "stream_options"),
+    ({"stream": True, "stream_options": {"include_obfuscation": True}}, 400, "stream_options.include_obfuscation"),
+    ({"stop": ""}, 400, "stop"),
+    ({"stop": ["a", ""]}, 400, "stop[1]"),
+    ({"stop": ["a"] * 65}, 400, "stop"),
+    ({"stop": 4}, 400, "stop"),
+    ({"max_tokens": 0}, 400, "max_tokens"),
+    ({"max_tokens": -5}, 400, "max_tokens"),
+    ({"max_tokens": "many"}, 400, "max_tokens"),
+    ({"max_tokens": 199}, 400, "max_tokens"),
+    ({"max_tokens": 2, "max_new_tokens": 3}, 400, "max_new_tokens"),
+    ({"max_tokens": 2, "min_tokens": 3}, 400, "min_tokens"),
+    ({"min_tokens": -1}, 400, "min_tokens"),
+    ({"temperature": -0.1}, 400, "temperature"),
+    ({"temperature": "hot"}, 400, "temperature"),
+    ({"top_p": 0}, 400, "top_p"),
+    ({"top_p": 1.1}, 400, "top_p"),
+    ({"top_k": -2}, 400, "top_k"),
+    ({"top_k": 2.5}, 400, "top_k"),
+    ({"min_p": 2}, 400, "min_p"),
+    ({"presence_penalty": 3}, 400, "presence_penalty"),
+    ({"frequency_penalty": -3}, 400, "frequency_penalty"),
+    ({"repetition_penalty": 0}, 400, "repetition_penalty"),
+    ({"rep_pen": -1}, 400, "rep_pen"),
+    ({"rep_pen": 1.1, "repetition_penalty": 1.2}, 400, "repetition_penalty"),
+    ({"seed": 2**63}, 400, "seed"),
+    ({"seed": "x"}, 400, "seed"),
+    ({"sampler_seed": 1.5}, 400, "sampler_seed"),
+    ({"ignore_eos": 1}, 400, "ignore_eos"),
+    ({"logit_bias": {"x": 1}}, 400, "logit_bias"),
+    ({"logit_bias": {"5": 101}}, 400, "logit_bias"),
+    ({"logit_bias": {"5": "a"}}, 400, "logit_bias"),
+    ({"logit_bias": {"259": 1}}, 400, "logit_bias"),
+    ({"logit_bias": {"-1": 1}}, 400, "logit_bias"),
+    ({"logit_bias": [1]}, 400, "logit_bias"),
+    ({"stop_token_ids": [259]}, 400, "stop_token_ids"),
+    ({"stop_token_ids": [-1]}, 400, "stop_token_ids[0]"),
+    ({"stop_token_ids": 5}, 400, "stop_token_ids"),
+    ({"top_a": 0.2}, 400, "top_a"),
+    ({"xtc_probability": 0.5, "xtc_threshold": 0.1}, 400, "xtc_probability"),
+    ({"dry_multiplier": 0.8, "dry_base": 1.75}, 400, "dry_multiplier"),
+    ({"mirostat_mode": 2, "mirostat_tau": 5}, 400, "mirostat_mode"),
+    ({"rep_pen": 1.1, "rep_pen_range": 320}, 400, "rep_pen_range"),
+    ({"guided_json": {"type": "object"}}, 400, "guided_json"),
+    ({"logprobs": True}, 400, "logprobs"),
+    ({"early_stopping": True}, 400, "early_stopping"),
+    ({"best_of": 2}, 400, "best_of"),
+]
+COMPLETIONS_ONLY = [
+    ({"prompt": None}, 400, "prompt"),
+    ({"prompt": ""}, 400, "prompt"),
+    ({"prompt": []}, 400, "prompt"),
+    ({"prompt": [""]}, 400, "prompt"),
+    ({"prompt": [[]]}, 400, "prompt"),
+    ({"prompt": ["a", 1]}, 400, "prompt[1]"),
+    ({"prompt": [1, "a"]}, 400, "prompt[1]"),
+    ({"prompt": [[1], ["a"]]}, 400, "prompt[1][0]"),
+    ({"prompt": [True]}, 400, "prompt[0]"),
+    ({"prompt": {"text": "a"}}, 400, "prompt"),
+    ({"prompt": 5}, 400, "prompt"),
+    ({"prompt": [259]}, 400, "prompt"),
+    ({"prompt": [5, -1]}, 400, "prompt"),
+    ({"prompt": "x" * 200}, 400, "prompt"),
+    ({"prompt": ["ok", "x" * 300]}, 400, "prompt"),
+    ({"prompt": "x" * 190, "max_tokens": 11}, 400, "max_tokens"),
+    ({"prompt": ["a"] * 100, "n": 3}, 400, "n"),
+    ({"prompt": "x", "min_tokens": 17}, 400, "min_tokens"),
+    ({"echo": "yes"}, 400, "echo"),
+    ({"suffix": "tail"}, 400, "suffix"),
+    ({"logprobs": 0}, 400, "logprobs"),
+    ({"messages": []}, 400, "messages"),
+]
+CHAT_ONLY = [
+    ({"messages": None}, 400, "messages"),
+    ({"messages": []}, 400, "messages"),
+    ({"messages": "hi"}, 400, "messages"),
+    ({"messages": ["hi"]}, 400, "messages[0]"),
+    ({"messages": [{"content": "hi"}]}, 400, "messages[0].role"),
+    ({"messages": [{"role": "", "content": "hi"}]}, 400, "messages[0].role"),
+    ({"messages": [{"role": "user", "content": 5}]}, 400, "messages[0].content"),
+    ({"messages": [{"role": "user", "text": "hi"}]}, 400, "messages[0].text"),
+    ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, 400, "messages[0].content[0].type"),
+    ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, 400, "messages[0].content[0].text"),
+    ({"messages": [{"role": "user", "content": "x" * 300}]}, 400, "messages"),
+    ({"max_tokens": 2, "max_completion_tokens": 3}, 400, "max_completion_tokens"),
+    ({"max_completion_tokens": 0}, 400, "max_completion_tokens"),
+    ({"max_completion_tokens": 500}, 400, "max_completion_tokens"),
+    ({"min_tokens": 200}, 400, "min_tokens"),
+    ({"tools": [{"type": "function"}]}, 400, "tools"),
+    ({"response_format": {"type": "json_object"}}, 400, "response_format"),
+    ({"top_logprobs": 3}, 400, "top_logprobs"),
+    ({"continue_final_message": True}, 400, "continue_final_message"),
+    ({"chat_template_kwargs": [1]}, 400, "chat_template_kwargs"),
+    ({"prompt": "hi"}, 400, "prompt"),
+]
+KOBOLD = [
+    ({"prompt": ""}, 400, "prompt"),
+    ({"prompt": 5}, 400, "prompt"),
+    ({"prompt": ["a"]}, 400, "prompt"),
+    ({"memory": 1}, 400, "memory"),
+    ({"nonsense": 1}, 400, "nonsense"),
+    ({"max_length": 0}, 400, "max_length"),
+    ({"max_length": "80"}, 400, "max_length"),
+    ({"max_length": 5, "max_tokens": 6}, 400, "max_tokens"),
+    ({"max_length": 5, "min_tokens": 6}, 400, "min_tokens"),
+    ({"max_context_length": -1}, 400, "max_context_length"),
+    ({"n": 0}, 400, "n"),
+    ({"stop_sequence": "x"}, 400, "stop_sequence"),
+    ({"stop_sequence": [""]}, 400, "stop_sequence[0]"),
+    ({"temperature": -1}, 400, "temperature"),
+    ({"rep_pen": 0}, 400, "rep_pen"),
+    ({"sampler_order": [0, 1]}, 400, "sampler_order"),
+    ({"typical": 0.5}, 400, "typical"),
+    ({"grammar": "root ::= x"}, 400, "grammar"),
+    ({"images": ["aGk="]}, 400, "images"),
+    ({"banned_tokens": ["x"]}, 400, "banned_tokens"),
+    ({"logprobs": True}, 400, "logprobs"),
+    ({"singleline": True}, 400, "singleline"),
+    ({"genkey": 5}, 400, "genkey"),
+    ({"prompt": "a {{[INPUT]}}", "replace_instruct_placeholders": True}, 400, "replace_instruct_placeholders"),
+]
+
+
+def answers(path: str, bodies: list[dict]) -> list[httpx.Response]:
+    async def run() -> list[httpx.Response]:
+        async with http_client(core) as client:
+            return [await client.post(path, json=body) for body in bodies]
+
+    core = FakeCore()
+    replies = asyncio.run(run())
+    assert not core.streams
+    return replies
+
+
+OPENAI_ROUTES = [
+    ("/v1/completions", [({**COMPLETION, **bad}, status, param) for bad, status, param in BOTH + COMPLETIONS_ONLY]),
+    ("/v1/chat/completions", [({**CHAT, **bad}, status, param) for bad, status, param in BOTH + CHAT_ONLY]),
+]
+
+
+@pytest.mark.parametrize(("path", "cases"), OPENAI_ROUTES, ids=["completions", "chat"])
+def test_openai_refusals_name_the_field(path, cases):
+    for (body, status, param), reply in zip(cases, answers(path, [body for body, *_ in cases]), strict=True):
+        error = reply.json()["error"]
+        assert (reply.status_code, error["param"]) == (status, param), body
+        assert error["message"].startswith(param), body
+        assert error["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("path", ["/api/v1/generate", "/api/latest/generate", "/api/extra/generate/stream"])
+def test_kobold_refusals_name_the_field(path):
+    bodies = [{"prompt": "hi", **bad} for bad, *_ in KOBOLD]
+    for (_, status, param), body, reply in zip(KOBOLD, bodies, answers(path, bodies), strict=True):
+        detail = reply.json()["detail"]
+        assert (reply.status_code, detail["param"], detail["type"]) == (status, param, "bad_input"), body
+        assert detail["msg"].startswith(param), body
+
+
+def test_a_stream_of_several_choices_is_refused_on_kobold():
+    reply = ask(FakeCore(), "POST", "/api/extra/generate/stream", json={"prompt": "hi", "n": 2})
+    assert (reply.status_code, reply.json()["detail"]["param"]) == (400, "n")
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ({"prompt": "x" * 200}, "context_length_exceeded"),
+        ({"top_a": 1}, "unsupported_field"),
+        ({"q": 1}, "unknown_field"),
+    ],
+)
+def test_codes(body, code):
+    reply = ask(FakeCore(), "POST", "/v1/completions", json={**COMPLETION, **body})
+    assert reply.json()["error"]["code"] == code
+
+
+def test_an_unbuilt_field_says_what_to_send():
+    reply = ask(FakeCore(), "POST", "/v1/completions", json={**COMPLETION, "top_a": 1})
+    assert reply.json()["error"]["message"] == "top_a: not supported yet; leave it out or send 0"
+
+
+BROKEN_JSON = [
+    b"",
+    b"{",
+    b"[]",
+    b'"text"',
+    b"null",
+    b'{"prompt": NaN}',
+    b'{"prompt": "\xff"}',
+    b'{"prompt": "\\ud800"}',
+    b'{"prompt": "a"} trailing',
+    b'{"temperature": 1e999}',
+    b'{"a":' * 5000,
+]
+
+
+@pytest.mark.parametrize("raw", BROKEN_JSON, ids=range(len(BROKEN_JSON)))
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/api/v1/generate"])
+def test_broken_json_is_refused(path, raw):
+    reply = ask(FakeCore(), "POST", path, content=raw)
+    assert reply.status_code == 400
+    body = reply.json()
+    assert "JSON" in (body["detail"]["msg"] if path.startswith("/api") else body["error"]["message"])
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("path", ["/v1/completions", "/api/v1/generate"])
+def test_a_body_over_the_limit_is_413(path, chunked):
+    raw = json.dumps({"prompt": "x" * 2000}).encode()
+
+    async def in_chunks():
+        for start in range(0, len(raw), 300):
+            yield raw[start : start + 300]
+
+    content = in_chunks() if chunked else raw
+    reply = ask(FakeCore(), "POST", path, content=content, served_with={"max_body_bytes": 1000})
+    assert reply.status_code == 413
+    assert "1000 bytes" in reply.text
+
+
+def test_a_model_without_template_refuses_chat():
+    reply = ask(FakeCore(), "POST", "/v1/chat/completions", json=CHAT, served_with={"chat_template": None})
+    assert reply.status_code == 400
+    assert "chat template" in reply.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/v1/completions", COMPLETION), ("/v1/chat/completions", CHAT), ("/api/v1/generate", {"prompt": "x"})],
+)
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("status", "kind"), [(503, "service_unavailable"), (504, "timeout"), (500, "server_error")])
+def test_a_refused_job_has_its_status_and_retry_after(path, body, stream, status, kind):
+    core = FakeCore()
+    core.refusal = JobError(status, "not now", retry_after_s=2.2)
+    if stream and not path.startswith("/api"):
+        body = {**body, "stream": True}
+    reply = ask(core, "POST", path, json=body)
+    assert (reply.status_code, reply.headers["retry-after"]) == (status, "3")
+    error = reply.json()["detail"] if path.startswith("/api") else reply.json()["error"]
+    assert error["type"].startswith(kind)
+
+
+def test_no_depth_of_nesting_is_more_than_a_bad_request():
+    async def statuses() -> list[int]:
+        async with http_client(FakeCore()) as client:
+            return [(await client.post("/v1/chat/completions", content=nested(depth))).status_code for depth in depths]
+
+    def nested(depth: int) -> bytes:
+        value = b'{"a":' * depth + b"1" + b"}" * depth
+        return b'{"messages": [{"role": "assistant", "content": "x", "tool_calls": [%b]}]}' % value
+
+    depths = [*range(1, 900, 100), *range(900, 1010), 5000]
+    found = asyncio.run(statuses())
+    assert found[0] == 200
+    assert found[-1] == 400
+    assert set(found) == {200, 400}
+
+
+@pytest.mark.parametrize("name", ["sampler_order", "banned_tokens"])
+def test_no_depth_of_nesting_in_a_string_is_more_than_a_bad_request(name):
+    body = {**COMPLETION, name: "[" * 100_000}
+    assert ask(FakeCore(), "POST", "/v1/completions", json=body).status_code == 400
+
+
+def test_what_the_client_sent_is_quoted_within_limits(caplog):
+    caplog.set_level("INFO", "isthmus.router")
+    for body in ({"x\ny" * 9999: 1}, {**COMPLETION, "model": "m" * 99999}):
+        reply = ask(FakeCore(), "POST", "/v1/completions", json=body)
+        assert len(reply.content) < 2500
+    assert "x\ny" not in caplog.text

@@ -1,0 +1,478 @@
+"""The ledger by itself: single rules, and a long random walk with workers that are late, wrong and mortal."""
+
+import random
+from collections import Counter
+from zlib import crc32
+
+import pytest
+from isthmus.router.job import Job
+from isthmus.router.ledger import MAX_DEATHS, Ledger, timings
+from isthmus.router.metrics import Metrics
+from isthmus.router.states import FINAL, State
+from isthmus.wire.codec import unpack_ids
+from isthmus.wire.messages import (
+    Cancel,
+    Cancelled,
+    Declined,
+    Failed,
+    Prefill,
+    Prefilled,
+    Reserve,
+    Reserved,
+    TokenRow,
+    Tokens,
+    placement_base,
+)
+from isthmus.wire.sampling import SamplingParams
+
+D, P = b"d0", b"p0"
+
+
+class Sink:
+    def __init__(self):
+        self.tokens = {}
+        self.reasons = {}
+        self.ended = False
+        self.error = None
+
+    def push(self, new):
+        assert not self.ended
+        assert self.error is None
+        assert new.choice not in self.reasons
+        self.tokens.setdefault(new.choice, []).extend(new.token_ids)
+        if new.finish_reason is not None:
+            self.reasons[new.choice] = new.finish_reason
+
+    def end(self):
+        assert not self.ended
+        assert self.error is None
+        self.ended = True
+
+    def fail(self, error):
+        assert not self.ended
+        assert self.error is None
+        self.error = error
+
+
+def make_ledger(**given):
+    return Ledger(router_epoch=5, metrics=Metrics(), **given)
+
+
+def make_job(name="r1", num_choices=1):
+    return Job(name, 0, [1, 2, 3, 4], num_choices, SamplingParams(seed=7), (2,))
+
+
+def place(ledger, head, *, decode=D, prefill=None, max_choices=8, now=0.0):
+    return ledger.place(
+        head,
+        decode=decode,
+        prefill=prefill,
+        data_endpoint="tcp://data",
+        cost_blocks=1,
+        max_choices=max_choices,
+        now=now,
+    )
+
+
+def first(ledger, now=0.0):
+    return next(ledger.waiting.heads(now))
+
+
+def running(ledger, *, prefill=None, decode=D, output=(7,)):
+    """A job in RUNNING with these tokens."""
+    sink = Sink()
+    entry = ledger.submit(make_job(), sink, 0.0)
+    attempt = place(ledger, first(ledger), decode=decode, prefill=prefill)
+    begin(ledger, attempt, 0, output)
+    return entry, attempt, sink
+
+
+def begin(ledger, attempt, position, output):
+    ledger.on_reserved(attempt.decode, Reserved(attempt.placement, 0, "t"))
+    ledger.on_tokens(attempt.decode, tokens(attempt, position, *output), 1.0)
+
+
+def tokens(attempt, position, *ids, choice=0, finish=None):
+    return Tokens((TokenRow(attempt.placement, choice, position, ids, finish),))
+
+
+def test_placement_ids_count_up_from_the_epochs_base():
+    ledger = make_ledger()
+    ids = []
+    for i in range(3):
+        ledger.submit(make_job(f"r{i}"), Sink(), 0.0)
+        ids.append(place(ledger, first(ledger)).placement)
+    assert ids == [placement_base(5) + i for i in range(3)]
+
+
+def test_the_reserve_carries_the_job():
+    ledger = make_ledger()
+    ledger.submit(make_job(num_choices=3), Sink(), 0.0)
+    place(ledger, first(ledger), prefill=P, max_choices=2)
+    ((worker, reserve),) = ledger.outbox
+    assert worker == D
+    assert isinstance(reserve, Reserve)
+    assert unpack_ids(reserve.prompt) == [1, 2, 3, 4]
+    assert [c.index for c in reserve.choices] == [0, 1], "the third waits for another placement"
+    assert (reserve.remote, reserve.eos_ids, reserve.params.seed) == (True, (2,), 7)
+    assert first(ledger).choice == 2
+
+
+def test_timings_are_of_the_first_placement_that_gave_a_token():
+    ledger = make_ledger()
+    entry = ledger.submit(make_job(), Sink(), 1.0)
+    attempt = place(ledger, first(ledger), now=2.0)
+    ledger.on_declined(D, Declined(attempt.placement, "no room"), 2.5)
+    assert timings(entry, 3.0).queue_s == 2.0
+    attempt = place(ledger, first(ledger), now=3.0)
+    ledger.on_reserved(D, Reserved(attempt.placement, 2, ""))
+    ledger.on_tokens(D, tokens(attempt, 0, 7), 3.5)
+    ledger.on_tokens(D, tokens(attempt, 1, 8, finish="stop"), 5.0)
+    found = timings(entry, 99.0)
+    assert (found.queue_s, found.prefill_s, found.decode_s, found.num_cached_tokens) == (2.0, 0.5, 1.5, 2)
+    assert ledger.is_empty
+
+
+def test_a_second_decline_in_a_row_pauses():
+    ledger = make_ledger()
+    ledger.submit(make_job(), Sink(), 0.0)
+    for _ in range(2):
+        attempt = place(ledger, first(ledger))
+        ledger.on_declined(D, Declined(attempt.placement, "no room"), 0.0)
+    assert list(ledger.waiting.heads(0.0)) == []
+    assert first(ledger, now=1.0)
+
+
+def test_tokens_before_reserved_fail_the_sequence():
+    ledger = make_ledger()
+    sink = Sink()
+    ledger.submit(make_job(), sink, 0.0)
+    attempt = place(ledger, first(ledger))
+    ledger.on_tokens(D, tokens(attempt, 0, 7), 1.0)
+    assert sink.tokens == {}
+    assert len(ledger.waiting) == 1
+    assert ledger.outbox[-1] == (D, Cancel(attempt.placement))
+
+
+@pytest.mark.parametrize("prefill", [None, P])
+def test_planned_leaves_are_no_deaths(prefill):
+    ledger = make_ledger()
+    sink = Sink()
+    ledger.submit(make_job(), sink, 0.0)
+    for _ in range(4):
+        attempt = place(ledger, first(ledger), prefill=prefill)
+        begin(ledger, attempt, len(sink.tokens.get(0, [])), (7,))
+        ledger.worker_lost(D, 1.0, died=False)
+    assert sink.error is None
+    assert sink.tokens == {0: [7, 7, 7, 7]}
+
+
+def test_a_reservation_waiting_for_its_kv_is_not_in_the_plan_that_dies():
+    ledger = make_ledger()
+    sink = Sink()
+    ledger.submit(make_job(), sink, 0.0)
+    for _ in range(MAX_DEATHS + 1):
+        attempt = place(ledger, first(ledger), prefill=P)
+        ledger.on_reserved(D, Reserved(attempt.placement, 0, "t"))
+        ledger.worker_lost(D, 1.0, died=True)
+        ledger.on_cancelled(P, Cancelled(attempt.placement))
+    assert sink.error is None
+
+
+def test_a_prompt_that_kills_prefill_workers_is_given_up():
+    ledger = make_ledger()
+    sink = Sink()
+    ledger.submit(make_job(), sink, 0.0)
+    for _ in range(MAX_DEATHS):
+        attempt = place(ledger, first(ledger), prefill=P)
+        ledger.on_reserved(D, Reserved(attempt.placement, 0, "t"))
+        ledger.worker_lost(P, 1.0, died=True)
+        ledger.on_cancelled(D, Cancelled(attempt.placement))
+    assert sink.error.status == 500
+    assert ledger.is_empty
+
+
+def test_one_choice_that_fails_ends_the_others_at_other_workers():
+    ledger = make_ledger()
+    sink = Sink()
+    ledger.submit(make_job(num_choices=2), sink, 0.0)
+    one = place(ledger, first(ledger), max_choices=1)
+    two = place(ledger, first(ledger), decode=b"d1", max_choices=1)
+    ledger.on_failed(D, Failed(one.placement, "too long", retriable=False), 1.0)
+    assert sink.error.status == 400
+    assert ledger.outbox[-1] == (b"d1", Cancel(two.placement))
+    ledger.on_cancelled(b"d1", Cancelled(two.placement))
+    assert ledger.is_empty
+
+
+def test_a_late_failure_of_a_placement_given_up_does_not_fail_its_job():
+    ledger = make_ledger()
+    entry, attempt, sink = running(ledger)
+    ledger.on_tokens(D, tokens(attempt, 5, 9), 1.0)
+    ledger.on_failed(D, Failed(attempt.placement, "too long", retriable=False), 1.0)
+    assert sink.error is None
+    assert entry.num_open == 1
+
+
+def test_a_finished_job_waits_for_no_prefilled():
+    ledger = make_ledger()
+    _, attempt, sink = running(ledger, prefill=P)
+    ledger.on_tokens(D, tokens(attempt, 1, 8, finish="stop"), 1.0)
+    assert sink.ended
+    assert ledger.is_empty
+    ledger.on_prefilled(P, Prefilled(attempt.placement, 0, 0.1, 1))
+    ledger.worker_lost(P, 2.0, died=True)
+
+
+def test_the_dead_answer_no_cancels():
+    ledger = make_ledger()
+    entry, _, sink = running(ledger)
+    ledger.cancel(entry, 1.0)
+    assert sink.ended
+    assert not ledger.is_empty
+    ledger.worker_lost(D, 1.0, died=True)
+    assert ledger.is_empty
+
+
+def test_a_deadline_counts_until_the_first_token():
+    ledger = make_ledger(request_timeout_s=10.0)
+    _, _, begun = running(ledger)
+    waits = Sink()
+    ledger.submit(make_job("r2"), waits, 3.0)
+    ledger.expire(12.9)
+    assert waits.error is None
+    ledger.expire(13.0)
+    assert waits.error.status == 504
+    assert begun.error is None
+
+
+def test_the_queue_is_first_come_first_served_with_the_begun_in_front():
+    ledger = make_ledger()
+    _, attempt, _ = running(ledger)
+    ledger.submit(make_job("r2", num_choices=2), Sink(), 1.0)
+    ledger.submit(make_job("r3"), Sink(), 1.0)
+    ledger.on_declined(D, Declined(attempt.placement, "preempted", choice=0, preempted=True), 2.0)
+    assert [s.entry.job.request_id for s in ledger.waiting] == ["r1", "r2", "r2", "r3"]
+    assert [s.entry.job.request_id for s in ledger.waiting.heads(2.0)] == ["r1", "r2", "r3"]
+
+
+def answer(request_id, choice, position):
+    """The only right token: what every worker computes."""
+    return crc32(f"{request_id} {choice} {position}".encode()) % 1000
+
+
+def choices_of(held):
+    return [key for key in held if isinstance(key, int)]
+
+
+class World:
+    """Workers that compute right tokens, mostly; whose messages may come late or twice; who may die."""
+
+    def __init__(self, seed):
+        self.random = random.Random(seed)
+        self.ledger = make_ledger(request_timeout_s=400.0)
+        self.now = 0.0
+        self.alive = {"decode": [b"d0", b"d1", b"d2"], "prefill": [b"p0", b"p1"]}
+        self.mail = []
+        self.held = {}
+        self.sinks = {}
+        self.num_born = 10
+
+    def worker(self, role):
+        return self.random.choice(self.alive[role])
+
+    def step(self):
+        self.now += 1.0
+        acts = [self.submit, self.place, self.place, self.deliver, self.deliver, self.deliver, self.compute,
+                self.compute, self.compute, self.meddle]  # fmt: skip
+        self.random.choice(acts)()
+        self.carry()
+        self.check()
+
+    def submit(self):
+        if len(self.sinks) - self.num_closed() < 12:
+            name = f"r{len(self.sinks)}"
+            sink = Sink()
+            num_choices = self.random.choice([1, 1, 1, 3])
+            self.sinks[name] = (sink, self.ledger.submit(make_job(name, num_choices), sink, self.now))
+
+    def num_closed(self):
+        return sum(s.ended or s.error is not None for s, _ in self.sinks.values())
+
+    def place(self):
+        head = next(self.ledger.waiting.heads(self.now), None)
+        if head is not None:
+            prefill = self.worker("prefill") if self.random.random() < 0.5 else None
+            place(self.ledger, head, decode=self.worker("decode"), prefill=prefill, now=self.now,
+                  max_choices=self.random.choice([1, 8]))  # fmt: skip
+
+    def carry(self):
+        """What the ledger sends reaches living workers."""
+        outbox, self.ledger.outbox = self.ledger.outbox, []
+        for worker, message in outbox:
+            if worker in self.alive["decode"] or worker in self.alive["prefill"]:
+                self.receive(worker, message)
+
+    def receive(self, worker, message):
+        key = (worker, message.placement)
+        if isinstance(message, Cancel):
+            self.cancelled(key, message.choice)
+            self.post(worker, Cancelled(message.placement, message.choice))
+        elif isinstance(message, Reserve):
+            self.held[key] = {c.index: len(unpack_ids(c.output)) for c in message.choices} | {
+                "name": message.request_id
+            }
+            self.held[key]["ready"] = not message.remote
+            self.post(worker, Reserved(message.placement, 0, "t"))
+        else:
+            assert isinstance(message, Prefill)
+            self.held[key] = {"prefill": True}
+
+    def cancelled(self, key, choice):
+        held = self.held.get(key, {})
+        held.pop(choice, None)
+        if choice is None or not choices_of(held):
+            self.held.pop(key, None)
+
+    def post(self, worker, message):
+        self.mail.append((worker, message))
+
+    def compute(self):
+        """Some worker gets on with something it holds."""
+        if not self.held:
+            return
+        worker, placement = key = self.random.choice(list(self.held))
+        held = self.held[key]
+        if "prefill" in held:
+            del self.held[key]
+            self.post(worker, Prefilled(placement, 0, 0.1, 1))
+            for other, seen in self.held.items():
+                if other[1] == placement:
+                    seen["ready"] = True
+        elif held["ready"]:
+            self.generate(worker, placement, held)
+
+    def generate(self, worker, placement, held):
+        rows = []
+        for choice in choices_of(held):
+            count = self.random.choice([1, 1, 2])
+            ids = tuple(answer(held["name"], choice, held[choice] + i) for i in range(count))
+            finish = "stop" if self.random.random() < 0.2 else None
+            rows.append(TokenRow(placement, choice, held[choice], ids, finish))
+            held[choice] += count
+            if finish:
+                self.cancelled((worker, placement), choice)
+        self.post(worker, Tokens(tuple(rows)))
+
+    def deliver(self):
+        """Mail of one worker comes in order; rarely twice, rarely out of order."""
+        if not self.mail:
+            return
+        worker = self.random.choice(self.mail)[0]
+        own = [i for i, (who, _) in enumerate(self.mail) if who == worker]
+        at = own[0] if self.random.random() < 0.99 else self.random.choice(own)
+        twice = self.random.random() < 0.01
+        message = self.mail[at][1] if twice else self.mail.pop(at)[1]
+        if worker in self.alive["decode"] or worker in self.alive["prefill"]:
+            self.hand(worker, message)
+
+    def hand(self, worker, message):
+        ledger = self.ledger
+        match message:
+            case Reserved():
+                ledger.on_reserved(worker, message)
+            case Prefilled():
+                ledger.on_prefilled(worker, message)
+            case Tokens():
+                ledger.on_tokens(worker, message, self.now)
+            case Declined():
+                ledger.on_declined(worker, message, self.now)
+            case Failed():
+                ledger.on_failed(worker, message, self.now)
+            case Cancelled():
+                ledger.on_cancelled(worker, message)
+
+    def meddle(self):
+        act = self.random.choice(
+            [self.kill, self.cancel, self.stop, self.decline, self.decline, self.fail, self.expire]
+        )
+        act()
+
+    def kill(self):
+        if self.random.random() < 0.3:
+            role = self.random.choice(["decode", "prefill"])
+            worker = self.alive[role].pop(self.random.randrange(len(self.alive[role])))
+            self.num_born += 1
+            self.alive[role].append(b"%s%d" % (role[:1].encode(), self.num_born))
+            self.held = {key: held for key, held in self.held.items() if key[0] != worker}
+            self.ledger.worker_lost(worker, self.now, died=self.random.random() < 0.5)
+
+    def cancel(self):
+        if self.sinks:
+            self.ledger.cancel(self.random.choice(list(self.sinks.values()))[1], self.now)
+
+    def stop(self):
+        if self.sinks:
+            entry = self.random.choice(list(self.sinks.values()))[1]
+            self.ledger.stop(entry, self.random.randrange(entry.job.num_choices), self.now)
+
+    def decline(self):
+        if self.held:
+            (worker, placement), held = self.random.choice(list(self.held.items()))
+            if "prefill" not in held:
+                choice = self.random.choice([None, *choices_of(held)])
+                self.cancelled((worker, placement), choice)
+                self.post(worker, Declined(placement, "no room", choice, preempted=held["ready"]))
+
+    def fail(self):
+        if self.held:
+            worker, placement = key = self.random.choice(list(self.held))
+            del self.held[key]
+            self.post(worker, Failed(placement, "broken", retriable=self.random.random() < 0.8))
+
+    def expire(self):
+        self.ledger.expire(self.now)
+
+    def check(self):
+        ledger = self.ledger
+        queued = {id(s) for s in ledger.waiting}
+        for sink, entry in self.sinks.values():
+            open_ones = [s for s in entry.sequences if s.state not in FINAL]
+            assert entry.num_open == len(open_ones)
+            assert bool(open_ones) != (sink.ended or sink.error is not None)
+            for s in entry.sequences:
+                assert (id(s) in queued) == (s.state is State.QUEUED)
+                assert (s.attempt is None) == (s.state is State.QUEUED or s.state in FINAL)
+                assert s.attempt is None or s.attempt.sequences[s.choice] is s
+                assert s.output == sink.tokens.get(s.choice, [])
+                assert s.num_deaths < MAX_DEATHS or s.state in FINAL
+        for worker in {w for role in self.alive.values() for w in role}:
+            for attempt in ledger.attempts_of(worker):
+                assert attempt.sequences or attempt.awaited
+                involved = {attempt.decode, attempt.prefill}
+                assert {who for who, _ in attempt.awaited} <= involved
+
+    def finish(self):
+        """No more trouble: everything comes to its end."""
+        for _ in range(20_000):
+            if self.num_closed() == len(self.sinks) and not self.mail and not self.held:
+                return
+            self.now += 1.0
+            self.random.choice([self.place, self.deliver, self.compute])()
+            self.carry()
+        raise AssertionError("some job never ended")
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_walk(seed):
+    walk = World(seed)
+    for _ in range(3000):
+        walk.step()
+    walk.finish()
+    assert walk.ledger.is_empty
+    outcomes = Counter("ended" if s.ended else s.error.status for s, _ in walk.sinks.values())
+    assert outcomes["ended"] > 50
+    assert outcomes[500] + outcomes[400] > 2, "trouble was made"
+    for name, (sink, _) in walk.sinks.items():
+        for choice, ids in sink.tokens.items():
+            assert ids == [answer(name, choice, i) for i in range(len(ids))]

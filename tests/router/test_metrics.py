@@ -1,0 +1,51 @@
+from isthmus.router.histogram import Histogram
+from isthmus.router.metrics import Gauges, Metrics, MetricsPage, WorkerGauges
+from prometheus_client.parser import text_string_to_metric_families
+
+
+def page(metrics, workers=(), prefix="isthmus"):
+    text = MetricsPage(metrics, lambda: Gauges(3, 4, tuple(workers)), model="m", prefix=prefix).render().decode()
+    return {
+        (s.name, *sorted(v for k, v in s.labels.items() if k != "model_name")): s.value
+        for family in text_string_to_metric_families(text)
+        for s in family.samples
+    }
+
+
+def test_histogram_counts_into_inclusive_buckets():
+    histogram = Histogram((0.1, 1))
+    for value, times in ((0.05, 1), (0.1, 2), (0.5, 1), (7, 3)):
+        histogram.observe(value, times)
+    family = histogram.family("isthmus:x", "help", {"model_name": "m"})
+    counts = {s.labels["le"]: s.value for s in family.samples if s.name.endswith("_bucket")}
+    assert counts == {"0.1": 3, "1.0": 4, "+Inf": 7}
+    assert histogram.count == 7
+    assert abs(histogram.sum - 21.75) < 1e-9
+
+
+def test_the_page_has_vllms_names():
+    metrics = Metrics()
+    metrics.observe_first_token(num_prompt_tokens=7, queue_s=0.01, prefill_s=0.02)
+    metrics.count_tokens(1, 0.03, first=True)
+    metrics.count_tokens(2, 0.04, first=False)
+    metrics.count_finished("stop", 3)
+    metrics.observe_end(e2e_s=0.07, decode_s=0.04)
+    found = page(metrics, [WorkerGauges("d0", "decode", 2, 1, 0.25, 100, 60, 5)])
+    assert found[("isthmus:num_requests_running",)] == 3
+    assert found[("isthmus:num_requests_waiting",)] == 4
+    assert found[("isthmus:prompt_tokens_total",)] == 7
+    assert found[("isthmus:generation_tokens_total",)] == 3
+    assert found[("isthmus:request_success_total", "stop")] == 1
+    assert found[("isthmus:request_success_total", "abort")] == 0
+    assert found[("isthmus:num_preemptions_total",)] == 0
+    assert found[("isthmus:time_to_first_token_seconds_count",)] == 1
+    assert found[("isthmus:inter_token_latency_seconds_count",)] == 2
+    assert abs(found[("isthmus:inter_token_latency_seconds_sum",)] - 0.04) < 1e-9
+    assert found[("isthmus:e2e_request_latency_seconds_count",)] == 1
+    assert found[("isthmus:kv_cache_usage_perc", "d0", "decode")] == 0.25
+    assert found[("isthmus:prefix_cache_queries_total", "d0", "decode")] == 100
+    assert found[("isthmus:prefix_cache_hits_total", "d0", "decode")] == 60
+
+
+def test_another_prefix():
+    assert ("vllm:num_requests_running",) in page(Metrics(), prefix="vllm")
