@@ -1,0 +1,36 @@
+"""The router process, from its options."""
+
+from ..router import server
+from .child import Lifeline
+from .config import DEFAULT_WORKER_ADDRESS, RouterConfig
+from .model import find_model, served_names
+from .resolve import ConfigError
+
+
+def run_router(config: RouterConfig, lifeline: Lifeline) -> int:
+    """Returns the exit code when told to stop. Raises ConfigError."""
+    model = find_model(config.model)
+    http, routing = config.http, config.routing
+    longest = model.config.max_position_embeddings
+    try:
+        return server.run(
+            host=http.host,
+            port=http.port,
+            worker_address=routing.worker_address or DEFAULT_WORKER_ADDRESS,
+            model=model.name_for_workers,
+            text_folder=model.resolved.folder,
+            served_model_names=http.served_model_name or served_names(config.model.model),
+            max_model_len=min(config.model.max_model_len or longest, longest),
+            chat_template=http.chat_template,
+            max_waiting=http.max_waiting,
+            request_timeout_s=http.request_timeout_s or None,
+            local_prefill_max_tokens=routing.local_prefill_max_tokens,
+            drain_timeout_s=http.drain_timeout_s,
+            on_ready=lambda addresses: lifeline.ready(port=addresses.port, worker_address=addresses.worker_address),
+        )
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {http.host}, port {http.port}, or {routing.worker_address}: {error}"
+        ) from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error

@@ -1,0 +1,159 @@
+from dataclasses import replace
+from typing import Any, get_type_hints
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from isthmus.launch.arguments import flags, read_config, to_arguments
+from isthmus.launch.config import (
+    ConnectionOptions,
+    DataOptions,
+    DecodeConfig,
+    EngineOptions,
+    FakeEngineOptions,
+    HttpOptions,
+    ModelOptions,
+    PrefillConfig,
+    ProcessOptions,
+    RouterConfig,
+    RoutingOptions,
+    ServeConfig,
+    TopologyOptions,
+    num_bytes,
+)
+from isthmus.launch.main import COMMANDS, main, make_parser
+
+PREFILL = PrefillConfig(ModelOptions(), ConnectionOptions(), EngineOptions(), FakeEngineOptions(), ProcessOptions())
+DECODE = DecodeConfig(
+    ModelOptions(), ConnectionOptions(), DataOptions(), EngineOptions(), FakeEngineOptions(), ProcessOptions()
+)
+ROUTER = RouterConfig(ModelOptions(), HttpOptions(), RoutingOptions(), ProcessOptions())
+
+
+def parse(*arguments: str) -> Any:
+    parsed = make_parser().parse_args(arguments)
+    return read_config(parsed.command.config, parsed)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_nothing_given_gives_the_defaults() -> None:
+    assert parse("prefill") == PREFILL
+    assert parse("decode") == DECODE
+    assert parse("router") == ROUTER
+    assert parse("serve") == ServeConfig(
+        TopologyOptions(),
+        ModelOptions(),
+        HttpOptions(),
+        RoutingOptions(),
+        EngineOptions(),
+        FakeEngineOptions(),
+        ProcessOptions(),
+    )
+
+
+FLAGS = """serve model.gguf --prefill 0 --decode 2 --host 0.0.0.0 --port 80 --max-model-len 99 --dtype float32
+    --served-model-name a b --chat-template t.jinja --load-format dummy --max-num-seqs 3 --block-size 32
+    --max-num-batched-tokens 128 --no-enable-prefix-caching --enable-chunked-prefill --num-blocks 7
+    --kv-cache-memory 1.5G --engine fake --fake-step-s 0.5 --no-restart --max-waiting 4 --drain-timeout 2
+    --request-timeout 30 --local-prefill-max-tokens 0 --worker-address tcp://127.0.0.1:9 --log-level debug"""
+
+
+def test_flags_keep_the_names_users_know() -> None:
+    config = parse(*FLAGS.split())
+    assert config == ServeConfig(
+        TopologyOptions(prefill=0, decode=2, restart=False),
+        ModelOptions("model.gguf", 99, "dummy"),
+        HttpOptions("0.0.0.0", 80, ("a", "b"), "t.jinja", 4, 30.0, 2.0),
+        RoutingOptions("tcp://127.0.0.1:9", 0),
+        EngineOptions("fake", "float32", 32, 7, 3 << 29, 3, 128, False, True),
+        FakeEngineOptions(fake_step_s=0.5),
+        ProcessOptions(log_level="debug"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["serve", "--max-modellen", "5"], "unrecognized arguments: --max-modellen"),
+        (["serve", "--max-model", "5"], "unrecognized arguments: --max-model"),
+        (["serve", "a", "b"], "unrecognized arguments: b"),
+        (["router", "--prefill", "2"], "unrecognized arguments: --prefill"),
+        (["prefill", "--port", "2"], "unrecognized arguments: --port"),
+        (["prefill", "--data-host", "h"], "unrecognized arguments: --data-host"),
+        (["serve", "--decode", "0"], "--decode: '0': must be at least 1"),
+        (["serve", "--prefill", "-1"], "--prefill: '-1': must be at least 0"),
+        (["serve", "--port", "http"], "--port: 'http': invalid literal for int"),
+        (["serve", "--port", "65536"], "--port: '65536': must be at most 65535"),
+        (["serve", "--dtype", "fp8"], "--dtype: invalid choice: 'fp8'"),
+        (["serve", "--request-timeout", "nan"], "--request-timeout: 'nan': must be a number of seconds"),
+        (["serve", "--kv-cache-memory", "lots"], "--kv-cache-memory: 'lots': must be a size such as 512M"),
+        (["serve", "--no-enable-chunked-prefill"], "chunked prefill is always on"),
+        (["decode", "--no-enable-chunked-prefill"], "chunked prefill is always on"),
+        (["bench"], "invalid choice: 'bench'"),
+        ([], "the following arguments are required: COMMAND"),
+    ],
+)
+def test_what_is_not_understood_is_refused_by_name(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    assert said in refusal(capsys, *arguments)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_help_shows_every_flag_its_default_and_an_example(command: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([command.name, "--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"isthmus {command.name}" in shown.split("example", 1)[1]
+    for options in get_type_hints(command.config).values():
+        for flag in flags(options):
+            assert (flag.name if flag.meta["positional"] else flag.text) in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("4096", 4096), ("1K", 1024), ("1.5G", 3 << 29), ("2GiB", 2 << 30), ("3 mb", 3 << 20)]
+)
+def test_sizes(text: str, value: int) -> None:
+    assert num_bytes(text) == value
+
+
+def reads_back(name: str, config: Any) -> None:
+    parsed = make_parser().parse_args([name, *to_arguments(config)])
+    assert read_config(type(config), parsed) == config
+
+
+texts = st.text(st.characters(min_codepoint=32, max_codepoint=0x2FF), min_size=1)
+names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._/ -]*", fullmatch=True)
+
+
+@given(
+    model=st.none() | texts,
+    served=st.lists(names, max_size=3).map(tuple),
+    template=st.none() | texts,
+    timeout_s=st.floats(0, 1e6),
+)
+def test_a_router_config_survives_the_command_line(model: Any, served: Any, template: Any, timeout_s: float) -> None:
+    http = HttpOptions(served_model_name=served, chat_template=template, request_timeout_s=timeout_s)
+    reads_back("router", replace(ROUTER, model=ModelOptions(model, 77), http=http))
+
+
+@given(
+    caching=st.booleans(),
+    num_blocks=st.none() | st.integers(2, 10**9),
+    memory=st.none() | st.integers(0, 10**15),
+    step_s=st.floats(0, 10),
+    name=st.none() | texts,
+)
+def test_a_worker_config_survives_the_command_line(
+    caching: bool, num_blocks: Any, memory: Any, step_s: float, name: Any
+) -> None:
+    engine = EngineOptions(num_blocks=num_blocks, kv_cache_memory_bytes=memory, enable_prefix_caching=caching)
+    connection = ConnectionOptions(name=name)
+    reads_back("decode", replace(DECODE, engine=engine, connection=connection, fake=FakeEngineOptions(step_s)))

@@ -1,0 +1,98 @@
+from pathlib import Path
+
+import pytest
+from isthmus.launch.config import EngineOptions, TopologyOptions
+from isthmus.launch.hardware import Hardware, free_memory_bytes, num_cores
+from isthmus.launch.resolve import ConfigError, ModelFacts, Resolved, max_model_len, num_blocks, resolve
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("prefill", "decode", "cores", "expected"),
+    [
+        (None, None, 2, (1, 1, 1)),
+        (None, None, 1, (1, 1, 1)),
+        (None, None, 9, (1, 1, 4)),
+        (0, None, 8, (0, 1, 8)),
+        (0, 3, 8, (0, 3, 2)),
+        (2, None, 8, (2, 1, 2)),
+        (None, 3, 8, (1, 3, 2)),
+        (4, 4, 2, (4, 4, 1)),
+    ],
+)
+def test_cores_are_divided_between_the_workers(
+    prefill: int | None, decode: int | None, cores: int, expected: tuple[int, int, int]
+) -> None:
+    topology = TopologyOptions(prefill=prefill, decode=decode)
+    resolved = resolve(topology, EngineOptions(), Hardware(cores, 16 * GIB))
+    assert (resolved.num_prefill, resolved.num_decode, resolved.num_threads) == expected
+
+
+def test_kv_caches_share_a_quarter_of_the_free_memory_unless_told_otherwise() -> None:
+    hardware = Hardware(8, 16 * GIB)
+    assert resolve(TopologyOptions(), EngineOptions(), hardware) == Resolved(1, 1, 4, 2 * GIB)
+    given = EngineOptions(kv_cache_memory_bytes=7 * GIB)
+    assert resolve(TopologyOptions(), given, hardware).kv_cache_memory_bytes == 7 * GIB
+
+
+MODEL = ModelFacts(max_model_len=8192, kv_bytes_per_token=1000)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "memory", "blocks", "length"),
+    [
+        (None, 10_000_000, None, 8192),
+        (None, 1_000_000, None, 992),  # 62 blocks of 16
+        (500, 1_000_000, None, 500),
+        (None, 1_000_000, 100, 1600),
+        (1600, 0, 100, 1600),
+    ],
+)
+def test_requests_are_as_long_as_model_and_memory_allow(
+    wanted: int | None, memory: int, blocks: int | None, length: int
+) -> None:
+    assert max_model_len(wanted, MODEL, EngineOptions(num_blocks=blocks), memory) == length
+
+
+@pytest.mark.parametrize(
+    ("wanted", "memory", "said"),
+    [
+        (993, 1_000_000, "--max-model-len 993 does not fit: the KV cache of a worker holds 992 tokens"),
+        (8193, 10_000_000, "--max-model-len 8193 is more than the model's 8192"),
+        (None, 20_000, "holds only 16 tokens"),
+    ],
+)
+def test_what_cannot_fit_is_refused(wanted: int | None, memory: int, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        max_model_len(wanted, MODEL, EngineOptions(), memory)
+
+
+@pytest.mark.parametrize(
+    ("options", "memory", "expected"),
+    [
+        (EngineOptions(max_num_seqs=4), 10**9, 4 * 64),  # no more than can be used
+        (EngineOptions(max_num_seqs=4), 1_600_000, 100),
+        (EngineOptions(num_blocks=5), 10**9, 5),
+    ],
+)
+def test_blocks_fill_the_memory_but_no_more_than_is_useful(options: EngineOptions, memory: int, expected: int) -> None:
+    assert num_blocks(options, max_model_len=1009, bytes_per_block=16_000, kv_memory_bytes=memory) == expected
+
+
+@pytest.mark.parametrize(
+    ("quota", "most"), [("max 100000", 10**6), ("50000 100000", 1), ("100000 100000", 1), ("", 10**6)]
+)
+def test_a_container_limits_cores(tmp_path: Path, quota: str, most: int) -> None:
+    (tmp_path / "cpu.max").write_text(quota)
+    assert 1 <= num_cores(tmp_path) <= most
+
+
+def test_a_container_limits_memory(tmp_path: Path) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal: 900 kB\nMemAvailable:   800 kB\n")
+    assert free_memory_bytes(tmp_path, tmp_path / "meminfo") == 800 * 1024
+    (tmp_path / "memory.max").write_text("500000\n")
+    (tmp_path / "memory.current").write_text("200000\n")
+    assert free_memory_bytes(tmp_path, tmp_path / "meminfo") == 300000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_memory_bytes(tmp_path, tmp_path / "meminfo") == 800 * 1024
