@@ -1,0 +1,61 @@
+"""Router core, prefill and decode workers together, with the fake engine, whose tokens prove every block they read."""
+
+import random
+import time
+
+import pytest
+from isthmus.engine.fake_engine import FakeEngine
+from isthmus.tests.local_cluster import Ask, LocalCluster
+from isthmus.tests.scripted_router import BLOCK_SIZE, VOCAB_SIZE, fake_load
+from isthmus.wire.noise import philox_key
+from isthmus.wire.sampling import SamplingParams
+
+ORACLE = FakeEngine(1, BLOCK_SIZE, VOCAB_SIZE)
+TOPOLOGIES = {"aggregated": (0, 1), "1P1D": (1, 1), "2P2D": (2, 2)}
+
+
+def expected(ask: Ask) -> list[list[int]]:
+    assert ask.params.max_tokens is not None
+    return [
+        ORACLE.expected_tokens(list(ask.prompt_ids), philox_key(ask.params.seed, 0, choice), ask.params.max_tokens)
+        for choice in range(ask.num_choices)
+    ]
+
+
+def random_ask(rng: random.Random, prefixes: list[list[int]]) -> Ask:
+    prompt = rng.choice(prefixes)[: rng.randint(1, 60)] + [rng.randrange(VOCAB_SIZE) for _ in range(rng.randint(1, 30))]
+    params = SamplingParams(seed=rng.getrandbits(60), max_tokens=rng.randint(1, 30))
+    cancel_after = rng.randint(1, 10) if rng.random() < 0.3 else None
+    return Ask(prompt, params, rng.choice([1, 1, 1, 2, 3]), cancel_after)
+
+
+@pytest.mark.parametrize("overlaps", [True, False], ids=["overlapping", "synchronous"])
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_soak(topology: str, overlaps: bool) -> None:
+    """Small pools, shared prefixes, clients that leave: right tokens, and nothing left behind."""
+    rng = random.Random(5)
+    prefixes = [[rng.randrange(VOCAB_SIZE) for _ in range(60)] for _ in range(3)]
+    asks = [random_ask(rng, prefixes) for _ in range(150)]
+    num_prefill, num_decode = TOPOLOGIES[topology]
+    with LocalCluster(
+        fake_load(overlaps, num_blocks=80),
+        num_prefill=num_prefill,
+        num_decode=num_decode,
+        max_num_seqs=8,
+        max_num_batched_tokens=16,
+    ) as cluster:
+        outputs = cluster.ask(asks)
+        wait_until_unused(cluster)
+    for ask, output in zip(asks, outputs, strict=True):
+        wanted = expected(ask)
+        if ask.cancel_after is None:
+            assert output == wanted
+        else:
+            assert all(tokens == whole[: len(tokens)] for tokens, whole in zip(output, wanted, strict=True))
+
+
+def wait_until_unused(cluster: LocalCluster) -> None:
+    deadline = time.monotonic() + 10
+    while any(cluster.used_blocks().values()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert set(cluster.used_blocks().values()) == {0}
