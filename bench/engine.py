@@ -29,7 +29,8 @@ from ..text.gguf_config import gguf_config
 from ..text.gguf_metadata import read_gguf
 
 BLOCK_SIZE = 16
-CONTEXT = 256
+CONTEXTS = (128, 1024)
+BATCHES = (1, 8)
 DECODE_STEPS = 16
 PREFILL_TOKENS = 1024
 
@@ -60,7 +61,7 @@ class Greedy:
 class Ours:
     def __init__(self, model: Llama, max_batch: int) -> None:
         config = model.config
-        self.blocks_each = -(-max(PREFILL_TOKENS, CONTEXT + DECODE_STEPS) // BLOCK_SIZE)
+        self.blocks_each = -(-(max(PREFILL_TOKENS, *CONTEXTS) + DECODE_STEPS) // BLOCK_SIZE)
         pool = KvPool(
             num_layers=config.num_layers,
             num_blocks=max_batch * self.blocks_each,
@@ -79,11 +80,11 @@ class Ours:
         rows = tuple(Row(i, ids, 0, self.table(i), (Draw(i, 0),)) for i, ids in enumerate(prompts))
         return list(self.engine.launch(Plan(0, rows)).result().token_ids)
 
-    def decode(self, tokens: list[int]) -> list[list[int]]:
-        """DECODE_STEPS tokens of each sequence, after CONTEXT ones in the pool."""
+    def decode(self, tokens: list[int], context: int) -> list[list[int]]:
+        """DECODE_STEPS tokens of each sequence, after `context` ones in the pool."""
         steps = []
         for step in range(DECODE_STEPS):
-            position = CONTEXT + step
+            position = context + step
             rows = tuple(Row(i, (t,), position, self.table(i), (Draw(i, step),)) for i, t in enumerate(tokens))
             tokens = list(self.engine.launch(Plan(step, rows)).result().token_ids)
             steps.append(tokens)
@@ -106,8 +107,8 @@ class Theirs:
         return tokens
 
     @torch.inference_mode()
-    def decode(self, tokens: list[int]) -> list[list[int]]:
-        grown = self.cache.get_seq_length() - CONTEXT
+    def decode(self, tokens: list[int], context: int) -> list[list[int]]:
+        grown = self.cache.get_seq_length() - context
         if grown:
             self.cache.crop(-grown)
         steps = []
@@ -135,15 +136,15 @@ def run_linears(model: Llama, num_rows: int, num_logits: int, times: int) -> Non
         model.head(last)
 
 
-def decode_case(ours: Ours, theirs: Theirs, model: Llama, batch: int) -> Case:
-    prompts = [prompt(CONTEXT, seed, model.config.vocab_size) for seed in range(batch)]
+def decode_case(ours: Ours, theirs: Theirs, model: Llama, batch: int, context: int) -> Case:
+    prompts = [prompt(context, seed, model.config.vocab_size) for seed in range(batch)]
     first, also_first = ours.prefill(prompts), theirs.prefill(prompts)
     assert first == also_first, "the two models differ"
     return Case(
-        f"decode, batch {batch}, context {CONTEXT}",
+        f"decode, batch {batch}, context {context}",
         batch * DECODE_STEPS,
-        lambda: drop(ours.decode(first)),
-        lambda: drop(theirs.decode(first)),
+        lambda: drop(ours.decode(first, context)),
+        lambda: drop(theirs.decode(first, context)),
         lambda: run_linears(model, batch, batch, DECODE_STEPS),
     )
 
@@ -195,18 +196,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sizes, dtype = ModelConfig.from_hf(config), resolve_dtype(options.dtype)
     model = load_model(sizes, path, getattr(torch, dtype))
     theirs = Theirs(config, path, sizes, model.dtype)
-    ours = Ours(model, max_batch=8)
+    ours = Ours(model, max(BATCHES))
     print(f"{path.name}, {dtype}, {options.threads} threads, torch {torch.__version__}, ", end="")
     print(f"transformers {transformers.__version__}, {options.repeats} alternating repetitions, medians")
     print(f"`python -m isthmus.bench.engine {' '.join(sys.argv[1:] if arguments is None else arguments)}`\n")
     print("| case | ours tok/s | transformers tok/s | linears alone tok/s | ours / transformers | of linears |")
     print("|---|---|---|---|---|---|")
-    for make in (
-        lambda: decode_case(ours, theirs, model, 1),
-        lambda: decode_case(ours, theirs, model, 8),
-        lambda: prefill_case(ours, theirs, model),
-    ):
-        print(measure(make(), options.repeats), flush=True)
+    for batch in BATCHES:
+        for context in CONTEXTS:
+            print(measure(decode_case(ours, theirs, model, batch, context), options.repeats), flush=True)
+    print(measure(prefill_case(ours, theirs, model), options.repeats), flush=True)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -31,15 +31,31 @@ class Report:
     notes: Sequence[str]
     packages: Sequence[str]
     """Whose versions matter."""
+    load_average: float
+    """Over the minute before: how busy others kept the machine."""
 
     def markdown(self) -> str:
-        lines = [f"# {self.title}", "", "```", command_line(), "```", device() + ".", versions(self.packages) + ".", ""]
+        lines = [
+            f"# {self.title}",
+            "",
+            "```",
+            command_line(),
+            "```",
+            self.device() + ".",
+            versions(self.packages) + ".",
+            "",
+        ]
         lines += ["| | Isthmus | peer (ceiling) | compared | budget | |", "|---|---|---|---|---|---|"]
         lines += [f"| {r.what} | {r.ours} | {r.peer} | {r.compared} | {r.budget} | {verdict(r)} |" for r in self.rows]
         return "\n".join([*lines, "", *(f"- {note}" for note in self.notes)])
 
+    def device(self) -> str:
+        """CPU, cores, system, and how busy they were."""
+        system = platform.system()
+        return f"{cpu_model()}, {os.cpu_count()} cores, {system}, load average {self.load_average:.2f} before the run"
+
     def as_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "command": command_line(), "device": device(), "versions": versions(self.packages)}
+        return {**asdict(self), "command": command_line(), "device": self.device(), "versions": versions(self.packages)}
 
 
 def verdict(row: Row) -> str:
@@ -51,12 +67,6 @@ def command_line() -> str:
     module = sys.modules["__main__"].__spec__
     program = f"python -m {module.name}" if module else Path(sys.argv[0]).name
     return shlex.join([*program.split(), *sys.argv[1:]])
-
-
-def device() -> str:
-    """CPU, cores, and how busy the machine was with other things before."""
-    system = f"{platform.system()} {platform.release()}"
-    return f"{cpu_model()}, {os.cpu_count()} cores, {system}, load average {os.getloadavg()[0]:.2f}"
 
 
 def cpu_model() -> str:

@@ -22,13 +22,13 @@ def report(measured: Measured) -> Report:
         "loop, as a step's tokens come (at once: no pause between chunks, so that one write carries many).",
         "An event carries all tokens that came together for a choice, so a busy router sends fewer events than tokens.",
         f"TTFT: {sizes.requests} requests each, in turns, one at a time, prompts as token ids, on a kept connection; "
-        "differences of percentiles. The router's has the decode worker's time in it.",
+        "differences of percentiles. From placement to first token it is ZeroMQ and the decode worker that take time.",
         f"Gaps: {stall.NUM_WATCHED} streams of a token each {STEP_S * 1000:.0f} ms, {sizes.prompts} windows of each "
         f"kind, prompts of {sizes.prompt_tokens} tokens; worst (median) of the windows. The decode worker's time is in "
         "them; the longest answer to GET /ping shows the server's own loop.",
     ]
     rows = [*saturated_rows(measured), *first_token_rows(measured), *stall_rows(measured)]
-    return Report("The router alone", rows, notes, PACKAGES)
+    return Report("The router alone", rows, notes, PACKAGES, measured.load_average)
 
 
 def saturated_rows(measured: Measured) -> list[Row]:
@@ -69,6 +69,7 @@ def first_token_rows(measured: Measured) -> list[Row]:
     ours, peer = measured.first_token
     return [
         first_token_row("TTFT, low load, p50", ours.p50_s, peer.p50_s, MAX_ADDED_P50_S),
+        Row("… of it from placement to first token, p50", ms(ours.worker_p50_s), "", ""),
         first_token_row("TTFT, low load, p99", ours.p99_s, peer.p99_s, MAX_ADDED_P99_S),
     ]
 

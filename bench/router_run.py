@@ -1,6 +1,7 @@
 """One run of the router's benchmark: starts the servers, measures them in turns, ends them."""
 
 import asyncio
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,8 @@ class Measured:
     quiet: list[Stalls]
     text: list[Stalls]
     ids: list[Stalls]
+    load_average: float
+    """Before the run."""
 
 
 def measure(sizes: Sizes, model: str | None, quiet_s: float = QUIET_S) -> Measured:
@@ -58,12 +61,13 @@ def measure(sizes: Sizes, model: str | None, quiet_s: float = QUIET_S) -> Measur
 
     Raises LoadError if an answer is not as it should be.
     """
+    load_average = os.getloadavg()[0]
     with tempfile.TemporaryDirectory(prefix="isthmus-bench-") as name, runner() as loop:
         folder = Path(name)
         bench = Bench(sizes, model_with_context(model, folder, sizes.context), folder, loop, quiet_s)
         saturated, first = bench.saturated()
         paced, quiet, text, ids = bench.paced()
-    return Measured(sizes, saturated, paced, first, quiet, text, ids)
+    return Measured(sizes, saturated, paced, first, quiet, text, ids, load_average)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..launch.demo_model import cache_dir, ensure_demo_model
 from ..launch.process import ProcessSpec
@@ -28,9 +29,17 @@ class Server:
     helpers: tuple[str, ...] = ()
     """Other processes that take part in an answer."""
 
-    def request(self, prompt: str | Sequence[int], num_tokens: int) -> bytes:
+    def request(self, prompt: str | Sequence[int], num_tokens: int, *, with_usage: bool = False) -> bytes:
         """For a stream of exactly this many tokens. The same body for both servers."""
-        body = {"prompt": prompt, "max_tokens": num_tokens, "stream": True, "ignore_eos": True, "seed": 1}
+        body: dict[str, Any] = {
+            "prompt": prompt,
+            "max_tokens": num_tokens,
+            "stream": True,
+            "ignore_eos": True,
+            "seed": 1,
+        }
+        if with_usage:
+            body["stream_options"] = {"include_usage": True}
         return post(self.path.format(num_tokens=num_tokens), json.dumps(body).encode())
 
     @property

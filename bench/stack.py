@@ -14,7 +14,7 @@ START_TIMEOUT_S = 60.0
 
 
 class Stack:
-    """Entered, all processes are ready; a process that dies fails whoever uses the stack next."""
+    """Entered, all processes are ready. Left with an error, what they wrote is shown; one that died is an error."""
 
     def __init__(self, specs: Sequence[ProcessSpec]):
         self._log: list[str] = []
@@ -41,16 +41,14 @@ class Stack:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._end()
+        if error is not None:
+            print(*self._log, sep="\n", file=sys.stderr)
         if self._error is not None:
             raise RuntimeError(f"a process died while it was measured: {self._error}") from self._error
 
     def cpu_s(self, name: str) -> float:
         """Seconds of CPU that a process, all its threads, has used so far."""
         return time.clock_gettime(cpu_clock(self._supervisor.pids[name]))
-
-    @property
-    def log(self) -> str:
-        return "\n".join(self._log)
 
     def port(self, name: str) -> int:
         """Where a process listens, as it said when it became ready."""

@@ -28,7 +28,7 @@ class Bounds:
         prompt_len, num_output, num_choices = len(msg.prompt) // 4, len(msg.choices[0].output) // 4, len(msg.choices)
         if prompt_len >= self.max_model_len:
             return f"the prompt has {prompt_len} tokens, the context holds {self.max_model_len} with the output"
-        if num_output >= self.limits(msg).max_output:
+        if num_output and num_output >= self.limits(msg).max_output:
             return f"{num_output} tokens were produced, no more were asked for or fit"
         if num_choices > self.max_num_seqs:
             return f"{num_choices} choices, at most {self.max_num_seqs} run at once"
@@ -49,4 +49,6 @@ def malformed(msg: Reserve) -> str | None:
         return "the prompt is empty"
     if len(outputs) > 1 and any(outputs):
         return "several choices of which one has output"
+    if msg.remote and msg.params.max_tokens == 0:
+        return "KV from elsewhere, and no token is wanted"
     return None

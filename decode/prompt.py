@@ -7,7 +7,7 @@ from typing import Any
 from ..engine.block_pool import BlockPool
 from ..engine.paged_prompt import PagedPrompt
 from ..engine.plan import Draw, SequenceSeed
-from ..wire.messages import Reserve
+from ..wire.messages import Reserve, TokenRow
 from ..wire.noise import philox_key
 from .sequence import Limits, Sequence
 
@@ -17,6 +17,7 @@ class PromptState(Enum):
     remote:  RESERVED ──first bytes──> RECEIVING ──all──> RECEIVED ──shipped draw planned──> its sequences run
                  └───────────────────all──────────────────────^
     local:   PREFILLING ──last chunk planned──> its sequences run
+                 └──last chunk applied, no token wanted──> gone
     """
 
     RESERVED = "reserved"
@@ -62,6 +63,11 @@ class Prompt:
         return self.message.placement
 
     @property
+    def prompt_only(self) -> bool:
+        """No token is wanted."""
+        return self.limits.max_output == 0
+
+    @property
     def untouched(self) -> bool:
         """Nothing is lost if it is revoked."""
         if self.state is PromptState.PREFILLING:
@@ -82,6 +88,12 @@ class Prompt:
         num_tokens = self.paged.num_unplanned
         self.paged.num_planned += num_tokens
         self.paged.advance(num_tokens, pool)
+
+    def last_rows(self) -> list[TokenRow]:
+        """The end of each choice, where no token is wanted and the prompt is computed."""
+        if self.ended or not self.prompt_only or self.paged.num_computed < self.paged.num_tokens:
+            return []
+        return [TokenRow(self.placement, choice, 0, (), "length") for choice in self.seq_ids]
 
     def draws(self) -> tuple[Draw, ...]:
         position = self.paged.num_tokens - self.prompt_len

@@ -176,12 +176,14 @@ class DecodeScheduler:
         flight = self._flights.popleft()
         assert flight.plan is plan, "plans are applied in the order they were made"
         self._meter.record(flight.start_s, now, flight.num_prompt_tokens)
+        rows: list[TokenRow | None] = []
         for prompt, num_tokens in flight.chunks:
             prompt.pending -= 1
             prompt.paged.advance(num_tokens, self.pool)
+            rows += self._complete(prompt)
         for sequence in flight.decoding:
             sequence.advance(self.pool)
-        rows = [self._accept(*drawn) for drawn in zip(flight.sequences, result.token_ids, strict=True)]
+        rows += [self._accept(*drawn) for drawn in zip(flight.sequences, result.token_ids, strict=True)]
         if kept := tuple(row for row in rows if row is not None):
             self._effects.messages.append(Tokens(kept))
         self.pool.free([source for source, _ in flight.copies])
@@ -379,6 +381,14 @@ class DecodeScheduler:
         if row.finish_reason:
             self._end(sequence)
         return row
+
+    def _complete(self, prompt: Prompt) -> list[TokenRow]:
+        """The ends of its choices, if no token is wanted and the prompt is computed; `_land` gives its blocks back."""
+        rows = prompt.last_rows()
+        if rows:
+            del self._prompts[prompt.placement]
+            prompt.ended = True
+        return rows
 
     def _cancel_prompt(self, prompt: Prompt, choice: int | None) -> None:
         if choice is None or prompt.seq_ids.keys() == {choice}:

@@ -1,12 +1,15 @@
 """A decode worker: takes reservations and KV, runs the batch, streams tokens."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+from msgspec.structs import replace
 
 from ..engine.block_pool import BlockPool
-from ..engine.worker import Limits, Load, Loaded, Worker
+from ..engine.worker import Limits, Load, Loaded, Worker, now
+from ..kvtransfer.leased_receiver import LeasedReceiver
+from ..kvtransfer.open import LEASE_S, TRANSPORTS, open_receiver
 from ..kvtransfer.transport import Done
-from ..kvtransfer.zmq_transport import ZmqReceiver
-from ..wire.messages import Cancel, FromRouter, FromWorker, Reserve
+from ..wire.messages import Cancel, FromRouter, FromWorker, Heartbeat, Reserve, WorkerStats
 from .effects import Receive
 from .scheduler import DecodeScheduler
 
@@ -16,11 +19,13 @@ class DecodeLoop:
 
     sending = False
 
-    def __init__(self, scheduler: DecodeScheduler, loaded: Loaded, receiver: ZmqReceiver):
+    def __init__(self, scheduler: DecodeScheduler, loaded: Loaded, receiver: LeasedReceiver):
         self.scheduler = scheduler
         self.engine = loaded.engine
         self.data_endpoints = (receiver.endpoint,)
         self._receiver = receiver
+        self._transfer_bytes = 0
+        self._transfer_s = 0.0
 
     def on_message(self, message: FromRouter, now: float) -> None:
         match message:
@@ -28,16 +33,30 @@ class DecodeLoop:
                 self.scheduler.on_reserve(message, now)
             case Cancel():
                 self.scheduler.on_cancel(message, now)
+            case Heartbeat(held=held):
+                self._receiver.renew(held)
             case _:
                 raise AssertionError(f"not for a decode worker: {message}")
 
     def poll_transfers(self, now: float) -> None:
         for event in self._receiver.poll():
             if isinstance(event, Done):
+                self._transfer_bytes += event.num_bytes
                 logits = self.engine.unpack_logits(event.tail["logits"])
                 self.scheduler.on_received(event.transfer_id, logits, now)
             else:
                 self.scheduler.on_transfer_failed(event.transfer_id, event.error, now)
+
+    def stats(self) -> WorkerStats:
+        return replace(
+            self.scheduler.stats(),
+            transfer_bytes=self._transfer_bytes,
+            transfer_s=self._transfer_s,
+            num_expired_leases=self._receiver.num_expired,
+        )
+
+    def held(self) -> tuple[str, ...]:
+        return ()
 
     def carry_out(self, send: Callable[[FromWorker], None]) -> None:
         effects = self.scheduler.take_effects()
@@ -54,8 +73,10 @@ class DecodeLoop:
 
     def _register(self, receive: Receive) -> None:
         def store(first_block: int, num_blocks: int, payload: memoryview) -> None:
+            start_s = now()
             self.scheduler.on_receiving(receive.transfer_id)
             self.engine.write_blocks(receive.block_ids[first_block : first_block + num_blocks], payload)
+            self._transfer_s += now() - start_s
 
         self._receiver.register(receive.transfer_id, len(receive.block_ids), store)
 
@@ -77,12 +98,15 @@ def make_worker(
     max_chunk_tokens: int | None = None,
     enable_prefix_caching: bool = True,
     data_host: str = "127.0.0.1",
+    transports: Sequence[str] = TRANSPORTS,
+    lease_s: float = LEASE_S,
     on_ready: Callable[[], None] = lambda: None,
 ) -> Worker:
     """A decode worker of the router at `router_address`; `load` is called with `model`, or with what Welcome names.
 
-    KV arrives at `data_host`, on a port of the system's choice. No prompt chunk is longer than `max_chunk_tokens`
-    (None: than a step's `max_num_batched_tokens`).
+    KV arrives over the first of `transports` that a prefill worker can use; over ZeroMQ at `data_host`, on a port of
+    the system's choice. A reservation whose KV no prefill worker has announced for `lease_s` fails. No prompt chunk is
+    longer than `max_chunk_tokens` (None: than a step's `max_num_batched_tokens`).
     """
 
     def make_role(loaded: Loaded, epoch: str, wake: Callable[[], None]) -> DecodeLoop:
@@ -95,7 +119,8 @@ def make_worker(
             max_model_len=loaded.max_model_len,
             epoch=epoch,
         )
-        return DecodeLoop(scheduler, loaded, ZmqReceiver(wake, data_host))
+        receiver = open_receiver(wake, host=data_host, transports=transports, lease_s=lease_s)
+        return DecodeLoop(scheduler, loaded, receiver)
 
     return Worker(
         role="decode",

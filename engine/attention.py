@@ -20,55 +20,52 @@ class PagedAttention:
 
     def __init__(self, pool: KvPool, rows: Sequence[Row], *, num_heads: int, windows: Sequence[int | None]) -> None:
         """`windows`: the sliding window of each layer, or None."""
-        self.pool, self.windows, self.num_heads = pool, windows, num_heads
+        self.pool, self.num_heads = pool, num_heads
         spans = spans_of(rows, pool.block_size)
         self.slots = torch.tensor([slot for span in spans for slot in span.slots(pool.block_size)])
         self.positions = torch.cat([torch.arange(span.start, span.end) for span in spans])
-        self.rows = [_Row(pool, span) for span in spans]
         self.row_lengths = [span.num_tokens for span in spans]
+        self.rows = [(_One if span.num_tokens == 1 else _Chunk)(pool, span, windows) for span in spans]
 
     def attend(self, layer_id: int, qkv: Tensor) -> Tensor:
         """[T, heads + 2 kv_heads, head_dim], rotated -> [T, heads * head_dim]."""
         num_tokens, _, head_dim = qkv.shape
-        queries, new = qkv.split((self.num_heads, qkv.shape[1] - self.num_heads), 1)
-        self.pool.store(layer_id, self.slots, new)
-        of_rows = queries.view(num_tokens, self.pool.num_kv_heads, -1, head_dim).split(self.row_lengths)
-        window = self.windows[layer_id]
-        outputs = [row.attend(layer_id, part, window) for row, part in zip(self.rows, of_rows, strict=True)]
-        return (outputs[0] if len(outputs) == 1 else torch.cat(outputs)).reshape(num_tokens, -1)
+        self.pool.store(layer_id, self.slots, qkv[:, self.num_heads :])
+        queries = qkv[:, : self.num_heads].view(num_tokens, self.pool.num_kv_heads, -1, head_dim)
+        if len(self.rows) == 1:
+            return self.rows[0].attend(layer_id, queries).reshape(num_tokens, -1)
+        parts = zip(self.rows, queries.split(self.row_lengths), strict=True)
+        return torch.cat([row.attend(layer_id, part) for row, part in parts]).view(num_tokens, -1)
 
 
-class _Row:
-    """One row's attention, in all layers."""
+class _One:
+    """A row of one token, which sees all of its keys.
 
-    def __init__(self, pool: KvPool, span: Span) -> None:
-        self.span = span
-        self.history = pool.view(span) if span.is_run else pool.gatherer(span)
-        self.attend_queries = _attend_one if span.num_tokens == 1 else self._attend_chunk
-        self.masks: dict[int | None, Tensor | None] = {}
+    The query heads that share a KV head stand as its queries, so K and V are read once and never repeated.
+    """
 
-    def attend(self, layer_id: int, queries: Tensor, window: int | None) -> Tensor:
+    def __init__(self, pool: KvPool, span: Span, windows: Sequence[int | None]) -> None:
+        self.history = pool.history(span, windows)
+
+    def attend(self, layer_id: int, queries: Tensor) -> Tensor:
         """[n, kv_heads, group, head_dim] -> the same shape."""
-        keys, values = self.history(layer_id)
-        first = self.span.first_visible(window)
-        if first:
-            keys, values = keys[:, :, first:], values[:, :, first:]
-        return self.attend_queries(queries, keys, values, window)
+        return F.scaled_dot_product_attention(queries, *self.history(layer_id))
 
-    def _attend_chunk(self, queries: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
-        if window not in self.masks:
-            self.masks[window] = chunk_mask(self.span, window, queries.dtype)
-        mask, group = self.masks[window], queries.shape[2]
-        keys, values = (part.transpose(0, 1).expand(-1, group, -1, -1) for part in (keys, values))
+
+class _Chunk:
+    """A row of several tokens, each of which sees the keys up to its own."""
+
+    def __init__(self, pool: KvPool, span: Span, windows: Sequence[int | None]) -> None:
+        self.history, self.windows = pool.history(span, windows), windows
+        self.masks = {window: chunk_mask(span, window, pool.kv.dtype) for window in {*windows}}
+
+    def attend(self, layer_id: int, queries: Tensor) -> Tensor:
+        """[n, kv_heads, group, head_dim] -> the same shape."""
+        group, mask = queries.shape[2], self.masks[self.windows[layer_id]]
+        keys, values = (part.transpose(0, 1).expand(-1, group, -1, -1) for part in self.history(layer_id))
         queries = queries.permute(1, 2, 0, 3)
         output = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=mask is None)
         return output.permute(2, 0, 1, 3)
-
-
-def _attend_one(queries: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
-    """One token, which sees all of `keys`: the query heads that share a KV head stand as its queries, so K and V are
-    read once and never repeated."""
-    return F.scaled_dot_product_attention(queries, keys, values)
 
 
 def chunk_mask(span: Span, window: int | None, dtype: torch.dtype) -> Tensor | None:

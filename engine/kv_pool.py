@@ -9,7 +9,7 @@ from torch import Tensor
 from .span import Span
 
 History = Callable[[int], tuple[Tensor, Tensor]]
-"""Of a layer: the K and the V of a span's positions from 0, each [1, kv_heads, positions, head_dim]."""
+"""Of a layer: the K and the V that a span's tokens see, each [1, kv_heads, positions, head_dim]."""
 
 
 class KvPool:
@@ -45,22 +45,24 @@ class KvPool:
         layer = self._layers[layer_id]
         layer.index_copy_(0, slots, new.view(len(new), *layer.shape[1:]))
 
-    def view(self, span: Span) -> History:
-        """Without a copy, of a span that is a run."""
-        first = span.block_ids[0] * self.block_size
-        parts = _attention_order(self.kv[:, first : first + span.end])
-        layers = list(zip(*(part.unbind(0) for part in parts), strict=True))
+    def history(self, span: Span, windows: Sequence[int | None]) -> History:
+        """What a span's tokens see: without a copy if it is a run, else gathered a layer at a time."""
+        firsts = [span.first_visible(window) for window in windows]
+        return self._view(span, firsts) if span.is_run else self._gatherer(span, firsts)
+
+    def _view(self, span: Span, firsts: Sequence[int]) -> History:
+        start = span.block_ids[0] * self.block_size
+        by_first = {first: _layers(self.kv[:, start + first : start + span.end]) for first in {*firsts}}
+        layers = [by_first[first][layer_id] for layer_id, first in enumerate(firsts)]
         return layers.__getitem__
 
-    def gatherer(self, span: Span) -> History:
-        """Copied together from wherever the span's blocks lie, a layer at a time."""
-        block_ids = torch.tensor(span.block_ids)
-        slot_shape = self.kv.shape[2:]
+    def _gatherer(self, span: Span, firsts: Sequence[int]) -> History:
+        block_ids, slot_shape = torch.tensor(span.block_ids), self.kv.shape[2:]
 
         def gather(layer_id: int) -> tuple[Tensor, Tensor]:
-            found = self._blocks[layer_id].index_select(0, block_ids).view(1, -1, *slot_shape)
-            keys, values = _attention_order(found[:, : span.end])
-            return keys[0], values[0]
+            blocks = self._blocks[layer_id].index_select(0, block_ids)
+            slots = blocks.view(1, -1, *slot_shape)[:, firsts[layer_id] : span.end]
+            return _layers(slots)[0]
 
         return gather
 
@@ -72,7 +74,9 @@ class KvPool:
     def read(self, block_ids: Sequence[int], out: memoryview | None = None) -> memoryview:
         """A copy of these blocks, block by block; within one, layer by layer. In `out`, if given."""
         num_layers, _, num_bytes = self._bytes.shape
-        flat = np.empty(len(block_ids) * self.bytes_per_block, np.uint8) if out is None else np.frombuffer(out, np.uint8)
+        flat = (
+            np.empty(len(block_ids) * self.bytes_per_block, np.uint8) if out is None else np.frombuffer(out, np.uint8)
+        )
         for part, block_id in zip(flat.reshape(-1, num_layers, num_bytes), block_ids, strict=True):
             part[:] = self._bytes[:, block_id]
         return flat.data
@@ -92,7 +96,7 @@ def bytes_per_block(num_layers: int, block_size: int, num_kv_heads: int, head_di
     return num_layers * block_size * 2 * num_kv_heads * head_dim * dtype.itemsize
 
 
-def _attention_order(slots: Tensor) -> tuple[Tensor, Tensor]:
-    """[layers, slots, 2, kv_heads, head_dim] -> K and V, each [layers, 1, kv_heads, slots, head_dim]."""
+def _layers(slots: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """[layers, slots, 2, kv_heads, head_dim] -> K and V of each layer, each [1, kv_heads, slots, head_dim]."""
     keys, values = slots.transpose(1, 3).unsqueeze(1).unbind(3)
-    return keys, values
+    return list(zip(keys.unbind(0), values.unbind(0), strict=True))

@@ -4,15 +4,20 @@ import torch
 from torch import Tensor
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x²) + eps) · weight over the last dimension; statistics in fp32."""
-    if x.dtype == torch.float32:
-        return torch.mul(x, _scale(x, eps)).mul_(weight)
-    wide = x.float()
-    return wide.mul_(_scale(wide, eps)).to(x.dtype).mul_(weight)
+class RmsNorm:
+    """x / sqrt(mean(x²) + eps) · weight over the last dimension; statistics in fp32, the result in x's dtype."""
 
+    def __init__(self, weight: Tensor, eps: float) -> None:
+        self.weight, self.eps = weight, torch.tensor([eps])
+        self.share = 1.0 / weight.shape[-1]
 
-def _scale(x: Tensor, eps: float) -> Tensor:
-    """1 / sqrt(mean(x²) + eps) by way of the norm: two passes fewer than with x².mean()."""
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return length.square_().mul_(1.0 / x.shape[-1]).add_(eps).rsqrt_()
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float32:
+            return torch.mul(x, self._scale(x)).mul_(self.weight)
+        wide = x.float()
+        return wide.mul_(self._scale(wide)).to(x.dtype).mul_(self.weight)
+
+    def _scale(self, x: Tensor) -> Tensor:
+        """1 / sqrt(mean(x²) + eps), from the norm: the fewest passes and operators."""
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        return torch.addcmul(self.eps, length, length, value=self.share).rsqrt_()

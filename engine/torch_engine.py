@@ -6,6 +6,7 @@ by returning early, so `launch` computes the step and the handle holds its resul
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
@@ -69,13 +70,10 @@ class TorchEngine:
             return torch.empty(0, self.vocab_size)
         config = self._model.config
         attention = PagedAttention(self._pool, rows, num_heads=config.num_heads, windows=config.windows)
-        hidden = self._model.forward(torch.tensor(self._token_ids(rows)), attention)
-        last, end = [], 0
-        for row in rows:
-            end += len(row.token_ids)
-            if row.draws or row.keep_logits:
-                last.append(end - 1)
-        return self._model.logits(hidden[last]) if last else torch.empty(0, self.vocab_size)
+        ends = accumulate(len(row.token_ids) for row in rows)
+        wanted = [end - 1 for row, end in zip(rows, ends, strict=True) if row.draws or row.keep_logits]
+        token_ids = torch.tensor(self._token_ids(rows))
+        return self._model.forward(token_ids, torch.tensor(wanted, dtype=torch.int64), attention)
 
     def _token_ids(self, rows: Sequence[Row]) -> list[int]:
         return [self._last[row.seq_id] if token == IN_FLIGHT else token for row in rows for token in row.token_ids]

@@ -223,7 +223,7 @@ class Worker:
             step = ahead if role.engine.overlaps else None
             role.carry_out(self._link.send)
             resting = not (plan or done)
-            self._report(role, resting, quiet=not messages)
+            self._report(role, resting, quiet=wait_s == IDLE_WAIT_S and not messages)
             soon = role.sending or not role.scheduler.idle
             wait_s = 0.0 if not resting else SOON_S if soon else IDLE_WAIT_S
 

@@ -13,7 +13,7 @@ to the wait.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 Store = Callable[[int, int, memoryview], None]
@@ -38,12 +38,21 @@ class Piece:
     tail: Mapping[str, memoryview] = field(default_factory=dict)
 
     @property
-    def num_bytes(self) -> int:
-        return self.num_blocks * self.bytes_per_block + self.num_tail_bytes
+    def num_block_bytes(self) -> int:
+        return self.num_blocks * self.bytes_per_block
 
     @property
-    def num_tail_bytes(self) -> int:
-        return sum(tensor.nbytes for tensor in self.tail.values())
+    def num_bytes(self) -> int:
+        """With the tail."""
+        return self.num_block_bytes + sum(tensor.nbytes for tensor in self.tail.values())
+
+    def cut(self, num_bytes: int) -> tuple["Piece", "Piece | None"]:
+        """As many of its blocks as `num_bytes` hold, one at least, and the rest, with which the tail goes."""
+        num_blocks = max(1, num_bytes // self.bytes_per_block)
+        if num_blocks >= self.num_blocks:
+            return self, None
+        first = replace(self, num_blocks=num_blocks, last=False, tail={})
+        return first, replace(self, first_block=self.first_block + num_blocks, num_blocks=self.num_blocks - num_blocks)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ transfer id, so that an abandoned transfer's blocks are free at once: what still
 """
 
 import logging
+import socket
 import threading
 import time
 from collections import deque
@@ -21,6 +22,10 @@ from .transport import Done, Failed, Piece, Store
 log = logging.getLogger(__name__)
 
 MAX_FRAME_BYTES = 4 << 30
+PIECE_BYTES = 2 << 20
+"""Longer pieces are cut: what fits the processor's cache moves faster, and the ends overlap."""
+MAX_FLYING = 32
+"""Pieces to one receiver that ZeroMQ holds at a time."""
 
 
 class ZmqReceiver:
@@ -37,7 +42,7 @@ class ZmqReceiver:
         self._notify = notify
         self._arrived: deque[list[zmq.Frame]] = deque()
         self._incoming = Incoming()
-        self._closing = False
+        self._wake_read, self._wake_write = socket.socketpair()
         self._thread = threading.Thread(target=self._receive, name="kv-receiver", daemon=True)
         self._thread.start()
 
@@ -73,16 +78,18 @@ class ZmqReceiver:
     def _receive(self) -> None:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
-        while not self._closing:
-            if poller.poll(100):
-                self._arrived.append(self._socket.recv_multipart(copy=False))
-                self._notify()
+        poller.register(self._wake_read, zmq.POLLIN)
+        while self._wake_read.fileno() not in dict(poller.poll()):
+            self._arrived.append(self._socket.recv_multipart(copy=False))
+            self._notify()
         self._socket.close()
         self._context.term()
 
     def close(self) -> None:
-        self._closing = True
+        self._wake_write.send(b"\0")
         self._thread.join()
+        self._wake_read.close()
+        self._wake_write.close()
 
 
 @dataclass(slots=True)
@@ -91,13 +98,43 @@ class _Outgoing:
     pieces: deque[Piece] = field(default_factory=deque)
     num_pieces: int = 0
     num_bytes: int = 0
+    num_flying: int = 0
+    """Pieces that ZeroMQ has not let go of."""
     closed: bool = False
-    trackers: list[zmq.MessageTracker] = field(default_factory=list)
-    last_progress: float = 0.0
 
     @property
     def finished(self) -> bool:
-        return self.closed and not self.pieces and not self.trackers
+        return self.closed and not self.pieces and not self.num_flying
+
+
+@dataclass(frozen=True, slots=True)
+class _Flying:
+    transfer_id: str
+    buffer: bytearray
+    tracker: zmq.MessageTracker
+
+
+@dataclass(slots=True, eq=False)
+class _Channel:
+    """To one receiver. Its buffers are used again and again: new memory costs more than copying."""
+
+    socket: zmq.Socket
+    progress_at: float
+    free: list[bytearray] = field(default_factory=list)
+    flying: list[_Flying] = field(default_factory=list)
+
+    @property
+    def takes_more(self) -> bool:
+        return len(self.flying) < MAX_FLYING and bool(int(self.socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT)
+
+    def buffer(self, num_bytes: int) -> bytearray:
+        if num_bytes > PIECE_BYTES:
+            return bytearray(num_bytes)  # a single block of that size
+        return self.free.pop() if self.free else bytearray(PIECE_BYTES)
+
+    def give_back(self, buffer: bytearray) -> None:
+        if len(buffer) == PIECE_BYTES:
+            self.free.append(buffer)
 
 
 class ZmqSender:
@@ -105,7 +142,7 @@ class ZmqSender:
 
     def __init__(self, *, stalled_s: float = 30.0, clock: Callable[[], float] = time.monotonic):
         self._context = zmq.Context()
-        self._sockets: dict[str, zmq.Socket] = {}
+        self._channels: dict[str, _Channel] = {}
         self._outgoing: dict[str, _Outgoing] = {}
         self._stalled_s = stalled_s
         self._clock = clock
@@ -115,76 +152,90 @@ class ZmqSender:
         return not self._outgoing
 
     def send(self, transfer_id: str, endpoint: str, piece: Piece) -> None:
-        outgoing = self._outgoing.setdefault(transfer_id, _Outgoing(endpoint, last_progress=self._clock()))
+        outgoing = self._outgoing.setdefault(transfer_id, _Outgoing(endpoint))
         assert outgoing.endpoint == endpoint
         assert not outgoing.closed
+        channel = self._channel(endpoint)
+        if not any(other.pieces for other in self._outgoing.values() if other.endpoint == endpoint):
+            channel.progress_at = self._clock()
         outgoing.pieces.append(piece)
         outgoing.closed = piece.last
-        self._push(transfer_id, outgoing)
+        self._push(channel, transfer_id, outgoing)
 
     def abandon(self, transfer_id: str) -> None:
         self._outgoing.pop(transfer_id, None)
 
     def poll(self) -> list[Done | Failed]:
+        for channel in self._channels.values():
+            self._release(channel)
         events: list[Done | Failed] = []
         for transfer_id, outgoing in list(self._outgoing.items()):
-            self._push(transfer_id, outgoing)
-            self._release(outgoing)
+            self._push(self._channels[outgoing.endpoint], transfer_id, outgoing)
             if outgoing.finished:
                 del self._outgoing[transfer_id]
                 events.append(Done(transfer_id, outgoing.num_bytes))
-        for endpoint in {o.endpoint for o in self._outgoing.values() if self._stalled(o)}:
-            events += self._give_up(endpoint)
+        for endpoint in {outgoing.endpoint for outgoing in self._outgoing.values()}:
+            events += self._give_up_stalled(endpoint)
         return events
 
-    def _release(self, outgoing: _Outgoing) -> None:
-        waiting = [tracker for tracker in outgoing.trackers if not tracker.done]
-        if len(waiting) < len(outgoing.trackers):
-            outgoing.last_progress = self._clock()
-        outgoing.trackers = waiting
+    def _release(self, channel: _Channel) -> None:
+        """Takes back the buffers that ZeroMQ has let go of."""
+        flying, channel.flying = channel.flying, []
+        for each in flying:
+            if not each.tracker.done:
+                channel.flying.append(each)
+                continue
+            channel.give_back(each.buffer)
+            channel.progress_at = self._clock()
+            if each.transfer_id in self._outgoing:
+                self._outgoing[each.transfer_id].num_flying -= 1
 
-    def _stalled(self, outgoing: _Outgoing) -> bool:
-        waits = bool(outgoing.pieces or outgoing.trackers)
-        return waits and self._clock() - outgoing.last_progress > self._stalled_s
-
-    def _give_up(self, endpoint: str) -> list[Done | Failed]:
+    def _give_up_stalled(self, endpoint: str) -> list[Failed]:
         """Closing the socket frees every buffer on it, so all its transfers fail together."""
-        self._sockets.pop(endpoint).close(linger=0)
-        lost = [transfer_id for transfer_id, o in self._outgoing.items() if o.endpoint == endpoint]
+        lost = {transfer_id: o for transfer_id, o in self._outgoing.items() if o.endpoint == endpoint}
+        waits = any(outgoing.pieces or outgoing.num_flying for outgoing in lost.values())
+        if not waits or self._clock() - self._channels[endpoint].progress_at <= self._stalled_s:
+            return []
+        self._channels.pop(endpoint).socket.close(linger=0)
         for transfer_id in lost:
             del self._outgoing[transfer_id]
         return [Failed(transfer_id, f"{endpoint} took nothing for {self._stalled_s:g} s") for transfer_id in lost]
 
-    def _push(self, transfer_id: str, outgoing: _Outgoing) -> None:
-        """As many pieces as the socket takes now: blocks are read only when there is room for them."""
-        push = self._socket(outgoing.endpoint)
-        while outgoing.pieces and push.getsockopt(zmq.EVENTS) & zmq.POLLOUT:
-            piece = outgoing.pieces[0]
+    def _push(self, channel: _Channel, transfer_id: str, outgoing: _Outgoing) -> None:
+        """As much as goes now: blocks are read only when there is room for them."""
+        while outgoing.pieces and channel.takes_more:
+            piece, rest = outgoing.pieces[0].cut(PIECE_BYTES)
             num_pieces = outgoing.num_pieces + 1 if piece.last else None
             header = KvPiece(transfer_id, piece.first_block, piece.num_blocks, num_pieces, tuple(piece.tail))
-            payload = piece.read(piece.first_block, piece.num_blocks, None) if piece.num_blocks else memoryview(b"")
+            buffer = channel.buffer(piece.num_block_bytes)
+            payload = memoryview(buffer)[: piece.num_block_bytes]
+            if piece.num_blocks:
+                piece.read(piece.first_block, piece.num_blocks, payload)
             frames: list[bytes | memoryview] = [encode(header), payload, *piece.tail.values()]
             try:
-                tracker = push.send_multipart(frames, zmq.NOBLOCK, copy=False, track=True)
+                tracker = channel.socket.send_multipart(frames, zmq.NOBLOCK, copy=False, track=True)
             except zmq.Again:  # the connection went away since
                 return
             assert tracker is not None
-            outgoing.trackers.append(tracker)
+            channel.flying.append(_Flying(transfer_id, buffer, tracker))
+            channel.progress_at = self._clock()
             outgoing.num_pieces += 1
+            outgoing.num_flying += 1
             outgoing.num_bytes += piece.num_bytes
-            outgoing.last_progress = self._clock()
             outgoing.pieces.popleft()
+            if rest is not None:
+                outgoing.pieces.appendleft(rest)
 
-    def _socket(self, endpoint: str) -> zmq.Socket:
-        if endpoint not in self._sockets:
+    def _channel(self, endpoint: str) -> _Channel:
+        if endpoint not in self._channels:
             push = self._context.socket(zmq.PUSH)
-            push.setsockopt(zmq.SNDHWM, 16)
+            push.setsockopt(zmq.SNDHWM, 2 * MAX_FLYING)
             push.setsockopt(zmq.IMMEDIATE, 1)
             push.connect(endpoint)
-            self._sockets[endpoint] = push
-        return self._sockets[endpoint]
+            self._channels[endpoint] = _Channel(push, self._clock())
+        return self._channels[endpoint]
 
     def close(self) -> None:
-        for push in self._sockets.values():
-            push.close(linger=0)
+        for channel in self._channels.values():
+            channel.socket.close(linger=0)
         self._context.term()

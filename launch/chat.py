@@ -124,7 +124,7 @@ def usage_line(usage: dict[str, Any]) -> str:
         decode_s = timings["decode_s"]
         if decode_s > 0 and usage["completion_tokens"] > 1:
             parts.append(f"{(usage['completion_tokens'] - 1) / decode_s:.1f} tok/s")
-        stages = [f"{stage} {timings[stage + '_s']:.2f} s" for stage in ("queue", "prefill", "decode")]
+        stages = [f"{stage} {timings[stage + '_s']:.2f} s" for stage in ("queue", "prefill", "transfer", "decode")]
         parts.append(", ".join(stages))
     return f"[{' · '.join(parts)}]"
 

@@ -171,7 +171,9 @@ class DataOptions:
     """KV transfer"""
 
     data_host: str = option(
-        "127.0.0.1", "address of this host at which prefill workers reach this one, to send it KV", metavar="HOST"
+        "127.0.0.1",
+        "where prefill workers reach this host, to send it KV: its address, or the name of a network interface",
+        metavar="HOST",
     )
 
 
@@ -187,9 +189,18 @@ class TopologyOptions:
     """Processes"""
 
     prefill: int | None = option(
-        None, "prefill workers; 0: the decode workers compute prompts too; default: 1", metavar="N", parse=at_least(0)
+        None,
+        "prefill workers; 0: the decode workers compute prompts too. default: 1 on CPUs, 0 on a single GPU, half of "
+        "several GPUs. Workers of this version compute on the CPU, also where there are GPUs: so 1",
+        metavar="N",
+        parse=at_least(0),
     )
-    decode: int | None = option(None, "decode workers; default: 1", metavar="M", parse=at_least(1))
+    decode: int | None = option(
+        None,
+        "decode workers. default: 1 on CPUs; on GPUs, one on each that prefill workers leave, and at least 1",
+        metavar="M",
+        parse=at_least(1),
+    )
     restart: bool = option(True, "start a process again when it dies; --no-restart: the death of one ends all")
 
 

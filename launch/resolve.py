@@ -33,19 +33,55 @@ class Resolved:
     """Of each worker."""
     kv_cache_memory_bytes: int
     """Of each worker."""
+    reason: str
+    """Why there are as many workers as there are, for the user."""
 
 
 def resolve(topology: TopologyOptions, engine: EngineOptions, hardware: Hardware) -> Resolved:
-    """On CPUs: one prefill and one decode worker unless told otherwise, the cores divided between all workers."""
-    num_prefill = 1 if topology.prefill is None else topology.prefill
-    num_decode = 1 if topology.decode is None else topology.decode
-    num_workers = num_prefill + num_decode
+    """Workers by `num_workers`; the cores and the memory for KV are divided between them."""
+    prefill, decode = num_workers(topology, hardware.num_gpus)
     return Resolved(
-        num_prefill,
-        num_decode,
-        max(1, hardware.num_cores // num_workers),
-        kv_cache_memory(engine, hardware, num_workers),
+        prefill,
+        decode,
+        max(1, hardware.num_cores // (prefill + decode)),
+        kv_cache_memory(engine, hardware, prefill + decode),
+        reason(topology, hardware.num_gpus),
     )
+
+
+def num_workers(topology: TopologyOptions, num_gpus: int) -> tuple[int, int]:
+    """Prefill and decode workers. A number that was given stays as it is; without one:
+
+    no GPU     one of each, so that a long prompt does not stall the answers that are being written
+    one GPU    no prefill worker: two workers would share the GPU, and each hold the weights
+    N GPUs     a worker on each, half of them for prefill; an odd one is for decode. If one number was given, the other
+               role gets the GPUs that are left. There is always one decode worker.
+    """
+    prefill, decode = topology.prefill, topology.decode
+    if num_gpus == 0:
+        return 1 if prefill is None else prefill, 1 if decode is None else decode
+    if prefill is None:
+        prefill = num_gpus // 2 if decode is None else max(0, num_gpus - decode)
+    if decode is None:
+        decode = max(1, num_gpus - prefill)
+    return prefill, decode
+
+
+def reason(topology: TopologyOptions, num_gpus: int) -> str:
+    """The rule of `num_workers` that applied, in a few words."""
+    given = [
+        flag for flag, number in (("--prefill", topology.prefill), ("--decode", topology.decode)) if number is not None
+    ]
+    match num_gpus:
+        case 0:
+            rule = "one of each on CPUs"
+        case 1:
+            rule = "no prefill worker on a single GPU"
+        case _:
+            rule = f"{num_gpus} GPUs, split between prefill and decode"
+    if len(given) == 2:
+        return "as given"
+    return f"{given[0]} as given; default: {rule}" if given else f"default: {rule}"
 
 
 def kv_cache_memory(engine: EngineOptions, hardware: Hardware, num_workers: int) -> int:

@@ -115,8 +115,14 @@ def greeting(config: ServeConfig, resolved: Resolved) -> str:
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     body = json.dumps({"model": name, "messages": messages, "max_tokens": 60, "temperature": 0})
     return f"""\
-Ready: {name} at {url} ({resolved.num_prefill} prefill + {resolved.num_decode} decode workers). Try:
+Ready: {name} at {url} ({workers(resolved)}). Try:
 
   curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'
   isthmus chat --url {url}
 """
+
+
+def workers(resolved: Resolved) -> str:
+    """`1 prefill + 1 decode workers, 4 threads each; default: one of each on CPUs`"""
+    threads = f"{resolved.num_threads} thread{'s' * (resolved.num_threads != 1)} each"
+    return f"{resolved.num_prefill} prefill + {resolved.num_decode} decode workers, {threads}; {resolved.reason}"

@@ -10,7 +10,10 @@ from .effects import Send
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """WAITING (no blocks yet) ──allocated──> COMPUTING ──last chunk applied──> SENDING ──sent──> gone."""
+    """
+    WAITING (no blocks yet) ──allocated──> COMPUTING ──last chunk applied──> SENDING ──sent──> gone
+                                               └──last chunk applied, nothing to send────────────^
+    """
 
     message: Prefill
     seq_id: int
@@ -29,6 +32,11 @@ class Job:
     pending: int = 0
     """Plans in flight that compute a chunk of it."""
     ended: bool = False
+
+    @property
+    def sends(self) -> bool:
+        """False: the prompt is wanted in the prefix cache, and nowhere else."""
+        return bool(self.message.data_endpoint)
 
     @property
     def num_unplanned(self) -> int:

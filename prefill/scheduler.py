@@ -123,9 +123,11 @@ class PrefillScheduler:
             return
         assert job.paged is not None
         assert job.computed, f"{transfer_id} is done before it was all sent"
+        transfer_s = now - (job.began_s + job.compute_s)
         self._transfer_bytes += num_bytes
-        self._transfer_s += now - (job.began_s + job.compute_s)
-        self._effects.messages.append(Prefilled(job.message.placement, job.paged.num_cached, job.compute_s, num_bytes))
+        self._transfer_s += transfer_s
+        placement, num_cached = job.message.placement, job.paged.num_cached
+        self._effects.messages.append(Prefilled(placement, num_cached, job.compute_s, num_bytes, transfer_s))
         self._end(job)
 
     def on_send_failed(self, transfer_id: str, error: str, now: float) -> None:
@@ -168,7 +170,9 @@ class PrefillScheduler:
                 continue
             if job.computed:
                 job.compute_s = now - job.began_s
-            if piece := job.next_piece(self.pool.block_size, result.logits.get(job.seq_id)):
+            if not job.sends:
+                self._finish_computed(job)
+            elif piece := job.next_piece(self.pool.block_size, result.logits.get(job.seq_id)):
                 self._effects.send.append(piece)
 
     def take_effects(self) -> Effects:
@@ -234,6 +238,8 @@ class PrefillScheduler:
             return f"{num_tokens} tokens, to be sent from token {msg.first_token} on"
         if num_tokens > self._max_model_len:
             return f"the prompt has {num_tokens} tokens, the context holds {self._max_model_len}"
+        if bool(msg.data_endpoint) != bool(msg.transfer_id):
+            return "an endpoint without a transfer id, or the other way round"
         return None
 
     @property
@@ -264,15 +270,25 @@ class PrefillScheduler:
         if job.paged.num_planned == job.paged.num_cached:
             job.began_s = now
         job.pending += 1
-        return job.paged.plan_row(job.seq_id, num_tokens, keep_logits=num_tokens == job.num_unplanned)
+        ships_logits = job.sends and num_tokens == job.num_unplanned
+        return job.paged.plan_row(job.seq_id, num_tokens, keep_logits=ships_logits)
 
     # Leaving.
 
     def _job_of(self, transfer_id: str) -> Job | None:
         return next((job for job in self._jobs.values() if job.message.transfer_id == transfer_id), None)
 
+    def _finish_computed(self, job: Job) -> None:
+        """A prompt that is not sent has reached its end once it is computed."""
+        if job.computed:
+            assert job.paged is not None
+            self._effects.messages.append(Prefilled(job.message.placement, job.paged.num_cached, job.compute_s, 0))
+            self._end(job)
+
     def _abandon(self, job: Job) -> None:
         """Nothing more is sent: not even what the worker loop has not taken yet, for its blocks may be reused."""
+        if not job.sends:
+            return
         transfer_id = job.message.transfer_id
         self._effects.send = [piece for piece in self._effects.send if piece.transfer_id != transfer_id]
         self._effects.abandon.append(transfer_id)

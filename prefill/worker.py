@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from ..engine.block_pool import BlockPool
 from ..engine.worker import Limits, Load, Loaded, Worker
-from ..kvtransfer.transport import Done, Piece
-from ..kvtransfer.zmq_transport import ZmqSender
-from ..wire.messages import Cancel, FromRouter, FromWorker, Prefill
+from ..kvtransfer.open import open_sender
+from ..kvtransfer.transport import Done, Piece, Sender
+from ..wire.messages import Cancel, FromRouter, FromWorker, Prefill, WorkerStats
 from .effects import Send
 from .scheduler import PrefillScheduler
 
@@ -16,14 +16,17 @@ class PrefillLoop:
 
     data_endpoints = ()
 
-    def __init__(self, scheduler: PrefillScheduler, loaded: Loaded, sender: ZmqSender):
+    def __init__(self, scheduler: PrefillScheduler, loaded: Loaded, sender: Sender):
         self.scheduler = scheduler
         self.engine = loaded.engine
         self._sender = sender
+        self._transfer_ids: dict[int, str] = {}
+        """By placement; those that have ended are left out by `held`."""
 
     def on_message(self, message: FromRouter, now: float) -> None:
         match message:
             case Prefill():
+                self._transfer_ids[message.placement] = message.transfer_id
                 self.scheduler.on_prefill(message, now)
             case Cancel():
                 self.scheduler.on_cancel(message, now)
@@ -36,6 +39,13 @@ class PrefillLoop:
                 self.scheduler.on_sent(event.transfer_id, event.num_bytes, now)
             else:
                 self.scheduler.on_send_failed(event.transfer_id, event.error, now)
+
+    def stats(self) -> WorkerStats:
+        return self.scheduler.stats()
+
+    def held(self) -> tuple[str, ...]:
+        self._transfer_ids = {placement: self._transfer_ids[placement] for placement in self.scheduler.placements()}
+        return tuple(filter(None, self._transfer_ids.values()))  # some prompts are not sent anywhere
 
     @property
     def sending(self) -> bool:
@@ -51,9 +61,14 @@ class PrefillLoop:
             send(message)
 
     def _piece(self, part: Send) -> Piece:
-        payload = self.engine.read_blocks(part.block_ids)
+        """Read when there is room for it: the blocks stay as they are until the transfer has ended."""
+
+        def read(first_block: int, num_blocks: int, out: memoryview | None) -> memoryview:
+            first = first_block - part.first_block
+            return self.engine.read_blocks(part.block_ids[first : first + num_blocks], out)
+
         tail = {"logits": self.engine.pack_logits(part.logits)} if part.last else {}
-        return Piece(part.first_block, len(part.block_ids), payload, part.last, tail)
+        return Piece(part.first_block, len(part.block_ids), self.engine.bytes_per_block, read, part.last, tail)
 
     def restart(self, now: float) -> None:
         self.scheduler.on_welcome(now)
@@ -72,9 +87,13 @@ def make_worker(
     max_num_batched_tokens: int,
     max_chunk_tokens: int | None = None,
     enable_prefix_caching: bool = True,
+    make_sender: Callable[[], Sender] = open_sender,
     on_ready: Callable[[], None] = lambda: None,
 ) -> Worker:
-    """A prefill worker of the router at `router_address`; see `decode.worker.make_worker`."""
+    """A prefill worker of the router at `router_address`; see `decode.worker.make_worker`.
+
+    KV leaves through what `make_sender` gives.
+    """
 
     def make_role(loaded: Loaded, epoch: str, wake: Callable[[], None]) -> PrefillLoop:
         pool = BlockPool(loaded.engine.num_blocks, loaded.engine.block_size, enable_prefix_caching)
@@ -85,7 +104,7 @@ def make_worker(
             max_chunk_tokens=max_chunk_tokens,
             max_model_len=loaded.max_model_len,
         )
-        return PrefillLoop(scheduler, loaded, ZmqSender())
+        return PrefillLoop(scheduler, loaded, make_sender())
 
     return Worker(
         role="prefill",

@@ -55,6 +55,8 @@ def parse_chat(raw: bytes, request_id: str, served: Served) -> tuple[ChatRequest
     fields = take_apart(decode_json(raw), OWN, CHAT_ALIASES)
     request = convert(fields.own, ChatRequest, fields)
     params = check_request(request, fields, served)
+    if params.max_tokens == 0:
+        raise bad_field(fields.sent("max_tokens"), "must be at least 1; /v1/completions takes 0, to warm a prefix")
     prompt = Prompt(encode_chat(request, served))
     return request, make_generation(request_id, request, params, [prompt], "messages", fields, served)
 

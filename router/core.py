@@ -183,13 +183,14 @@ class RouterCore:
 
     def _dispatch(self) -> None:
         snapshot = take_snapshot(self.registry, self.ledger, local_prefill_max_tokens=self._local_prefill_max_tokens)
-        if snapshot is None or not snapshot.decode:
+        if snapshot is None:
             return
         now = self._clock()
         heads: list[Sequence] = []
-        max_choices = max(d.max_num_seqs for d in snapshot.decode)
+        max_choices = max((d.max_num_seqs for d in snapshot.decode), default=self._max_waiting)
         waiting = self._waiting(heads, max_choices, now)
-        decisions = decide(waiting, snapshot, now=now, max_bypass_s=self._max_bypass_s)
+        prompt_only = self.ledger.waiting.num_prompt_only > 0
+        decisions = decide(waiting, snapshot, now=now, max_bypass_s=self._max_bypass_s, prompt_only=prompt_only)
         for ticket in decisions.passed:
             heads[ticket].passed_since = heads[ticket].passed_since or now
         for ticket, worker in decisions.held.items():
@@ -200,23 +201,29 @@ class RouterCore:
     def _waiting(self, heads: list[Sequence], max_choices: int, now: float) -> Iterator[Waiting]:
         """The queue as dispatch sees it; tickets are indices into `heads`, which grows as it is read."""
         for head in self.ledger.waiting.heads(now):
-            request = Request(head.num_tokens, len(group_of(head, max_choices)))
+            request = Request(head.num_tokens, len(group_of(head, max_choices)), head.entry.job.prompt_only)
             heads.append(head)
             yield Waiting(len(heads) - 1, request, head.passed_since, head.held)
 
     def _place(self, head: Sequence, placement: Placement, max_choices: int, now: float) -> None:
-        worker = self.registry.get(placement.decode)
-        assert worker is not None
-        assert worker.ready is not None
         self.ledger.place(
             head,
             decode=placement.decode,
             prefill=placement.prefill,
-            data_endpoint="" if placement.prefill is None else worker.ready.data_endpoints[0],
+            data_endpoint=self._data_endpoint(placement),
             cost_blocks=placement.cost_blocks,
             max_choices=max_choices,
             now=now,
         )
+
+    def _data_endpoint(self, placement: Placement) -> str:
+        """Where the prefill worker sends the KV; empty if it does not."""
+        if placement.decode is None or placement.prefill is None:
+            return ""
+        worker = self.registry.get(placement.decode)
+        assert worker is not None
+        assert worker.ready is not None
+        return worker.ready.data_endpoints[0]
 
     def _stop(self, entry: Entry, choice: int) -> None:
         self.ledger.stop(entry, choice, self._clock())
@@ -228,7 +235,7 @@ class RouterCore:
 
     def _check_fits(self, job: Job) -> None:
         """Raises JobError if not even one choice of it fits into an empty decode worker."""
-        if self.registry.expected is None:
+        if self.registry.expected is None or (job.prompt_only and self.registry.taking_work("prefill")):
             return
         sizes = [w.ready.capacity.num_blocks for w in self.registry.taking_work("decode") if w.ready is not None]
         needed = blocks_needed(Request(len(job.prompt_ids)), self.registry.expected.block_size)

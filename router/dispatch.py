@@ -1,7 +1,7 @@
 """Which queued requests go where now: first come, first served, with bounded overtaking.
 
 A request that finds no room lets younger ones pass. Once it has been passed over for `max_bypass_s` it holds one decode
-worker, which takes nothing younger until the request fits somewhere.
+worker, which takes nothing younger until the request fits somewhere. One that skips decode neither passes nor holds.
 """
 
 from collections.abc import Iterable
@@ -34,30 +34,36 @@ class Decisions:
     """Decode workers held, by the ticket that holds each."""
 
 
-def decide(waiting: Iterable[Waiting], snapshot: Snapshot, *, now: float, max_bypass_s: float) -> Decisions:
-    """Pure. `waiting` is in the order of the queue; nothing is placed beyond the credits in the snapshot."""
+def decide(
+    waiting: Iterable[Waiting], snapshot: Snapshot, *, now: float, max_bypass_s: float, prompt_only: bool = False
+) -> Decisions:
+    """Pure. `waiting` is in the order of the queue; nothing is placed beyond the credits in the snapshot.
+    `prompt_only`: some request wants no token, so that room on prefill workers alone is worth a look."""
     placed: list[tuple[int, Placement]] = []
     unplaced: list[int] = []
     num_passed = 0
     held: dict[int, WorkerId] = {}
     for item in waiting:
-        if len(unplaced) >= MAX_SCANNED or not has_room(snapshot):
+        if len(unplaced) >= MAX_SCANNED or not has_room(snapshot, prompt_only=prompt_only):
             break
         found = place(snapshot, item.request)
         if found is not None:
             placed.append((item.ticket, found))
             snapshot = charged(snapshot, item.request, found)
-            num_passed = len(unplaced)
+            num_passed = num_passed if found.decode is None else len(unplaced)
             continue
         unplaced.append(item.ticket)
-        if item.passed_since is not None and now - item.passed_since >= max_bypass_s:
+        overdue = item.passed_since is not None and now - item.passed_since >= max_bypass_s
+        if overdue and snapshot.decode and not item.request.skips_decode(snapshot):
             held[item.ticket] = worker = worker_to_hold(item, snapshot)
             snapshot = without(snapshot, worker)
     return Decisions(placed, list(islice(unplaced, num_passed)), held)
 
 
-def has_room(snapshot: Snapshot) -> bool:
-    return any(d.idle or d.available_blocks > 0 for d in snapshot.decode)
+def has_room(snapshot: Snapshot, *, prompt_only: bool) -> bool:
+    if any(d.idle or d.available_blocks > 0 for d in snapshot.decode):
+        return True
+    return prompt_only and any(p.available_tokens > 0 for p in snapshot.prefill)
 
 
 def worker_to_hold(item: Waiting, snapshot: Snapshot) -> WorkerId:

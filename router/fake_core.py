@@ -76,6 +76,8 @@ class FakeStream:
             return
 
     def _advance(self, choice: int) -> NewTokens:
+        if self.job.prompt_only:
+            return self._end(NewTokens(choice, (), "length"))
         made = []
         num_made = self._num_made[choice]
         for token_id in islice(self.running[choice], self._tokens_per_step):
@@ -103,4 +105,4 @@ class FakeStream:
         self.cancelled.set()
 
     def timings(self) -> JobTimings:
-        return JobTimings(queue_s=0.0, prefill_s=self._step_s, decode_s=0.0, num_cached_tokens=0)
+        return JobTimings(queue_s=0.0, prefill_s=self._step_s, transfer_s=0.0, decode_s=0.0, num_cached_tokens=0)

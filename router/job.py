@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from msgspec import Struct
+
 from ..wire.messages import FinishReason
 from ..wire.sampling import SamplingParams
 
@@ -18,12 +20,17 @@ class Job:
     prompt_ids: Sequence[int]
     num_choices: int
     params: SamplingParams
-    """`seed` resolved, `max_tokens` cut to what the context leaves."""
+    """`seed` resolved, `max_tokens` cut to what the context leaves; 0: the prompt is computed, to be found in a prefix
+    cache, and each choice ends with no token."""
     eos_ids: tuple[int, ...]
 
+    @property
+    def prompt_only(self) -> bool:
+        """It needs no decoding."""
+        return self.params.max_tokens == 0
 
-@dataclass(frozen=True, slots=True)
-class NewTokens:
+
+class NewTokens(Struct, frozen=True):
     choice: int
     token_ids: Sequence[int]
     finish_reason: FinishReason | None = None
@@ -33,11 +40,15 @@ class NewTokens:
 
 @dataclass(frozen=True, slots=True)
 class JobTimings:
-    """Seconds spent in each stage by the job's first placement that gave a token."""
+    """Seconds spent in each stage by the job's first placement that gave a token (or computed the prompt, where no
+    token is wanted). They add up to the time from submission to the last token."""
 
     queue_s: float
     prefill_s: float
-    """From placement to first token: reservation, prefill, transfer."""
+    """From placement until the prompt is computed; without a prefill worker, until the first token."""
+    transfer_s: float
+    """From then to the first token: what is left of the transfer, and the first draw. 0 without a prefill worker, and
+    where nothing was heard of it yet."""
     decode_s: float
     num_cached_tokens: int
 

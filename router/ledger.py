@@ -24,6 +24,7 @@ from ..wire.messages import (
 )
 from .job import Job, JobError, JobTimings, NewTokens
 from .metrics import Metrics
+from .rates import TransferRates
 from .sequence import Attempt, Entry, Sequence, Sink, WorkerId
 from .states import State
 from .throughput import Throughput
@@ -45,6 +46,7 @@ class Ledger:
         self.outbox: list[tuple[WorkerId, FromRouter]] = []
         self.metrics = metrics
         self.throughput = Throughput()
+        self.rates = TransferRates()
         self._request_timeout_s = request_timeout_s
         self._next_placement = placement_base(router_epoch)
         self._next_arrival = 0
@@ -123,38 +125,32 @@ class Ledger:
         self,
         head: Sequence,
         *,
-        decode: WorkerId,
+        decode: WorkerId | None,
         prefill: WorkerId | None,
         data_endpoint: str,
         cost_blocks: int,
         max_choices: int,
         now: float,
     ) -> Attempt:
-        """Sends a queued sequence, and the others of its group, to these workers."""
+        """Sends a queued sequence, and the others of its group, to these workers: to one of them alone if the job
+        wants no token."""
         entry, job = head.entry, head.entry.job
+        assert (decode is None or prefill is None) if job.prompt_only else decode is not None
         attempt = Attempt(
             self._next_placement, entry, decode, prefill, data_endpoint, entry.prompt + head.as_choice().output, now
         )
         self._next_placement += 1
         for sequence in group_of(head, max_choices):
             self.waiting.remove(sequence)
-            sequence.move(State.RESERVED)
+            sequence.move(State.PREFILLING if decode is None else State.RESERVED)
             sequence.attempt = attempt
             sequence.passed_since = sequence.held = None
             attempt.sequences[sequence.choice] = sequence
         self._open(attempt)
-        reserve = Reserve(
-            placement=attempt.placement,
-            request_id=job.request_id,
-            prompt=entry.prompt,
-            choices=tuple(s.as_choice() for s in attempt.sequences.values()),
-            params=job.params,
-            prompt_index=job.prompt_index,
-            cost_blocks=cost_blocks,
-            remote=prefill is not None,
-            eos_ids=job.eos_ids,
-        )
-        self.outbox.append((decode, reserve))
+        if decode is None:
+            self._send_prefill(attempt, "")
+        else:
+            self.outbox.append((decode, reserve_message(attempt, cost_blocks)))
         return attempt
 
     # What workers say.
@@ -171,15 +167,23 @@ class Ledger:
             if sequence.state is State.RESERVED:
                 sequence.move(State.PREFILLING)
         if attempt.prefill is not None:
-            attempt.prefill_sent = True
-            self.outbox.append((attempt.prefill, self._prefill_message(attempt, message.transfer_id)))
+            self._send_prefill(attempt, message.transfer_id)
 
-    def on_prefilled(self, worker: WorkerId, message: Prefilled) -> None:
+    def on_prefilled(self, worker: WorkerId, message: Prefilled, now: float) -> None:
+        """The first token may have come before, by another way; then only the time is of interest."""
         attempt = self._attempt(message.placement, worker)
-        if attempt is None or worker != attempt.prefill or not attempt.prefill_busy:
+        if attempt is None or worker != attempt.prefill or not attempt.prefill_sent or attempt.prefilled_at is not None:
             return
-        attempt.prefill_ended = True
-        for sequence in attempt.sequences.values():
+        attempt.prefilled_at = max(attempt.placed_at, now - message.transfer_s)
+        was_busy, attempt.prefill_ended = attempt.prefill_busy, True
+        if attempt.decode is None:
+            attempt.num_cached_tokens = message.num_cached_tokens
+            for sequence in list(attempt.sequences.values()):
+                self._complete(sequence, now)
+            return
+        self._learn(attempt, attempt.decode, message)
+        date_prefill(attempt)
+        for sequence in attempt.sequences.values() if was_busy else ():
             if sequence.state is State.PREFILLING:
                 sequence.move(State.RECEIVING)
 
@@ -192,6 +196,8 @@ class Ledger:
                 log.debug("late tokens for placement %d choice %d", row.placement, row.choice)
             elif row.position != len(sequence.output) or sequence.state is State.RESERVED:
                 self._misplaced(sequence, row, now)
+            elif sequence.entry.job.prompt_only:
+                self._complete(sequence, now)
             else:
                 self._extend(sequence, row, now)
 
@@ -251,6 +257,7 @@ class Ledger:
                 error = JobError(500, f"{MAX_DEATHS} workers died while running this request")
                 self.fail(attempt.entry, error, now)
         self._by_worker.pop(worker, None)
+        self.rates.forget(worker)
 
     def prefill_withdrawn(self, worker: WorkerId) -> None:
         """A prefill worker takes no new work: requeues what it was chosen for but has not been sent."""
@@ -281,15 +288,37 @@ class Ledger:
         sequence.move(State.RUNNING)
         sequence.num_declines = 0
         attempt.prefill_ended = True
-        if entry.first_token_at is None:
-            self._unanswered.pop(entry.arrival, None)
-            entry.first_token_at, entry.placed_at = now, attempt.placed_at
-            entry.num_cached_tokens = attempt.num_cached_tokens
-            self.metrics.observe_first_token(
-                num_prompt_tokens=entry.num_prompt_tokens,
-                queue_s=attempt.placed_at - entry.submitted_at,
-                prefill_s=now - attempt.placed_at,
-            )
+        if entry.answered_by is None:
+            self._answered(attempt, now)
+            self.metrics.ttft_s.observe(now - entry.submitted_at)
+
+    def _complete(self, sequence: Sequence, now: float) -> None:
+        """The prompt of a job that wants no token is computed."""
+        attempt, entry = sequence.attempt, sequence.entry
+        assert attempt is not None
+        if entry.answered_by is None:
+            self._answered(attempt, now)
+        entry.sink.push(NewTokens(sequence.choice, (), "length"))
+        self._end(sequence, State.DONE, "length", now)
+
+    def _answered(self, attempt: Attempt, now: float) -> None:
+        """Writes down what gave the job's first token, and when."""
+        entry = attempt.entry
+        self._unanswered.pop(entry.arrival, None)
+        entry.answered_by, entry.placed_at, entry.first_token_at = attempt.placement, attempt.placed_at, now
+        entry.num_cached_tokens = attempt.num_cached_tokens
+        date_prefill(attempt)
+        self.metrics.count_prompt(entry.num_prompt_tokens)
+
+    def _learn(self, attempt: Attempt, decode: WorkerId, message: Prefilled) -> None:
+        assert attempt.prefill is not None
+        self.rates.record(
+            attempt.prefill,
+            decode,
+            num_tokens=attempt.num_tokens - attempt.num_cached_tokens,
+            num_bytes=message.transfer_bytes,
+            transfer_s=message.transfer_s,
+        )
 
     def _misplaced(self, sequence: Sequence, row: TokenRow, now: float) -> None:
         attempt = sequence.attempt
@@ -320,7 +349,9 @@ class Ledger:
     def _close(self, entry: Entry, now: float) -> None:
         del self._entries[entry.arrival]
         self._unanswered.pop(entry.arrival, None)
-        self.metrics.observe_end(e2e_s=now - entry.submitted_at, decode_s=timings(entry, now).decode_s)
+        self.metrics.e2e_s.observe(now - entry.submitted_at)
+        if entry.answered_by is not None:
+            self.metrics.observe_stages(timings(entry, now), transferred=entry.prefilled_at is not None)
         entry.sequences.clear()
 
     def _requeue(self, sequence: Sequence) -> None:
@@ -372,27 +403,23 @@ class Ledger:
         sequences = attempt.sequences.values()
         return [s for s in sequences if worker == attempt.decode or s.state is not State.RUNNING]
 
-    def _prefill_message(self, attempt: Attempt, transfer_id: str) -> Prefill:
-        return Prefill(
-            placement=attempt.placement,
-            request_id=attempt.entry.job.request_id,
-            token_ids=attempt.token_ids,
-            first_token=attempt.num_cached_tokens,
-            data_endpoint=attempt.data_endpoint,
-            transfer_id=transfer_id,
-            cost_tokens=attempt.num_tokens,
-        )
+    def _send_prefill(self, attempt: Attempt, transfer_id: str) -> None:
+        assert attempt.prefill is not None
+        attempt.prefill_sent = True
+        self.outbox.append((attempt.prefill, prefill_message(attempt, transfer_id)))
 
     def _settle(self, attempt: Attempt, left: list[Sequence], *, decode_knows: bool) -> None:
         """After these sequences have left: tells the workers that still hold something of them."""
         if not left:
             return
+        decode = None if decode_knows else attempt.decode
         if attempt.sequences:
-            for sequence in () if decode_knows else left:
-                self._cancel(attempt, attempt.decode, sequence.choice)
+            for sequence in left if decode is not None else ():
+                assert decode is not None
+                self._cancel(attempt, decode, sequence.choice)
             return
-        if not decode_knows:
-            self._cancel(attempt, attempt.decode, None)
+        if decode is not None:
+            self._cancel(attempt, decode, None)
         if attempt.prefill_busy:
             assert attempt.prefill is not None
             attempt.prefill_ended = True
@@ -419,9 +446,52 @@ def may_compute(sequence: Sequence, attempt: Attempt, worker: WorkerId) -> bool:
     return worker == attempt.decode and sequence.state in (State.RECEIVING, State.RUNNING)
 
 
+def reserve_message(attempt: Attempt, cost_blocks: int) -> Reserve:
+    job = attempt.entry.job
+    return Reserve(
+        placement=attempt.placement,
+        request_id=job.request_id,
+        prompt=attempt.entry.prompt,
+        choices=tuple(s.as_choice() for s in attempt.sequences.values()),
+        params=job.params,
+        prompt_index=job.prompt_index,
+        cost_blocks=cost_blocks,
+        remote=attempt.prefill is not None,
+        eos_ids=job.eos_ids,
+    )
+
+
+def prefill_message(attempt: Attempt, transfer_id: str) -> Prefill:
+    return Prefill(
+        placement=attempt.placement,
+        request_id=attempt.entry.job.request_id,
+        token_ids=attempt.token_ids,
+        first_token=attempt.num_cached_tokens,
+        data_endpoint=attempt.data_endpoint,
+        transfer_id=transfer_id,
+        cost_tokens=attempt.num_tokens,
+    )
+
+
+def date_prefill(attempt: Attempt) -> None:
+    """Writes down in its job when the prompt was computed for decode, if this attempt gave the first token. Either
+    may be heard of first."""
+    entry, at = attempt.entry, attempt.prefilled_at
+    if entry.answered_by == attempt.placement and attempt.decode is not None and at is not None:
+        assert entry.first_token_at is not None
+        entry.prefilled_at = min(at, entry.first_token_at)
+
+
 def timings(entry: Entry, now: float) -> JobTimings:
     """Stage times so far; a stage that has not begun counts 0."""
     placed_at = now if entry.placed_at is None else entry.placed_at
     first = placed_at if entry.first_token_at is None else entry.first_token_at
+    computed = first if entry.prefilled_at is None else entry.prefilled_at
     last = first if entry.last_token_at is None else entry.last_token_at
-    return JobTimings(placed_at - entry.submitted_at, first - placed_at, last - first, entry.num_cached_tokens)
+    return JobTimings(
+        queue_s=placed_at - entry.submitted_at,
+        prefill_s=computed - placed_at,
+        transfer_s=first - computed,
+        decode_s=last - first,
+        num_cached_tokens=entry.num_cached_tokens,
+    )

@@ -8,6 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from .histogram import Histogram
+from .job import JobTimings
 
 TTFT_BOUNDS_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160)
 ITL_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
@@ -29,6 +30,8 @@ class WorkerGauges:
     prefix_cache_queries: int
     prefix_cache_hits: int
     num_transferred_bytes: int
+    transfer_s: float
+    num_expired_leases: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class Metrics:
         self.e2e_s = Histogram(REQUEST_BOUNDS_S)
         self.queue_s = Histogram(REQUEST_BOUNDS_S)
         self.prefill_s = Histogram(REQUEST_BOUNDS_S)
+        self.transfer_s = Histogram(TTFT_BOUNDS_S)
         self.decode_s = Histogram(REQUEST_BOUNDS_S)
         self.prompt_tokens = Histogram(TOKEN_BOUNDS)
         self.generation_tokens = Histogram(TOKEN_BOUNDS)
@@ -62,22 +66,23 @@ class Metrics:
         if num_tokens and not first:
             self.itl_s.observe(since_last_s / num_tokens, num_tokens)
 
-    def observe_first_token(self, *, num_prompt_tokens: int, queue_s: float, prefill_s: float) -> None:
-        self.num_prompt_tokens += num_prompt_tokens
-        self.prompt_tokens.observe(num_prompt_tokens)
-        self.queue_s.observe(queue_s)
-        self.prefill_s.observe(prefill_s)
-        self.ttft_s.observe(queue_s + prefill_s)
+    def count_prompt(self, num_tokens: int) -> None:
+        """The prompt of a job has been computed."""
+        self.num_prompt_tokens += num_tokens
+        self.prompt_tokens.observe(num_tokens)
 
     def count_finished(self, finish_reason: str, num_tokens: int) -> None:
         """One sequence has ended."""
         self.num_finished[finish_reason] += 1
         self.generation_tokens.observe(num_tokens)
 
-    def observe_end(self, *, e2e_s: float, decode_s: float) -> None:
-        """All choices of a job have ended."""
-        self.e2e_s.observe(e2e_s)
-        self.decode_s.observe(decode_s)
+    def observe_stages(self, stages: JobTimings, *, transferred: bool) -> None:
+        """A job has ended whose prompt was computed; `transferred`: by a prefill worker for a decode worker."""
+        self.queue_s.observe(stages.queue_s)
+        self.prefill_s.observe(stages.prefill_s)
+        if transferred:
+            self.transfer_s.observe(stages.transfer_s)
+        self.decode_s.observe(stages.decode_s)
 
 
 class MetricsPage(Collector):
@@ -109,7 +114,7 @@ class MetricsPage(Collector):
     def _counters(self) -> Iterator[Metric]:
         m = self._metrics
         yield self._counter("num_preemptions", "Sequences that decode workers sent back.", m.num_preemptions)
-        yield self._counter("prompt_tokens", "Prompt tokens of requests that gave a token.", m.num_prompt_tokens)
+        yield self._counter("prompt_tokens", "Tokens of prompts that were computed.", m.num_prompt_tokens)
         yield self._counter("generation_tokens", "Tokens generated.", m.num_generation_tokens)
         yield self._counter("workers_lost", "Workers that died, hung or broke the protocol.", m.num_workers_lost)
         finished = CounterMetricFamily(
@@ -126,7 +131,8 @@ class MetricsPage(Collector):
             ("inter_token_latency_seconds", "Between tokens of a sequence.", m.itl_s),
             ("e2e_request_latency_seconds", "From submission to the last choice's end.", m.e2e_s),
             ("request_queue_time_seconds", "In the router's queue.", m.queue_s),
-            ("request_prefill_time_seconds", "From placement to first token.", m.prefill_s),
+            ("request_prefill_time_seconds", "From placement until the prompt is computed.", m.prefill_s),
+            ("request_transfer_time_seconds", "From then to first token, if KV was moved.", m.transfer_s),
             ("request_decode_time_seconds", "From first to last token.", m.decode_s),
             ("request_prompt_tokens", "Prompt length.", m.prompt_tokens),
             ("request_generation_tokens", "Output length of a sequence.", m.generation_tokens),
@@ -149,13 +155,17 @@ class MetricsPage(Collector):
         labels = [*self._labels, "worker", "role"]
         queries = CounterMetricFamily(self._name("prefix_cache_queries"), "Prompt tokens looked up.", labels=labels)
         hits = CounterMetricFamily(self._name("prefix_cache_hits"), "Prompt tokens found cached.", labels=labels)
-        moved = CounterMetricFamily(self._name("kv_transfer_bytes"), "KV bytes sent.", labels=labels)
+        moved = CounterMetricFamily(self._name("kv_transfer_bytes"), "KV bytes sent or received.", labels=labels)
+        moving = CounterMetricFamily(self._name("kv_transfer_seconds"), "Time that took.", labels=labels)
+        expired = CounterMetricFamily(self._name("kv_expired_leases"), "Reservations given up.", labels=labels)
         for w in workers:
             values = [*self._labels.values(), w.worker, w.role]
             queries.add_metric(values, w.prefix_cache_queries)
             hits.add_metric(values, w.prefix_cache_hits)
             moved.add_metric(values, w.num_transferred_bytes)
-        yield from (queries, hits, moved)
+            moving.add_metric(values, w.transfer_s)
+            expired.add_metric(values, w.num_expired_leases)
+        yield from (queries, hits, moved, moving, expired)
 
     def _name(self, name: str) -> str:
         return f"{self._prefix}:{name}"

@@ -95,12 +95,17 @@ def make_generation(
 
 
 def usage_of(text: TextStream) -> dict[str, Any]:
-    """OpenAI's usage object, with `timings`: seconds in queue, prefill (to the first token) and decode."""
+    """OpenAI's usage object, with `timings`: seconds in queue, prefill, transfer (to the first token) and decode."""
     num_prompt, num_output, timings = text.generation.num_prompt_tokens, text.num_output_tokens, text.timings()
     return {
         "prompt_tokens": num_prompt,
         "completion_tokens": num_output,
         "total_tokens": num_prompt + num_output,
         "prompt_tokens_details": {"cached_tokens": timings.num_cached_tokens},
-        "timings": {"queue_s": timings.queue_s, "prefill_s": timings.prefill_s, "decode_s": timings.decode_s},
+        "timings": {
+            "queue_s": timings.queue_s,
+            "prefill_s": timings.prefill_s,
+            "transfer_s": timings.transfer_s,
+            "decode_s": timings.decode_s,
+        },
     }

@@ -36,9 +36,14 @@ class Entry:
     """Sequences in no final state."""
     sequences: list["Sequence"] = field(default_factory=list)
     """By choice; empty once all have ended."""
+    answered_by: int | None = None
+    """The placement that gave the first token, or computed the prompt where no token is wanted."""
     placed_at: float | None = None
-    """When the attempt that gave the first token was placed."""
+    """When that one was placed."""
+    prefilled_at: float | None = None
+    """When a prefill worker had computed its prompt for a decode worker."""
     first_token_at: float | None = None
+    """When the prompt was computed, where no token is wanted."""
     last_token_at: float | None = None
     num_cached_tokens: int = 0
 
@@ -99,7 +104,8 @@ class Attempt:
 
     placement: int
     entry: Entry
-    decode: WorkerId
+    decode: WorkerId | None
+    """None: the prompt is all there is to do, on the prefill worker alone."""
     prefill: WorkerId | None
     data_endpoint: str
     token_ids: bytes
@@ -109,6 +115,8 @@ class Attempt:
     """Choices that run here now."""
     prefill_sent: bool = False
     prefill_ended: bool = False
+    prefilled_at: float | None = None
+    """When the prefill worker had computed the prompt; None until it has said so."""
     num_cached_tokens: int = 0
     awaited: set[tuple[WorkerId, int | None]] = field(default_factory=set)
     """Workers, and choices, of which a Cancelled is still to come."""

@@ -1,6 +1,7 @@
 """From what workers last said to what placement weighs."""
 
 import re
+from dataclasses import dataclass
 
 from ..wire.messages import Fingerprint, WorkerStats
 from .ledger import Ledger
@@ -22,29 +23,48 @@ def take_snapshot(registry: Registry, ledger: Ledger, *, local_prefill_max_token
     if registry.expected is None:
         return None
     prefill, decode = registry.taking_work("prefill"), registry.taking_work("decode")
-    default_rate = fallback_rate([*prefill, *decode])
+    assumed = Assumed.from_measured(prefill, decode)
     return Snapshot(
-        prefill=tuple(view_prefill(w, ledger, default_rate) for w in prefill),
-        decode=tuple(view_decode(w, ledger, default_rate) for w in decode),
+        prefill=tuple(view_prefill(w, ledger, assumed) for w in prefill),
+        decode=tuple(view_decode(w, ledger, assumed) for w in decode),
         block_size=registry.expected.block_size,
-        bytes_per_token=kv_bytes_per_token(registry.expected),
+        bytes_per_token=ledger.rates.bytes_per_token or kv_bytes_per_token(registry.expected),
         local_prefill_max_tokens=local_prefill_max_tokens,
     )
 
 
-def view_prefill(worker: Worker, ledger: Ledger, default_rate: float) -> PrefillView:
+@dataclass(frozen=True, slots=True)
+class Assumed:
+    """What a worker that has not measured its own is taken for: the best of the others, so that it is tried."""
+
+    tokens_per_s: float
+    step_s: float
+    transfer_bytes_per_s: float
+
+    @classmethod
+    def from_measured(cls, prefill: list[Worker], decode: list[Worker]) -> "Assumed":
+        steps_s = [w.stats.decode_step_s for w in decode if w.stats and w.stats.decode_step_s > 0]
+        return cls(
+            max((measured_rate(w.stats) for w in [*prefill, *decode]), default=0.0) or DEFAULT_PREFILL_TOKENS_PER_S,
+            min(steps_s, default=DEFAULT_DECODE_STEP_S),
+            max((w.transfer_rate.value for w in prefill), default=0.0) or DEFAULT_TRANSFER_BYTES_PER_S,
+        )
+
+
+def view_prefill(worker: Worker, ledger: Ledger, assumed: Assumed) -> PrefillView:
     attempts = [a for a in ledger.attempts_of(worker.id) if a.prefill == worker.id]
     held = sum(a.num_tokens for a in attempts if a.prefill_waits)
     return PrefillView(
         worker=worker.id,
         available_tokens=worker.available - held,
         queued_tokens=held + sum(a.num_tokens for a in attempts if a.prefill_busy),
-        tokens_per_s=measured_rate(worker.stats) or default_rate,
-        transfer_bytes_per_s=measured_bandwidth(worker.stats) or DEFAULT_TRANSFER_BYTES_PER_S,
+        tokens_per_s=measured_rate(worker.stats) or assumed.tokens_per_s,
+        transfer_bytes_per_s=worker.transfer_rate.value or assumed.transfer_bytes_per_s,
+        to_decode=ledger.rates.from_prefill(worker.id),
     )
 
 
-def view_decode(worker: Worker, ledger: Ledger, default_rate: float) -> DecodeView:
+def view_decode(worker: Worker, ledger: Ledger, assumed: Assumed) -> DecodeView:
     assert worker.ready is not None
     attempts = [a for a in ledger.attempts_of(worker.id) if a.decode == worker.id]
     running = [s for a in attempts for s in a.sequences.values()]
@@ -56,8 +76,8 @@ def view_decode(worker: Worker, ledger: Ledger, default_rate: float) -> DecodeVi
         num_sequences=len(running),
         max_num_seqs=worker.ready.capacity.max_num_seqs,
         queued_tokens=sum(a.num_tokens for a in local),
-        tokens_per_s=measured_rate(worker.stats) or default_rate,
-        step_s=(worker.stats.decode_step_s if worker.stats else 0.0) or DEFAULT_DECODE_STEP_S,
+        tokens_per_s=measured_rate(worker.stats) or assumed.tokens_per_s,
+        step_s=(worker.stats.decode_step_s if worker.stats else 0.0) or assumed.step_s,
         accepts_kv=bool(worker.ready.data_endpoints),
         idle=not attempts and worker.credit.seen == worker.sent and worker.available > 0,
     )
@@ -65,15 +85,6 @@ def view_decode(worker: Worker, ledger: Ledger, default_rate: float) -> DecodeVi
 
 def measured_rate(stats: WorkerStats | None) -> float:
     return stats.prefill_tokens_per_s if stats else 0.0
-
-
-def measured_bandwidth(stats: WorkerStats | None) -> float:
-    return stats.transfer_bytes / stats.transfer_s if stats and stats.transfer_s > 0 else 0.0
-
-
-def fallback_rate(workers: list[Worker]) -> float:
-    """Of a worker that has not computed a prompt yet: the best that another one has measured."""
-    return max((measured_rate(w.stats) for w in workers), default=0.0) or DEFAULT_PREFILL_TOKENS_PER_S
 
 
 def kv_bytes_per_token(fingerprint: Fingerprint) -> int:
@@ -102,4 +113,6 @@ def worker_gauges(worker: Worker) -> WorkerGauges:
         prefix_cache_queries=stats.prefix_query_tokens,
         prefix_cache_hits=stats.prefix_hit_tokens,
         num_transferred_bytes=stats.transfer_bytes,
+        transfer_s=stats.transfer_s,
+        num_expired_leases=stats.num_expired_leases,
     )

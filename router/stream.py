@@ -29,7 +29,7 @@ class JobStream:
         self._clock = clock
         self._arrived: list[NewTokens] = []
         self._error: JobError | None = None
-        self._timings = JobTimings(0.0, 0.0, 0.0, 0)
+        self._timings = JobTimings(0.0, 0.0, 0.0, 0.0, 0)
         self._ended = False
         self._waiter: asyncio.Future[None] | None = None
 

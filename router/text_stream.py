@@ -207,6 +207,7 @@ class TextStream:
         return JobTimings(
             queue_s=max(t.queue_s for t in each),
             prefill_s=max(t.prefill_s for t in each),
+            transfer_s=max(t.transfer_s for t in each),
             decode_s=max(t.decode_s for t in each),
             num_cached_tokens=sum(t.num_cached_tokens for t in each),
         )
@@ -225,6 +226,8 @@ def together(arrived: Sequence[NewTokens]) -> Sequence[NewTokens]:
 def joined(parts: Sequence[NewTokens]) -> NewTokens:
     """Of one choice, in order: all tokens, and how the last ended."""
     last = parts[-1]
+    if len(parts) == 1:
+        return last
     token_ids = [token_id for part in parts for token_id in part.token_ids]
     return NewTokens(last.choice, token_ids, last.finish_reason, last.stop_token_id)
 

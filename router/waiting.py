@@ -12,6 +12,8 @@ class WaitingQueue:
 
     def __init__(self) -> None:
         self._sequences: list[Sequence] = []
+        self.num_prompt_only = 0
+        """Of jobs that want no token."""
 
     def __len__(self) -> int:
         return len(self._sequences)
@@ -21,11 +23,13 @@ class WaitingQueue:
 
     def add(self, sequence: Sequence) -> None:
         insort(self._sequences, sequence, key=lambda s: s.queue_key)
+        self.num_prompt_only += sequence.entry.job.prompt_only
 
     def remove(self, sequence: Sequence) -> None:
         at = bisect_left(self._sequences, sequence.queue_key, key=lambda s: s.queue_key)
         assert self._sequences[at] is sequence
         del self._sequences[at]
+        self.num_prompt_only -= sequence.entry.job.prompt_only
 
     def heads(self, now: float) -> Iterator[Sequence]:
         """One sequence for each group that is placed together, oldest first, without those that pause."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from ..wire.messages import PROTOCOL_VERSION, Credit, Fingerprint, Heartbeat, Hello, Ready, WorkerState, WorkerStats
+from .rates import Rate
 from .sequence import WorkerId
 
 FIELD_NAMES = {
@@ -57,6 +58,8 @@ class Worker:
     """Costs of all placements sent to it."""
     declined: bool = False
     """Since its last credit, which was therefore too high."""
+    transfer_rate: Rate = field(default_factory=Rate)
+    """Bytes/s of the transfers it sends, to whomever."""
 
     @property
     def name(self) -> str:
@@ -76,7 +79,13 @@ class Worker:
         if self.ready is not None and message.state != "loading":
             self.state = message.state
         if message.stats is not None:
+            self._measure(message.stats)
             self.stats = message.stats
+
+    def _measure(self, stats: WorkerStats) -> None:
+        before = (self.stats.transfer_bytes, self.stats.transfer_s) if self.stats else (0, 0.0)
+        if stats.transfer_bytes > before[0] and stats.transfer_s > before[1]:
+            self.transfer_rate.record(stats.transfer_bytes - before[0], stats.transfer_s - before[1])
 
     def on_credit(self, message: Credit) -> None:
         self.credit = message

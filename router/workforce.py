@@ -117,10 +117,11 @@ class Workforce:
                 worker.on_heartbeat(message)
                 if worker.state == "draining":
                     self._on_draining(worker)
+                self._relay(worker, message.held)
             case Reserved():
                 self._ledger.on_reserved(worker.id, message)
             case Prefilled():
-                self._ledger.on_prefilled(worker.id, message)
+                self._ledger.on_prefilled(worker.id, message, now)
             case Declined():
                 worker.declined = worker.declined or not message.preempted
                 self._ledger.on_declined(worker.id, message, now)
@@ -137,6 +138,11 @@ class Workforce:
                 self._lose(worker, message.reason)
             case _:
                 raise TypeError(f"no handler for {type(message).__name__}")
+
+    def _relay(self, worker: Worker, held: tuple[str, ...]) -> None:
+        """Renews, at the decode workers that wait for this prefill worker, the leases of what it still holds."""
+        waiting = {attempt.decode for attempt in self._ledger.attempts_of(worker.id)} if held else set()
+        self._ledger.outbox += ((decode, Heartbeat(held=held)) for decode in waiting if decode is not None)
 
     def _on_hello(self, worker_id: WorkerId, message: Hello) -> None:
         known = self._registry.get(worker_id)

@@ -48,7 +48,9 @@ class LocalCluster:
         self._loop_thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.crashes: list[BaseException] = []
         self._local_prefill_max_tokens = local_prefill_max_tokens
-        makers = [("prefill", i, prefill.make_worker) for i in range(num_prefill)]
+        makers: list[tuple[str, int, Callable[..., Worker]]] = [
+            ("prefill", i, prefill.make_worker) for i in range(num_prefill)
+        ]
         makers += [("decode", i, decode.make_worker) for i in range(num_decode)]
         self.workers: dict[str, Worker] = {
             f"{role}-{i}": make(

@@ -85,7 +85,8 @@ def fake_load(overlaps: bool = True, num_blocks: int = 64, step_s: float = 0.0) 
 
 
 def make_worker(role: str, router: ScriptedRouter, load: Callable[[str], Loaded], name: str | None = None) -> Worker:
-    make = {"decode": decode.make_worker, "prefill": prefill.make_worker}[role]
+    makers: dict[str, Callable[..., Worker]] = {"decode": decode.make_worker, "prefill": prefill.make_worker}
+    make = makers[role]
     return make(
         name=name or role,
         router_address=router.hub.address,
@@ -102,7 +103,7 @@ def reserve(placement: int, prompt: list[int], remote: bool = False, num_choices
         request_id=f"request-{placement}",
         prompt=pack_ids(prompt),
         choices=tuple(Choice(index) for index in range(num_choices)),
-        params=SamplingParams(**{"seed": 7, "max_tokens": 10, **params}),  # type: ignore[arg-type]
+        params=SamplingParams(**{"seed": 7, "max_tokens": 10, **params}),
         prompt_index=0,
         cost_blocks=-(-(len(prompt) + 1) // BLOCK_SIZE) + num_choices - 1,
         remote=remote,

@@ -58,10 +58,10 @@ class Serve:
 
     def child(self, name: str) -> psutil.Process | None:
         """The child that serves as `router`, `prefill-0`, …"""
-        role = name.split("-")[0]
+        wanted = name if name == "router" else f"--name={name}"
         for process in psutil.Process(self.process.pid).children():
             try:
-                if "isthmus.launch.main" in process.cmdline() and role in process.cmdline():
+                if "isthmus.launch.main" in process.cmdline() and wanted in process.cmdline():
                     return process
             except psutil.Error:
                 continue
@@ -87,7 +87,9 @@ class Serve:
             return False
 
     def end(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
+        """Tells it to end, unless it has; its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
         return self.wait_for_end()
 
     def wait_for_end(self) -> int:
@@ -106,5 +108,4 @@ def serving(*arguments: str) -> Iterator[Serve]:
     try:
         yield serve
     finally:
-        if serve.process.poll() is None:
-            serve.end()
+        serve.end()

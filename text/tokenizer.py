@@ -77,7 +77,9 @@ class Tokenizer:
 
     def invalid_id(self, ids: Sequence[int]) -> int | None:
         """The first of `ids` that the model has no embedding for, None if all are fine."""
-        return next((token_id for token_id in ids if not 0 <= token_id < self.vocab_size), None)
+        if not ids or (min(ids) >= 0 and max(ids) < self.vocab_size):
+            return None
+        return next(token_id for token_id in ids if not 0 <= token_id < self.vocab_size)
 
     def digest(self) -> str:
         """Equal for equal vocabularies: workers that agree on it mean the same by an id."""

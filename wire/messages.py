@@ -71,6 +71,9 @@ class Heartbeat(Struct, frozen=True, tag="heartbeat"):
     step_age_s: float = 0.0
     """Seconds since the last finished step; 0 while there is nothing to do."""
     stats: "WorkerStats | None" = None
+    held: tuple[str, ...] = ()
+    """Transfer ids, each of which renews a lease. From prefill: of all it has taken on and not yet sent. To decode, as
+    soon as prefill says so: of all that a prefill worker holds for it, and maybe others."""
 
 
 class WorkerStats(Struct, frozen=True):
@@ -88,7 +91,11 @@ class WorkerStats(Struct, frozen=True):
     """Prompt tokens found in the prefix cache since the worker started."""
     prefix_query_tokens: int = 0
     transfer_bytes: int = 0
+    """Sent by prefill, received by decode, since the worker started."""
     transfer_s: float = 0.0
+    """On prefill from the end of each computation to the end of its transfer, on decode storing what came."""
+    num_expired_leases: int = 0
+    """Reservations whose KV did not come, of which no prefill worker said any more that it would."""
 
 
 # Worker to router: registration.
@@ -109,7 +116,8 @@ class Ready(Struct, frozen=True, tag="ready"):
     fingerprint: Fingerprint
     capacity: Capacity
     data_endpoints: tuple[str, ...] = ()
-    """Where KV can be sent, one a rank; decode workers only."""
+    """Where KV can be sent, one a rank; decode workers only. Each lists its alternatives, the best first, separated by
+    semicolons, as D-Bus addresses do: a sender takes the first that it can reach."""
 
 
 class Goodbye(Struct, frozen=True, tag="goodbye"):
@@ -164,7 +172,8 @@ class Reserve(Struct, frozen=True, tag="reserve"):
 
 
 class Prefill(Struct, frozen=True, tag="prefill"):
-    """To prefill: compute these tokens and send their KV, from `first_token` on, and the last logits."""
+    """To prefill: compute these tokens and send their KV, from `first_token` on, and the last logits. Without an
+    endpoint nothing is sent: the KV stays in the prefix cache."""
 
     placement: int
     request_id: str
@@ -173,6 +182,7 @@ class Prefill(Struct, frozen=True, tag="prefill"):
     first_token: int
     """Decode holds the KV of all tokens before this one (a multiple of the block size)."""
     data_endpoint: str
+    """As decode's Ready gave it."""
     transfer_id: str
     cost_tokens: int
 
@@ -230,12 +240,14 @@ class Tokens(Struct, frozen=True, tag="tokens"):
 
 
 class Prefilled(Struct, frozen=True, tag="prefilled"):
-    """The last KV of a placement has been handed to the transport."""
+    """The last KV of a placement has been handed to the transport; or it is computed, where nothing is to be sent."""
 
     placement: int
     num_cached_tokens: int
     compute_s: float
     transfer_bytes: int
+    transfer_s: float = 0.0
+    """Since the last token was computed: the part of the transfer that no computation hid."""
 
 
 # Either worker to router.

@@ -126,7 +126,9 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unk
     ] = -1
     ignore_eos: Annotated[bool, Meta(description="do not stop at an end-of-sequence token")] = False
     min_tokens: Annotated[int, Meta(ge=0, description="no end of sequence or stop token before this many tokens")] = 0
-    max_tokens: Annotated[int, Meta(ge=1, description="stop after this many tokens")] | None = None
+    max_tokens: (
+        Annotated[int, Meta(ge=0, description="stop after this many tokens; 0 computes the prompt alone")] | None
+    ) = None
     stop_token_ids: Annotated[
         tuple[Annotated[int, Meta(ge=0)], ...],
         Meta(max_length=256, description="stop at any of these token ids"),

@@ -2,6 +2,7 @@
 
 import logging
 import queue
+import select
 import socket
 import threading
 import time
@@ -51,6 +52,9 @@ class WorkerLink:
         self._silence_s = silence_s
         self._clock = clock
         self._outbox: deque[bytes] = deque()
+        self._lock = threading.Lock()
+        self._dealer: zmq.Socket | None = None
+        """While a router is served; used with the lock held."""
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
@@ -65,7 +69,14 @@ class WorkerLink:
 
     def send(self, message: FromWorker) -> None:
         """From any thread; in order; never blocks. Dropped, as a whole, only with the router it was meant for."""
-        self._outbox.append(encode(message))
+        payload = encode(message)
+        with self._lock:
+            if self._dealer is None or self._router_epoch is None or self._lost or self._outbox:
+                self._outbox.append(payload)
+            else:  # at once: handing it to the other thread costs a busy worker up to a switch interval of the GIL
+                self._dealer.send(payload)
+                if not int(self._dealer.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+                    return
         self._wake()
 
     def close(self, timeout_s: float = 2.0) -> None:
@@ -87,6 +98,8 @@ class WorkerLink:
                 try:
                     self._serve(dealer)
                 finally:
+                    with self._lock:
+                        self._dealer = None
                     dealer.close(linger=500 if self._closing else 0)
         finally:
             context.term()
@@ -105,29 +118,36 @@ class WorkerLink:
 
     def _serve(self, dealer: zmq.Socket) -> None:
         """One router's time: returns when the worker closes or the router is lost."""
-        poller = zmq.Poller()
-        poller.register(dealer, zmq.POLLIN)
-        poller.register(self._wake_read, zmq.POLLIN)
+        poller = select.poll()
+        poller.register(int(dealer.getsockopt(zmq.FD)), select.POLLIN)
+        poller.register(self._wake_read, select.POLLIN)
         self._router_epoch = None
         self._lost = False
         self._interval_s = HELLO_INTERVAL_S
         heard = beaten = self._clock()
         dealer.send(encode(self._hello))
+        self._dealer = dealer
         while True:
-            poller.poll(round(max(0.0, beaten + self._interval_s - self._clock()) * 1000))
-            if self._receive(dealer):
-                heard = self._clock()
-            self._flush(dealer)
+            with self._lock:
+                now = self._clock()
+                if now >= beaten + self._interval_s:
+                    beaten = now
+                    self._beat(dealer)
+                if self._exchange(dealer):
+                    heard = self._clock()
             if self._closing:
                 return
-            now = self._clock()
-            if now >= beaten + self._interval_s:
-                beaten = now
-                self._beat(dealer)
             if self._router_epoch is not None and now - heard > self._silence_s:
                 self._lose(f"router silent for {now - heard:.1f} s")
             if self._lost:
                 return
+            poller.poll(round(max(0.0, beaten + self._interval_s - self._clock()) * 1000))
+
+    def _exchange(self, dealer: zmq.Socket) -> bool:
+        """Sends and receives all there is; whether anything came. Receives last: sending swallows the signal."""
+        heard = self._receive(dealer)
+        self._flush(dealer)
+        return self._receive(dealer) or heard
 
     def _beat(self, dealer: zmq.Socket) -> None:
         dealer.send(encode(self._hello if self._router_epoch is None else self._heartbeat()))

@@ -1,12 +1,13 @@
 """Llama and what is built like it: Mistral, SmolLM, Qwen2 (Touvron et al., 2023)."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..attention import PagedAttention
 from ..config import ModelConfig
 from ..linear import Linear, make_linear
-from ..norm import rms_norm
+from ..norm import RmsNorm
 from ..rope import Rope, rotate_
 from ..weights import ROPE_FACTORS, Shape, Weights
 
@@ -21,25 +22,28 @@ FUSED = {
 
 class Layer:
     def __init__(self, config: ModelConfig, weights: Weights, layer_id: int) -> None:
-        self.layer_id, self.eps = layer_id, config.norm_eps
-        self.num_heads, self.head_dim = config.num_heads, config.head_dim
+        self.layer_id, self.head_dim = layer_id, config.head_dim
         self.num_rotated = config.num_heads + config.num_kv_heads
         prefix = f"model.layers.{layer_id}"
-        self.attention_norm = weights.take(f"{prefix}.input_layernorm.weight")
-        self.mlp_norm = weights.take(f"{prefix}.post_attention_layernorm.weight")
+        self.attention_norm = RmsNorm(weights.take(f"{prefix}.input_layernorm.weight"), config.norm_eps)
+        self.mlp_norm = RmsNorm(weights.take(f"{prefix}.post_attention_layernorm.weight"), config.norm_eps)
         self.qkv = _linear(weights, prefix, "self_attn.qkv_proj")
         self.out = _linear(weights, prefix, "self_attn.o_proj")
         self.gate_up = _linear(weights, prefix, "mlp.gate_up_proj")
         self.down = _linear(weights, prefix, "mlp.down_proj")
 
-    def forward_(self, x: Tensor, cos: Tensor, sin: Tensor, attention: PagedAttention) -> None:
-        """Adds this layer to the residual stream x [T, hidden_size]."""
-        qkv = self.qkv(rms_norm(x, self.attention_norm, self.eps)).view(len(x), -1, self.head_dim)
+    def attend(self, x: Tensor, cos: Tensor, sin: Tensor, attention: PagedAttention) -> Tensor:
+        """Residual stream [T, hidden_size] -> the heads' outputs [T, heads * head_dim]; K and V are stored."""
+        qkv = self.qkv(self.attention_norm(x)).view(len(x), -1, self.head_dim)
         rotated = qkv[:, : self.num_rotated]
         self.normalize_heads_(rotated)
         rotate_(rotated, cos, sin)
-        x.add_(self.out(attention.attend(self.layer_id, qkv)))
-        gate, up = self.gate_up(rms_norm(x, self.mlp_norm, self.eps)).chunk(2, -1)
+        return attention.attend(self.layer_id, qkv)
+
+    def finish_(self, x: Tensor, heads: Tensor) -> None:
+        """Adds this layer to the residual stream, each token by itself."""
+        x.add_(self.out(heads))
+        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, -1)
         x.add_(self.down(F.silu(gate).mul_(up)))
 
     def normalize_heads_(self, heads: Tensor) -> None:
@@ -56,21 +60,26 @@ class Llama:
         factors = weights.take(ROPE_FACTORS) if weights.has(ROPE_FACTORS) else None
         self.rope = Rope(config.rope, config.head_dim, weights.dtype, factors)
         self.embedding = weights.take("model.embed_tokens.weight")
-        self.norm = weights.take("model.norm.weight")
+        self.norm = RmsNorm(weights.take("model.norm.weight"), config.norm_eps)
         self.head = make_linear((self.embedding if config.tie_embeddings else weights.take("lm_head.weight")).float())
         self.layers = [self.layer_type(config, weights, layer_id) for layer_id in range(config.num_layers)]
 
-    def forward(self, token_ids: Tensor, attention: PagedAttention) -> Tensor:
-        """int64 [T] -> hidden states [T, hidden_size] before the last norm; new K and V go to attention's pool."""
+    def forward(self, token_ids: Tensor, wanted: Tensor, attention: PagedAttention) -> Tensor:
+        """int64 [T] -> fp32 logits [N, vocab_size] of the tokens at the indices `wanted` [N], from fp32 sums.
+
+        All new K and V go to attention's pool; past the last layer's, only wanted tokens are computed.
+        """
         x = F.embedding(token_ids, self.embedding)
         cos, sin = self.rope.at(attention.positions)
-        for layer in self.layers:
-            layer.forward_(x, cos, sin, attention)
-        return x
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[N, hidden_size] -> fp32 [N, vocab_size], from fp32 sums whatever the dtype."""
-        return self.head(rms_norm(hidden, self.norm, self.config.norm_eps).float())
+        for layer in self.layers[:-1]:
+            layer.finish_(x, layer.attend(x, cos, sin, attention))
+        last = self.layers[-1]
+        heads = last.attend(x, cos, sin, attention)
+        if not len(wanted):
+            return torch.empty(0, self.config.vocab_size)
+        x = x[wanted]
+        last.finish_(x, heads[wanted])
+        return self.head(self.norm(x).float())
 
     @classmethod
     def weight_shapes(cls, config: ModelConfig) -> dict[str, Shape]:

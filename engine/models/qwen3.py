@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..config import ModelConfig
-from ..norm import rms_norm
+from ..norm import RmsNorm
 from ..weights import Shape, Weights
 from .llama import Layer, Llama
 
@@ -14,10 +14,11 @@ class Qwen3Layer(Layer):
         super().__init__(config, weights, layer_id)
         prefix = f"model.layers.{layer_id}.self_attn"
         q_norm, k_norm = weights.take(f"{prefix}.q_norm.weight"), weights.take(f"{prefix}.k_norm.weight")
-        self.head_norm = torch.cat((q_norm.expand(config.num_heads, -1), k_norm.expand(config.num_kv_heads, -1)))
+        joined = torch.cat((q_norm.expand(config.num_heads, -1), k_norm.expand(config.num_kv_heads, -1)))
+        self.head_norm = RmsNorm(joined, config.norm_eps)
 
     def normalize_heads_(self, heads: Tensor) -> None:
-        heads.copy_(rms_norm(heads, self.head_norm, self.eps))
+        heads.copy_(self.head_norm(heads))
 
 
 class Qwen3(Llama):

@@ -4,7 +4,8 @@ import json
 
 import pytest
 from isthmus.bench.fan_out import Flood, summary
-from isthmus.bench.first_token import percentile
+from isthmus.bench.first_token import FirstToken, Sample, percentile
+from isthmus.bench.first_token import summary as first_token_summary
 from isthmus.bench.router_report import report
 from isthmus.bench.router_run import Measured, Sizes, measure
 from isthmus.tests.helpers import demo_model_path
@@ -25,10 +26,12 @@ def test_all_was_measured(measured: Measured) -> None:
     assert 0 < measured.saturated[0].events_per_token <= 1
     for first in measured.first_token:
         assert 0 < first.p50_s <= first.p99_s
+    ours, peer = measured.first_token
+    assert peer.worker_p50_s == 0 < ours.worker_p50_s < ours.p50_s
     for windows in (measured.quiet, measured.text, measured.ids):
-        for found in windows:
-            assert 0 < found.median_gap_s <= found.worst_gap_s
-            assert found.worst_ping_s > 0
+        for stalls in windows:
+            assert 0 < stalls.median_gap_s <= stalls.worst_gap_s
+            assert stalls.worst_ping_s > 0
 
 
 def test_a_step_of_five_milliseconds_paces_both(measured: Measured) -> None:
@@ -58,5 +61,6 @@ def test_summaries_are_medians() -> None:
 
 
 def test_percentiles() -> None:
+    assert first_token_summary([Sample(2.0, 1.0), Sample(1.0, 0.5), Sample(3.0, 0.1)]) == FirstToken(2.0, 3.0, 0.5)
     values = [float(n) for n in range(1, 101)]
     assert (percentile(values, 50), percentile(values, 99), percentile([7.0], 99)) == (50.0, 99.0, 7.0)

@@ -320,12 +320,13 @@ def random_requests(rng: random.Random, count: int, max_prompt: int, max_tokens:
         length = rng.randint(1, max_prompt)
         shared = rng.randint(0, length)
         prompt = stem[:shared] + [rng.randrange(1, VOCAB) for _ in range(length - shared)]
-        min_tokens = rng.choice([0, 0, 3])
+        prompt_only = rng.random() < 0.1
+        min_tokens = 0 if prompt_only else rng.choice([0, 0, 3])
         params = SamplingParams(
             seed=rng.randrange(2**40),
-            max_tokens=rng.randint(max(1, min_tokens), max_tokens),
+            max_tokens=0 if prompt_only else rng.randint(max(1, min_tokens), max_tokens),
             min_tokens=min_tokens,
             ignore_eos=rng.random() < 0.3,
             stop_token_ids=(rng.randrange(1, VOCAB),) if rng.random() < 0.5 else (),
         )
-        yield Request(prompt, params, rng.choice([1, 1, 1, 2, 3]), rng.random() < 0.5)
+        yield Request(prompt, params, rng.choice([1, 1, 1, 2, 3]), rng.random() < 0.5 and not prompt_only)

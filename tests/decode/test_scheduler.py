@@ -130,6 +130,8 @@ def test_transfer_ids_are_never_used_twice() -> None:
         (PROMPT, {"output": [5, 6], "max_tokens": 2}, "2 tokens"),
         (PROMPT, {"num_choices": 2, "output": [5]}, "has output"),
         (PROMPT, {"num_choices": 0}, "no choices"),
+        (PROMPT, {"max_tokens": 0, "remote": True}, "no token is wanted"),
+        (PROMPT, {"max_tokens": 0, "output": [5]}, "1 tokens"),
     ],
 )
 def test_what_never_fits_fails_for_good(prompt: list[int], options: dict[str, Any], word: str) -> None:
@@ -139,6 +141,36 @@ def test_what_never_fits_fails_for_good(prompt: list[int], options: dict[str, An
     assert not failed.retriable
     assert word in failed.error
     bench.finish()
+
+
+def test_where_no_token_is_wanted_the_prompt_is_computed_and_kept() -> None:
+    bench = Bench(max_chunk_tokens=6)
+    bench.reserve(1, PROMPT, num_choices=2, max_tokens=0)
+    assert bench.step() == []
+    assert bench.step() == [TokenRow(1, choice, 0, (), "length") for choice in (0, 1)]
+    assert bench.scheduler.empty
+    assert bench.scheduler.idle
+    assert bench.pool.num_used == 0
+    bench.reserve(2, PROMPT)
+    assert [message.num_cached_tokens for message in bench.messages(Reserved)] == [8]
+    bench.finish()
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["synchronous", "overlapped"])
+def test_such_a_prompt_may_end_beside_others_and_in_flight(overlap: bool) -> None:
+    sim = RouterSim(num_blocks=32, overlap=overlap)
+    running = sim.submit(Request(PROMPT, SamplingParams(seed=1, max_tokens=8)))
+    warmed = sim.submit(Request([40 + i for i in range(9)], SamplingParams(seed=2, max_tokens=0)))
+    dropped = sim.submit(Request([30 + i for i in range(9)], SamplingParams(seed=3, max_tokens=0)))
+    sim.carry_out()
+    sim.place_what_fits()
+    sim.turn()
+    sim.cancel(dropped)
+    sim.run()
+    for request in (running, warmed, dropped):
+        sim.assert_exact(request)
+    assert (warmed.outputs, warmed.finished[0].finish_reason) == ({0: []}, "length")
+    assert (0 in dropped.finished) != overlap
 
 
 def test_the_watermark_is_kept_beside_others_only() -> None:

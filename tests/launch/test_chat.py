@@ -14,9 +14,9 @@ from isthmus.launch.config import ChatConfig, SamplingOptions, ServerOptions
 USAGE = {
     "prompt_tokens": 5,
     "completion_tokens": 3,
-    "timings": {"queue_s": 0.01, "prefill_s": 0.2, "decode_s": 0.5, "num_cached_tokens": 0},
+    "timings": {"queue_s": 0.01, "prefill_s": 0.2, "transfer_s": 0.03, "decode_s": 0.5, "num_cached_tokens": 0},
 }
-USAGE_LINE = "[5 + 3 tokens · 4.0 tok/s · queue 0.01 s, prefill 0.20 s, decode 0.50 s]"
+USAGE_LINE = "[5 + 3 tokens · 4.0 tok/s · queue 0.01 s, prefill 0.20 s, transfer 0.03 s, decode 0.50 s]"
 
 
 class Stub(ThreadingHTTPServer):

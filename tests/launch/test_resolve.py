@@ -1,8 +1,6 @@
-from pathlib import Path
-
 import pytest
 from isthmus.launch.config import EngineOptions, TopologyOptions
-from isthmus.launch.hardware import Hardware, free_memory_bytes, num_cores
+from isthmus.launch.hardware import Hardware
 from isthmus.launch.resolve import ConfigError, ModelFacts, Resolved, max_model_len, num_blocks, resolve
 
 GIB = 1 << 30
@@ -25,13 +23,46 @@ def test_cores_are_divided_between_the_workers(
     prefill: int | None, decode: int | None, cores: int, expected: tuple[int, int, int]
 ) -> None:
     topology = TopologyOptions(prefill=prefill, decode=decode)
-    resolved = resolve(topology, EngineOptions(), Hardware(cores, 16 * GIB))
+    resolved = resolve(topology, EngineOptions(), Hardware(cores, 16 * GIB, 0))
     assert (resolved.num_prefill, resolved.num_decode, resolved.num_threads) == expected
 
 
+@pytest.mark.parametrize(
+    ("gpus", "prefill", "decode", "expected", "why"),
+    [
+        (0, None, None, (1, 1), "default: one of each on CPUs"),
+        (0, 0, None, (0, 1), "--prefill as given; default: one of each on CPUs"),
+        (0, None, 3, (1, 3), "--decode as given; default: one of each on CPUs"),
+        (0, 4, 5, (4, 5), "as given"),
+        (1, None, None, (0, 1), "default: no prefill worker on a single GPU"),
+        (1, 1, None, (1, 1), "--prefill as given; default: no prefill worker on a single GPU"),
+        (1, None, 1, (0, 1), "--decode as given; default: no prefill worker on a single GPU"),
+        (1, None, 2, (0, 2), "--decode as given; default: no prefill worker on a single GPU"),
+        (1, 1, 1, (1, 1), "as given"),
+        (2, None, None, (1, 1), "default: 2 GPUs, split between prefill and decode"),
+        (3, None, None, (1, 2), "default: 3 GPUs, split between prefill and decode"),
+        (8, None, None, (4, 4), "default: 8 GPUs, split between prefill and decode"),
+        (8, 0, None, (0, 8), "--prefill as given; default: 8 GPUs, split between prefill and decode"),
+        (8, 2, None, (2, 6), "--prefill as given; default: 8 GPUs, split between prefill and decode"),
+        (8, None, 7, (1, 7), "--decode as given; default: 8 GPUs, split between prefill and decode"),
+        (8, 9, None, (9, 1), "--prefill as given; default: 8 GPUs, split between prefill and decode"),
+        (8, None, 9, (0, 9), "--decode as given; default: 8 GPUs, split between prefill and decode"),
+        (8, 1, 1, (1, 1), "as given"),
+    ],
+)
+def test_gpus_decide_what_was_not_given(
+    gpus: int, prefill: int | None, decode: int | None, expected: tuple[int, int], why: str
+) -> None:
+    resolved = resolve(TopologyOptions(prefill, decode), EngineOptions(), Hardware(8, 16 * GIB, gpus))
+    assert (resolved.num_prefill, resolved.num_decode) == expected
+    assert resolved.reason == why
+
+
 def test_kv_caches_share_a_quarter_of_the_free_memory_unless_told_otherwise() -> None:
-    hardware = Hardware(8, 16 * GIB)
-    assert resolve(TopologyOptions(), EngineOptions(), hardware) == Resolved(1, 1, 4, 2 * GIB)
+    hardware = Hardware(8, 16 * GIB, 0)
+    assert resolve(TopologyOptions(), EngineOptions(), hardware) == Resolved(
+        1, 1, 4, 2 * GIB, "default: one of each on CPUs"
+    )
     given = EngineOptions(kv_cache_memory_bytes=7 * GIB)
     assert resolve(TopologyOptions(), given, hardware).kv_cache_memory_bytes == 7 * GIB
 
@@ -78,21 +109,3 @@ def test_what_cannot_fit_is_refused(wanted: int | None, memory: int, said: str) 
 )
 def test_blocks_fill_the_memory_but_no_more_than_is_useful(options: EngineOptions, memory: int, expected: int) -> None:
     assert num_blocks(options, max_model_len=1009, bytes_per_block=16_000, kv_memory_bytes=memory) == expected
-
-
-@pytest.mark.parametrize(
-    ("quota", "most"), [("max 100000", 10**6), ("50000 100000", 1), ("100000 100000", 1), ("", 10**6)]
-)
-def test_a_container_limits_cores(tmp_path: Path, quota: str, most: int) -> None:
-    (tmp_path / "cpu.max").write_text(quota)
-    assert 1 <= num_cores(tmp_path) <= most
-
-
-def test_a_container_limits_memory(tmp_path: Path) -> None:
-    (tmp_path / "meminfo").write_text("MemTotal: 900 kB\nMemAvailable:   800 kB\n")
-    assert free_memory_bytes(tmp_path, tmp_path / "meminfo") == 800 * 1024
-    (tmp_path / "memory.max").write_text("500000\n")
-    (tmp_path / "memory.current").write_text("200000\n")
-    assert free_memory_bytes(tmp_path, tmp_path / "meminfo") == 300000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert free_memory_bytes(tmp_path, tmp_path / "meminfo") == 800 * 1024

@@ -26,7 +26,8 @@ def stack() -> Iterator[Serve]:
 
 
 def test_it_says_when_and_where_it_is_ready_and_what_to_try(stack: Serve) -> None:
-    stack.wait_for(r"Ready: demo at http://127.0.0.1:\d+ \(1 prefill \+ 1 decode workers\)")
+    workers = r"1 prefill \+ 1 decode workers, \d+ threads? each; default: one of each on CPUs"
+    stack.wait_for(rf"Ready: demo at http://127.0.0.1:\d+ \({workers}\)")
     curl = stack.wait_for(r"  curl (http\S+) .* -d '(.*)'")
     body = json.loads(curl[2])
     request = urllib.request.Request(curl[1], json.dumps({**body, "max_tokens": 3}).encode())

@@ -25,13 +25,19 @@ class Work:
     placement: int
     prompt: list[int]
     first_token: int
+    sends: bool = True
+    """False: it is to be computed, and stay here."""
     pieces: list[tuple[Send, memoryview]] = field(default_factory=list)
     logits: memoryview | None = None
     answer: Prefilled | Failed | Cancelled | None = None
 
     @property
     def transfer_id(self) -> str:
-        return f"t{self.placement}"
+        return f"t{self.placement}" if self.sends else ""
+
+    @property
+    def data_endpoint(self) -> str:
+        return "tcp://d" if self.sends else ""
 
 
 class PrefillSim:
@@ -74,13 +80,13 @@ class PrefillSim:
     def in_transit(self) -> list[Work]:
         return [work for work in self.works.values() if work.pieces and work.answer is None]
 
-    def submit(self, prompt: list[int], first_token: int = 0) -> Work:
-        work = Work(len(self.works), prompt, first_token)
+    def submit(self, prompt: list[int], first_token: int = 0, sends: bool = True) -> Work:
+        work = Work(len(self.works), prompt, first_token, sends)
         self.works[work.placement] = work
         self.costs_sent += len(prompt)
+        ids, cost = pack_ids(prompt), len(prompt)
         self.scheduler.on_prefill(
-            Prefill(work.placement, "r", pack_ids(prompt), first_token, "tcp://d", work.transfer_id, len(prompt)),
-            self.now,
+            Prefill(work.placement, "r", ids, first_token, work.data_endpoint, work.transfer_id, cost), self.now
         )
         return work
 
@@ -92,8 +98,10 @@ class PrefillSim:
 
     def carry_out(self) -> None:
         effects = self.scheduler.take_effects()
+        assert "" not in effects.abandon
         for send in effects.send:
             work = next(work for work in self.works.values() if work.transfer_id == send.transfer_id)
+            assert work.sends
             assert work.answer is None
             assert work.logits is None, "a piece after the last"
             work.pieces.append((send, self.engine.read_blocks(send.block_ids)))

@@ -160,7 +160,7 @@ def test_a_placement_sent_twice_is_an_error() -> None:
 )
 def test_sizes_that_cannot_work_are_refused(options: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="positive"):
-        PrefillSim(num_blocks=4, **options)  # type: ignore[arg-type]
+        PrefillSim(num_blocks=4, **options)
 
 
 def test_drain_fails_what_comes_and_finishes_what_is_there() -> None:
@@ -233,6 +233,48 @@ def test_a_failed_send_is_retriable() -> None:
     assert sim.pool.num_used == 0
 
 
+@pytest.mark.parametrize("overlap", [False, True], ids=["synchronous", "overlapped"])
+def test_what_is_not_sent_stays_in_the_prefix_cache(overlap: bool) -> None:
+    sim = PrefillSim(num_blocks=60, overlap=overlap)
+    kept = sim.submit(LONG[:26], sends=False)
+    sim.run()
+    assert isinstance(kept.answer, Prefilled)
+    assert (kept.answer.num_cached_tokens, kept.answer.transfer_bytes, kept.answer.transfer_s) == (0, 0, 0.0)
+    assert kept.pieces == []
+    assert not any(row.keep_logits for plan in sim.plans for row in plan.rows)
+    assert sim.scheduler.stats().transfer_bytes == 0
+    later = sim.submit(LONG)
+    sim.run()
+    assert isinstance(later.answer, Prefilled)
+    assert later.answer.num_cached_tokens == 24
+    assert sim.scheduler.stats().prefix_hit_tokens == 24
+    sim.assert_exact(later)
+
+
+@pytest.mark.parametrize("num_turns", [0, 1, 2])
+@pytest.mark.parametrize("overlap", [False, True], ids=["synchronous", "overlapped"])
+def test_what_is_not_sent_is_cancelled_without_a_word_to_the_transport(num_turns: int, overlap: bool) -> None:
+    sim = PrefillSim(num_blocks=60, overlap=overlap)
+    work, other = sim.submit(LONG, sends=False), sim.submit(LONG, sends=False)
+    for _ in range(num_turns):
+        sim.turn()
+    sim.cancel(work)
+    effects = sim.scheduler.take_effects()
+    assert Cancelled(0) in effects.messages
+    assert effects.abandon == []
+    sim.run()
+    assert isinstance(other.answer, Prefilled)
+
+
+@pytest.mark.parametrize(("endpoint", "transfer_id"), [("tcp://d", ""), ("", "t")])
+def test_half_an_address_is_refused(endpoint: str, transfer_id: str) -> None:
+    sim = PrefillSim(num_blocks=60)
+    sim.scheduler.on_prefill(Prefill(1, "r", pack_ids(LONG), 0, endpoint, transfer_id, 1), 0.0)
+    (failed, _) = sim.scheduler.take_effects().messages
+    assert isinstance(failed, Failed)
+    assert not failed.retriable
+
+
 def test_stats_measure_rates() -> None:
     sim = PrefillSim(num_blocks=60, max_num_batched_tokens=20)
     work = sim.submit(LONG)
@@ -243,7 +285,7 @@ def test_stats_measure_rates() -> None:
     sim.carry_out()
     sim.scheduler.on_sent("t0", 100, 15.0)
     sim.carry_out()
-    assert work.answer == Prefilled(0, 0, 4.0, 100)
+    assert work.answer == Prefilled(0, 0, 4.0, 100, 1.0)
     stats = sim.scheduler.stats()
     assert stats.prefill_tokens_per_s == 10.0
     assert (stats.transfer_bytes, stats.transfer_s) == (100, 1.0)

@@ -124,6 +124,7 @@ class Stage:
         self.core = core
         self.crashes = []
         self.address = hub.address
+        self._hub = hub
         self._context = context
         self._peers = []
 
@@ -148,6 +149,10 @@ class Stage:
 
     async def gone(self, worker):
         await until(lambda: all(w.name != worker for w in self.core.registry))
+
+    async def unreachable(self, peer):
+        """ZeroMQ has noticed that the peer closed."""
+        await until(lambda: not self._hub.send(identity(peer.hello), Heartbeat()))
 
     async def empty(self):
         await until(lambda: self.core.ledger.is_empty)

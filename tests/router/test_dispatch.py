@@ -1,11 +1,12 @@
 from dataclasses import replace
 
 from isthmus.router.dispatch import MAX_SCANNED, Waiting, decide
-from isthmus.router.placement import DecodeView, Request, Snapshot
+from isthmus.router.placement import DecodeView, PrefillView, Request, Snapshot
 
 D1 = DecodeView(b"d1", available_blocks=4, num_sequences=1, max_num_seqs=8)
 D2 = replace(D1, worker=b"d2", available_blocks=2)
-BIG, SMALL = Request(80), Request(10)
+P1 = PrefillView(b"p1", available_tokens=20, queued_tokens=0)
+BIG, SMALL, WARM = Request(80), Request(10), Request(10, prompt_only=True)
 
 
 def snapshot(*decode):
@@ -79,3 +80,31 @@ def test_nothing_is_looked_at_without_room():
     decide(waiting, snapshot(replace(D1, available_blocks=0)), now=0.0, max_bypass_s=5.0)
     decisions = decide(waiting, snapshot(), now=0.0, max_bypass_s=5.0)
     assert tickets(decisions) == []
+
+
+def with_prefill(waiting, *decode, prefill=(P1,), **given):
+    state = replace(snapshot(*decode), prefill=prefill)
+    return decide(iter(waiting), state, now=100.0, max_bypass_s=5.0, prompt_only=True, **given)
+
+
+def test_what_wants_no_token_goes_past_full_decode_workers_and_delays_nobody():
+    full = replace(D1, available_blocks=0)
+    decisions = with_prefill([Waiting(0, BIG), *(Waiting(i, WARM) for i in (1, 2, 3))], full)
+    assert [(t, p.prefill, p.decode) for t, p in decisions.placed] == [(1, b"p1", None), (2, b"p1", None)]
+    assert decisions.passed == []
+
+
+def test_it_goes_with_nobody_to_decode():
+    assert tickets(with_prefill([Waiting(0, WARM)])) == [0]
+
+
+def test_it_never_holds_a_decode_worker():
+    spent = replace(P1, available_tokens=0)
+    decisions = with_prefill([Waiting(0, WARM, passed_since=0.0), Waiting(1, SMALL)], D1, prefill=(spent,))
+    assert decisions.held == {}
+    assert [(t, p.decode) for t, p in decisions.placed] == [(1, b"d1")]
+
+
+def test_without_prefill_workers_it_waits_for_decode_like_others():
+    decisions = with_prefill([Waiting(0, Request(80, prompt_only=True), passed_since=0.0)], D1, prefill=())
+    assert decisions.held == {0: b"d1"}

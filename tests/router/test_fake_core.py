@@ -41,6 +41,13 @@ def test_it_ends_as_a_decode_worker_does(params, expected):
     assert run(rows(FakeCore(tokens_per_step=4), job([1, 9, 2], max_tokens=4, **params))) == [expected]
 
 
+def test_nothing_is_made_where_no_token_is_wanted():
+    assert run(rows(FakeCore(), job([1, 2], 2, max_tokens=0))) == [
+        NewTokens(0, (), "length"),
+        NewTokens(1, (), "length"),
+    ]
+
+
 def test_a_script_that_ends_ends_the_choice():
     assert run(rows(FakeCore(lambda job, choice: iter([4])), job([1]))) == [
         NewTokens(0, [4]),

@@ -91,7 +91,7 @@ def test_stop_sequence(trim, expected):
     assert (result["text"], result["finish_reason"]) == (expected, "stop")
 
 
-def prompt_of(body: dict, **changes) -> tuple[str, int]:
+def prompt_of(body: dict, **changes) -> tuple[str, int | None]:
     """(the prompt the core was given, its max_tokens)."""
     core = saying("ok")
     reply = ask(core, "POST", "/api/v1/generate", json=body, served_with=changes)

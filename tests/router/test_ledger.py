@@ -2,13 +2,15 @@
 
 import random
 from collections import Counter
+from functools import cache
 from zlib import crc32
 
 import pytest
-from isthmus.router.job import Job
+from isthmus.router.job import Job, JobError, JobTimings
 from isthmus.router.ledger import MAX_DEATHS, Ledger, timings
 from isthmus.router.metrics import Metrics
-from isthmus.router.states import FINAL, State
+from isthmus.router.sequence import Sequence
+from isthmus.router.states import FINAL, LEGAL_MOVES, State
 from isthmus.wire.codec import unpack_ids
 from isthmus.wire.messages import (
     Cancel,
@@ -58,8 +60,8 @@ def make_ledger(**given):
     return Ledger(router_epoch=5, metrics=Metrics(), **given)
 
 
-def make_job(name="r1", num_choices=1):
-    return Job(name, 0, [1, 2, 3, 4], num_choices, SamplingParams(seed=7), (2,))
+def make_job(name="r1", num_choices=1, max_tokens=None):
+    return Job(name, 0, [1, 2, 3, 4], num_choices, SamplingParams(seed=7, max_tokens=max_tokens), (2,))
 
 
 def place(ledger, head, *, decode=D, prefill=None, max_choices=8, now=0.0):
@@ -128,9 +130,131 @@ def test_timings_are_of_the_first_placement_that_gave_a_token():
     ledger.on_reserved(D, Reserved(attempt.placement, 2, ""))
     ledger.on_tokens(D, tokens(attempt, 0, 7), 3.5)
     ledger.on_tokens(D, tokens(attempt, 1, 8, finish="stop"), 5.0)
-    found = timings(entry, 99.0)
-    assert (found.queue_s, found.prefill_s, found.decode_s, found.num_cached_tokens) == (2.0, 0.5, 1.5, 2)
+    assert timings(entry, 99.0) == JobTimings(2.0, 0.5, 0.0, 1.5, 2)
     assert ledger.is_empty
+
+
+def remote(**given):
+    """(ledger, entry, attempt) of a job placed at 2 with a prefill worker."""
+    ledger = make_ledger(**given)
+    entry = ledger.submit(make_job(), Sink(), 1.0)
+    attempt = place(ledger, first(ledger), prefill=P, now=2.0)
+    ledger.on_reserved(D, Reserved(attempt.placement, 2, "t"))
+    return ledger, entry, attempt
+
+
+def prefilled(attempt, transfer_s=0.25):
+    return Prefilled(attempt.placement, 0, 0.1, 1000, transfer_s)
+
+
+def test_transfer_counts_from_the_end_of_the_computation_to_the_first_token():
+    ledger, entry, attempt = remote()
+    ledger.on_prefilled(P, prefilled(attempt), 4.0)
+    assert timings(entry, 4.5) == JobTimings(3.5, 0.0, 0.0, 0.0, 0), "no token yet: it may still be placed anew"
+    ledger.on_tokens(D, tokens(attempt, 0, 7), 4.5)
+    ledger.on_tokens(D, tokens(attempt, 1, 8, finish="stop"), 6.5)
+    assert timings(entry, 99.0) == JobTimings(1.0, 1.75, 0.75, 2.0, 2)
+    assert (ledger.metrics.transfer_s.count, ledger.metrics.transfer_s.sum) == (1, 0.75)
+    assert (ledger.metrics.prefill_s.sum, ledger.metrics.queue_s.sum, ledger.metrics.ttft_s.sum) == (1.75, 1.0, 3.5)
+
+
+@pytest.mark.parametrize(("heard_at", "expected"), [(4.0, (1.75, 0.25)), (4.5, (2.0, 0.0))])
+def test_prefilled_may_be_heard_of_after_the_first_token(heard_at, expected):
+    ledger, entry, attempt = remote()
+    ledger.on_tokens(D, tokens(attempt, 0, 7), 4.0)
+    assert timings(entry, 4.0) == JobTimings(1.0, 2.0, 0.0, 0.0, 2)
+    ledger.on_prefilled(P, prefilled(attempt), heard_at)
+    found = timings(entry, 5.0)
+    assert (found.prefill_s, found.transfer_s) == expected
+    assert entry.sequences[0].state is State.RUNNING
+
+
+def test_the_prefilled_of_an_attempt_that_gave_no_token_dates_nothing():
+    ledger, entry, attempt = remote()
+    ledger.on_prefilled(P, prefilled(attempt), 4.0)
+    ledger.worker_lost(D, 4.5, died=True)
+    again = place(ledger, first(ledger), decode=b"d1", now=5.0)
+    begin(ledger, again, 0, (7,))
+    assert (timings(entry, 9.0).queue_s, timings(entry, 9.0).transfer_s) == (4.0, 0.0)
+
+
+def test_transfers_teach_the_bandwidth_of_their_pair():
+    ledger, _, attempt = remote()
+    ledger.on_prefilled(P, prefilled(attempt), 4.0)
+    ledger.on_prefilled(P, prefilled(attempt), 4.0)
+    assert ledger.rates.from_prefill(P) == {D: 4000.0}
+    assert ledger.rates.bytes_per_token == 500.0, "two of the four tokens were there already"
+    ledger.worker_lost(D, 5.0, died=True)
+    assert ledger.rates.from_prefill(P) == {}
+
+
+def warm(prefill, decode, num_choices=1):
+    """(ledger, entry, attempt, sink) of a job that wants no token, placed at 2 on one of them."""
+    ledger, sink = make_ledger(request_timeout_s=10.0), Sink()
+    entry = ledger.submit(make_job(num_choices=num_choices, max_tokens=0), sink, 1.0)
+    return ledger, entry, place(ledger, first(ledger), prefill=prefill, decode=decode, now=2.0), sink
+
+
+def test_a_prompt_alone_needs_no_reservation_and_sends_nothing():
+    ledger, entry, attempt, sink = warm(P, None, num_choices=2)
+    ((worker, message),) = ledger.outbox
+    assert (worker, message.first_token, message.transfer_id) == (P, 0, "")
+    assert unpack_ids(message.token_ids) == [1, 2, 3, 4]
+    assert {s.state for s in entry.sequences} == {State.PREFILLING}
+    ledger.on_prefilled(P, Prefilled(attempt.placement, 3, 0.1, 0), 4.0)
+    assert (sink.ended, sink.tokens, sink.reasons) == (True, {0: [], 1: []}, {0: "length", 1: "length"})
+    assert ledger.is_empty
+    assert timings(entry, 99.0) == JobTimings(1.0, 2.0, 0.0, 0.0, 3)
+    metrics = ledger.metrics
+    assert (metrics.num_prompt_tokens, metrics.ttft_s.count, metrics.transfer_s.count) == (4, 0, 0)
+    assert ledger.rates.bytes_per_token == 0
+
+
+def test_on_a_decode_worker_alone_it_ends_with_an_empty_row():
+    ledger, entry, attempt, sink = warm(None, D)
+    ledger.on_reserved(D, Reserved(attempt.placement, 3, ""))
+    ledger.on_tokens(D, tokens(attempt, 0, finish="length"), 4.0)
+    assert (sink.ended, sink.tokens, sink.reasons) == (True, {0: []}, {0: "length"})
+    assert timings(entry, 99.0) == JobTimings(1.0, 2.0, 0.0, 0.0, 3)
+    assert ledger.is_empty
+
+
+def test_a_prompt_alone_is_cancelled_at_its_prefill_worker_when_its_last_choice_leaves():
+    ledger, entry, attempt, sink = warm(P, None, num_choices=2)
+    ledger.outbox.clear()
+    ledger.stop(entry, 0, 3.0)
+    assert ledger.outbox == []
+    ledger.cancel(entry, 3.0)
+    assert ledger.outbox == [(P, Cancel(attempt.placement))]
+    ledger.on_prefilled(P, Prefilled(attempt.placement, 0, 0.1, 0), 4.0)
+    ledger.on_cancelled(P, Cancelled(attempt.placement))
+    assert sink.ended
+    assert ledger.is_empty
+
+
+def test_a_prompt_alone_is_tried_elsewhere_when_its_worker_fails_or_dies():
+    ledger, entry, attempt, sink = warm(P, None)
+    ledger.on_failed(P, Failed(attempt.placement, "draining", retriable=True), 3.0)
+    place(ledger, first(ledger), prefill=P, decode=None)
+    ledger.worker_lost(P, 4.0, died=True)
+    assert (entry.sequences[0].state, entry.sequences[0].num_deaths) == (State.QUEUED, 1)
+    last = place(ledger, first(ledger), prefill=b"p1", decode=None)
+    ledger.on_prefilled(b"p1", Prefilled(last.placement, 0, 0.1, 0), 5.0)
+    assert sink.ended
+    assert ledger.is_empty
+
+
+def test_its_deadline_is_that_of_a_first_token():
+    ledger, _, _, sink = warm(P, None)
+    ledger.expire(11.0)
+    assert sink.error.status == 504
+
+
+def test_only_what_wants_no_token_goes_without_decode():
+    ledger = make_ledger()
+    ledger.submit(make_job(), Sink(), 0.0)
+    with pytest.raises(AssertionError):
+        place(ledger, first(ledger), prefill=P, decode=None)
 
 
 def test_a_second_decline_in_a_row_pauses():
@@ -220,7 +344,7 @@ def test_a_finished_job_waits_for_no_prefilled():
     ledger.on_tokens(D, tokens(attempt, 1, 8, finish="stop"), 1.0)
     assert sink.ended
     assert ledger.is_empty
-    ledger.on_prefilled(P, Prefilled(attempt.placement, 0, 0.1, 1))
+    ledger.on_prefilled(P, Prefilled(attempt.placement, 0, 0.1, 1), 2.0)
     ledger.worker_lost(P, 2.0, died=True)
 
 
@@ -242,6 +366,7 @@ def test_a_deadline_counts_until_the_first_token():
     ledger.expire(12.9)
     assert waits.error is None
     ledger.expire(13.0)
+    assert isinstance(waits.error, JobError)
     assert waits.error.status == 504
     assert begun.error is None
 
@@ -294,7 +419,9 @@ class World:
             name = f"r{len(self.sinks)}"
             sink = Sink()
             num_choices = self.random.choice([1, 1, 1, 3])
-            self.sinks[name] = (sink, self.ledger.submit(make_job(name, num_choices), sink, self.now))
+            max_tokens = 0 if self.random.random() < 0.15 else None
+            job = make_job(name, num_choices, max_tokens)
+            self.sinks[name] = (sink, self.ledger.submit(job, sink, self.now))
 
     def num_closed(self):
         return sum(s.ended or s.error is not None for s, _ in self.sinks.values())
@@ -303,7 +430,8 @@ class World:
         head = next(self.ledger.waiting.heads(self.now), None)
         if head is not None:
             prefill = self.worker("prefill") if self.random.random() < 0.5 else None
-            place(self.ledger, head, decode=self.worker("decode"), prefill=prefill, now=self.now,
+            decode = None if prefill and head.entry.job.prompt_only else self.worker("decode")
+            place(self.ledger, head, decode=decode, prefill=prefill, now=self.now,
                   max_choices=self.random.choice([1, 8]))  # fmt: skip
 
     def carry(self):
@@ -323,6 +451,7 @@ class World:
                 "name": message.request_id
             }
             self.held[key]["ready"] = not message.remote
+            self.held[key]["prompt_only"] = message.params.max_tokens == 0
             self.post(worker, Reserved(message.placement, 0, "t"))
         else:
             assert isinstance(message, Prefill)
@@ -345,7 +474,7 @@ class World:
         held = self.held[key]
         if "prefill" in held:
             del self.held[key]
-            self.post(worker, Prefilled(placement, 0, 0.1, 1))
+            self.post(worker, Prefilled(placement, 0, 0.1, 1, self.random.random()))
             for other, seen in self.held.items():
                 if other[1] == placement:
                     seen["ready"] = True
@@ -355,9 +484,9 @@ class World:
     def generate(self, worker, placement, held):
         rows = []
         for choice in choices_of(held):
-            count = self.random.choice([1, 1, 2])
+            count = 0 if held["prompt_only"] else self.random.choice([1, 1, 2])
             ids = tuple(answer(held["name"], choice, held[choice] + i) for i in range(count))
-            finish = "stop" if self.random.random() < 0.2 else None
+            finish = "length" if not count else "stop" if self.random.random() < 0.2 else None
             rows.append(TokenRow(placement, choice, held[choice], ids, finish))
             held[choice] += count
             if finish:
@@ -382,7 +511,7 @@ class World:
             case Reserved():
                 ledger.on_reserved(worker, message)
             case Prefilled():
-                ledger.on_prefilled(worker, message)
+                ledger.on_prefilled(worker, message, self.now)
             case Tokens():
                 ledger.on_tokens(worker, message, self.now)
             case Declined():
@@ -463,12 +592,38 @@ class World:
         raise AssertionError("some job never ended")
 
 
-@pytest.mark.parametrize("seed", range(6))
+SEEDS = range(6)
+
+
+@cache
+def walked(seed):
+    """(the world after a long walk, how often each move of the state table was made)."""
+    moves = Counter()
+    move = Sequence.move
+
+    def counted(sequence, state):
+        before = sequence.state
+        move(sequence, state)
+        moves[before, state] += 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Sequence, "move", counted)
+        walk = World(seed)
+        for _ in range(3000):
+            walk.step()
+        walk.finish()
+    return walk, moves
+
+
+def test_every_legal_move_is_made():
+    made = sum((walked(seed)[1] for seed in SEEDS), Counter())
+    legal = {(before, after) for before, moves in LEGAL_MOVES.items() for after in moves}
+    assert set(made) == legal
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_random_walk(seed):
-    walk = World(seed)
-    for _ in range(3000):
-        walk.step()
-    walk.finish()
+    walk, _ = walked(seed)
     assert walk.ledger.is_empty
     outcomes = Counter("ended" if s.ended else s.error.status for s, _ in walk.sinks.values())
     assert outcomes["ended"] > 50
@@ -476,3 +631,6 @@ def test_random_walk(seed):
     for name, (sink, _) in walk.sinks.items():
         for choice, ids in sink.tokens.items():
             assert ids == [answer(name, choice, i) for i in range(len(ids))]
+    warmed = [(sink, entry) for sink, entry in walk.sinks.values() if entry.job.prompt_only and sink.ended]
+    assert sum(reason == "length" for sink, _ in warmed for reason in sink.reasons.values()) > 5
+    assert not any(ids for sink, _ in warmed for ids in sink.tokens.values())

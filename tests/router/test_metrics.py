@@ -1,4 +1,5 @@
 from isthmus.router.histogram import Histogram
+from isthmus.router.job import JobTimings
 from isthmus.router.metrics import Gauges, Metrics, MetricsPage, WorkerGauges
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -25,12 +26,15 @@ def test_histogram_counts_into_inclusive_buckets():
 
 def test_the_page_has_vllms_names():
     metrics = Metrics()
-    metrics.observe_first_token(num_prompt_tokens=7, queue_s=0.01, prefill_s=0.02)
+    metrics.count_prompt(7)
+    metrics.ttft_s.observe(0.03)
     metrics.count_tokens(1, 0.03, first=True)
     metrics.count_tokens(2, 0.04, first=False)
     metrics.count_finished("stop", 3)
-    metrics.observe_end(e2e_s=0.07, decode_s=0.04)
-    found = page(metrics, [WorkerGauges("d0", "decode", 2, 1, 0.25, 100, 60, 5)])
+    metrics.e2e_s.observe(0.07)
+    metrics.observe_stages(JobTimings(0.01, 0.015, 0.005, 0.04, 0), transferred=True)
+    metrics.observe_stages(JobTimings(0.01, 0.02, 0.0, 0.04, 0), transferred=False)
+    found = page(metrics, [WorkerGauges("d0", "decode", 2, 1, 0.25, 100, 60, 5, 0.5, 3)])
     assert found[("isthmus:num_requests_running",)] == 3
     assert found[("isthmus:num_requests_waiting",)] == 4
     assert found[("isthmus:prompt_tokens_total",)] == 7
@@ -42,6 +46,13 @@ def test_the_page_has_vllms_names():
     assert found[("isthmus:inter_token_latency_seconds_count",)] == 2
     assert abs(found[("isthmus:inter_token_latency_seconds_sum",)] - 0.04) < 1e-9
     assert found[("isthmus:e2e_request_latency_seconds_count",)] == 1
+    assert found[("isthmus:request_prefill_time_seconds_count",)] == 2
+    assert found[("isthmus:request_transfer_time_seconds_count",)] == 1, "the other one needed no transfer"
+    assert found[("isthmus:request_transfer_time_seconds_sum",)] == 0.005
+    assert found[("isthmus:request_decode_time_seconds_sum",)] == 0.08
+    assert found[("isthmus:kv_transfer_bytes_total", "d0", "decode")] == 5
+    assert found[("isthmus:kv_transfer_seconds_total", "d0", "decode")] == 0.5
+    assert found[("isthmus:kv_expired_leases_total", "d0", "decode")] == 3
     assert found[("isthmus:kv_cache_usage_perc", "d0", "decode")] == 0.25
     assert found[("isthmus:prefix_cache_queries_total", "d0", "decode")] == 100
     assert found[("isthmus:prefix_cache_hits_total", "d0", "decode")] == 60

@@ -80,7 +80,7 @@ def test_chat():
     usage = answer.usage
     assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (len(prompt), 7, len(prompt) + 7)
     assert usage.prompt_tokens_details.cached_tokens == 0
-    assert set(usage.timings) == {"queue_s", "prefill_s", "decode_s"}
+    assert set(usage.timings) == {"queue_s", "prefill_s", "transfer_s", "decode_s"}
 
 
 def test_chat_streams_whole_characters():
@@ -155,6 +155,32 @@ def test_streamed_echo_comes_first():
         texts[chunk["choices"][0]["index"]] += chunk["choices"][0]["text"]
     assert [chunk["choices"][0]["text"] for chunk in chunks[:2]] == ["ab", "cd"]
     assert texts == {0: "abab", 1: "cdcd"}
+
+
+@pytest.mark.parametrize("echo", [False, True])
+def test_no_tokens_compute_the_prompt_alone(echo):
+    core = FakeCore()
+    answer = post(core, "/v1/completions", {"prompt": ["ab", "cd"], "max_tokens": 0, "echo": echo}).json()
+    texts = ["ab", "cd"] if echo else ["", ""]
+    assert [(c["text"], c["finish_reason"]) for c in answer["choices"]] == [(text, "length") for text in texts]
+    assert (answer["usage"]["prompt_tokens"], answer["usage"]["completion_tokens"]) == (4, 0)
+    assert all(stream.job.prompt_only for stream in core.streams)
+
+
+def test_streamed_without_tokens():
+    body = {"prompt": "ab", "max_tokens": 0, "stream": True, "echo": True}
+    *chunks, done = events(post(FakeCore(), "/v1/completions", body))
+    assert done == "[DONE]"
+    assert [(c["choices"][0]["text"], c["choices"][0]["finish_reason"]) for c in chunks] == [
+        ("ab", None),
+        ("", "length"),
+    ]
+
+
+def test_a_chat_wants_at_least_one_token():
+    answer = post(FakeCore(), "/v1/chat/completions", {**CHAT, "max_completion_tokens": 0})
+    assert answer.status_code == 400
+    assert answer.json()["error"]["message"].startswith("max_completion_tokens: must be at least 1")
 
 
 @pytest.mark.parametrize("stop", ["END", ["zz", "END"]])

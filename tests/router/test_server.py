@@ -51,7 +51,7 @@ async def router(folder, drain_s):
         if process.returncode is None:
             process.kill()
             await process.wait()
-        process._transport.close()
+        process._transport.close()  # type: ignore[attr-defined]
         peer.close()
         context.term()
 

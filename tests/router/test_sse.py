@@ -9,7 +9,7 @@ from isthmus.router.app import create_app
 from isthmus.router.fake_core import FakeCore
 from isthmus.tests.router.edge import run, served
 
-ROUTES = [
+ROUTES: list[tuple[str, dict]] = [
     ("/v1/completions", {"prompt": "ab"}),
     ("/v1/completions", {"prompt": ["ab", "cd"], "n": 2}),
     ("/v1/completions", {"prompt": "ab", "stream": True}),

@@ -24,6 +24,8 @@ def test_what_a_worker_holds_can_go_back_to_the_queue(state):
         (State.RESERVED, State.RUNNING),
         (State.RUNNING, State.RECEIVING),
         (State.RECEIVING, State.PREFILLING),
+        (State.RESERVED, State.DONE),
+        (State.RECEIVING, State.DONE),
         (State.DONE, State.QUEUED),
         (State.CANCELLED, State.FAILED),
         (State.QUEUED, State.QUEUED),

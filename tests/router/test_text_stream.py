@@ -148,7 +148,7 @@ def test_pieces_of_a_choice_that_arrive_together_are_one():
             async def next_two():
                 return [*await step(), *await step()]
 
-            stream.next = next_two
+            stream.next = next_two  # type: ignore[method-assign]
             return stream
 
     async def first() -> list[Piece] | None:

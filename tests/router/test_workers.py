@@ -172,6 +172,29 @@ def test_snapshot_uses_what_workers_measured():
     assert worker_gauges(decode).kv_cache_usage == 0.25
 
 
+def test_snapshot_learns_from_transfers():
+    registry, ledger = Registry(), Ledger(router_epoch=1, metrics=Metrics())
+    for name in ("d0", "d1"):
+        registered(registry, f"{name}#1".encode(), worker=name)
+    first = registered(registry, b"p0#1", worker="p0", role="prefill")
+    registered(registry, b"p1#1", worker="p1", role="prefill")
+    first.on_heartbeat(Heartbeat(stats=STATS))
+    ledger.rates.record(b"p0#1", b"d0#1", num_tokens=10, num_bytes=5000, transfer_s=5.0)
+    snapshot = take_snapshot(registry, ledger, local_prefill_max_tokens=256)
+    p0, p1 = snapshot.prefill
+    assert [p0.bytes_per_s(d) for d in (b"d0#1", b"d1#1")] == [1000.0, 2000.0], "its own mean where the pair is new"
+    assert p1.bytes_per_s(b"d0#1") == 2000.0, "unmeasured: as the others"
+    assert snapshot.bytes_per_token == 500.0
+
+
+def test_a_transfer_rate_is_of_recent_transfers():
+    prefill = registered(Registry(), b"p0#1", worker="p0", role="prefill")
+    for num_bytes, seconds in ((3000, 1.5), (3000, 1.5), *((3000 + 900 * i, 1.5 + 0.1 * i) for i in range(1, 60))):
+        stats = msgspec.structs.replace(STATS, transfer_bytes=num_bytes, transfer_s=seconds)
+        prefill.on_heartbeat(Heartbeat(stats=stats))
+    assert prefill.transfer_rate.value == pytest.approx(9000, rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("dtype", "expected"), [("float32", 4), ("fp32", 4), ("bfloat16", 2), ("bf16", 2), ("fp8_e4m3", 1), ("fake", 1)]
 )

@@ -71,6 +71,18 @@ def test_without_prefix_cache(references: dict[str, Reference]) -> None:
         assert all(stats.prefix_hit_tokens == 0 for stats in cluster.stats().values())
 
 
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_after_a_prefix_was_warmed(references: dict[str, Reference], topology: str) -> None:
+    reference = references["qwen3"]
+    questions = asks(384)[-6:]
+    warm = Ask(questions[-1].prompt_ids[:100], SamplingParams(max_tokens=0))
+    with LocalCluster(reference.load, num_prefill=TOPOLOGIES[topology], max_chunk_tokens=64) as cluster:
+        assert cluster.ask([warm]) == [[[]]]
+        judge(reference, questions, cluster.ask(questions))
+        computes = "prefill-0" if TOPOLOGIES[topology] else "decode-0"
+        assert cluster.stats()[computes].prefix_hit_tokens >= 96
+
+
 @pytest.fixture(scope="module")
 def demo() -> Reference:
     return demo_reference(demo_model_path())

@@ -24,7 +24,8 @@ def expected(ask: Ask) -> list[list[int]]:
 
 def random_ask(rng: random.Random, prefixes: list[list[int]]) -> Ask:
     prompt = rng.choice(prefixes)[: rng.randint(1, 60)] + [rng.randrange(VOCAB_SIZE) for _ in range(rng.randint(1, 30))]
-    params = SamplingParams(seed=rng.getrandbits(60), max_tokens=rng.randint(1, 30))
+    num_tokens = 0 if rng.random() < 0.1 else rng.randint(1, 30)
+    params = SamplingParams(seed=rng.getrandbits(60), max_tokens=num_tokens)
     cancel_after = rng.randint(1, 10) if rng.random() < 0.3 else None
     return Ask(prompt, params, rng.choice([1, 1, 1, 2, 3]), cancel_after)
 
@@ -52,6 +53,41 @@ def test_soak(topology: str, overlaps: bool) -> None:
             assert output == wanted
         else:
             assert all(tokens == whole[: len(tokens)] for tokens, whole in zip(output, wanted, strict=True))
+
+
+@pytest.mark.parametrize(("num_prefill", "computes"), [(1, "prefill-0"), (0, "decode-0")])
+def test_a_warmed_prefix_is_found_again(num_prefill: int, computes: str) -> None:
+    """`max_tokens` 0: nothing is sent, no token is made, and the next prompt that begins so is computed from there."""
+    prefix = [7 * i % VOCAB_SIZE for i in range(40)]
+    warm, ask = Ask(prefix, SamplingParams(max_tokens=0), 2), Ask([*prefix, 1, 2], SamplingParams(seed=3, max_tokens=5))
+    with LocalCluster(fake_load(), num_prefill=num_prefill, max_num_batched_tokens=16) as cluster:
+        assert cluster.ask([warm]) == [[[], []]]
+        wait_until_unused(cluster)
+        stats = cluster.stats()
+        assert (stats[computes].prefix_query_tokens, stats[computes].prefix_hit_tokens) == (40, 0)
+        assert sum(each.prefix_query_tokens for each in stats.values()) == 40
+        assert sum(each.transfer_bytes for each in stats.values()) == 0
+        assert cluster.ask([ask]) == [expected(ask)]
+        assert cluster.stats()[computes].prefix_hit_tokens == 40
+        wait_until_unused(cluster)
+
+
+def test_stages_and_rates_are_measured_where_kv_moves() -> None:
+    asks = [Ask([i] * 50, SamplingParams(seed=i, max_tokens=20)) for i in range(1, 6)]
+    with LocalCluster(fake_load(num_blocks=200), num_prefill=1) as cluster:
+        cluster.ask(asks)
+        wait_until_unused(cluster)
+        (prefill,) = cluster.core.registry.taking_work("prefill")
+        (decode,) = cluster.core.registry.taking_work("decode")
+        ledger = cluster.core.ledger
+        assert ledger.rates.from_prefill(prefill.id)[decode.id] > 0
+        num_bytes = cluster.stats()["prefill-0"].transfer_bytes
+        assert ledger.rates.bytes_per_token == pytest.approx(num_bytes / 250)
+        metrics = ledger.metrics
+        assert (metrics.queue_s.count, metrics.prefill_s.count, metrics.decode_s.count) == (5, 5, 5)
+        assert 1 <= metrics.transfer_s.count <= 5, "of a very short answer it may be heard of too late"
+        stages_s = metrics.queue_s.sum + metrics.prefill_s.sum + metrics.transfer_s.sum
+        assert stages_s == pytest.approx(metrics.ttft_s.sum)
 
 
 def wait_until_unused(cluster: LocalCluster) -> None:

@@ -147,6 +147,9 @@ def test_killed_workers_change_no_answer(stack: Serve) -> None:
             child = stack.child(name)
             if child is not None:
                 child.kill()
+                killed.append(name)
+
+    killed: list[str] = []
 
     async def run() -> tuple[Clients, dict[int, dict[int, str]]]:
         clients = Clients(stack.url, NUM_REQUESTS)
@@ -157,6 +160,7 @@ def test_killed_workers_change_no_answer(stack: Serve) -> None:
         return clients, calm
 
     clients, calm = asyncio.run(run())
+    assert len(killed) >= 4
     assert len(clients.answers) > 350
     assert {index: clients.answers[index] for index in calm} == calm
     stack.wait(lambda: settled(stack))

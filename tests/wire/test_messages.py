@@ -22,12 +22,12 @@ from isthmus.wire.sampling import SamplingParams
 GOLDEN = Path(__file__).with_name("golden_messages.txt")
 
 FINGERPRINT = m.Fingerprint("w", "t", "r", 2, 64, 16, (m.CacheGroup((0, 1), 3, 64, "float32"),))
-STATS = m.WorkerStats(1, 2, 3, 4, 5.5, 0.25, 6, 7, 8, 9, 0.5)
+STATS = m.WorkerStats(1, 2, 3, 4, 5.5, 0.25, 6, 7, 8, 9, 0.5, 10)
 PARAMS = SamplingParams(temperature=0.5, top_k=40, logit_bias={7: -1.5}, seed=9, max_tokens=5, stop_token_ids=(3,))
 IDS = pack_ids([1, 2, 70000])
 
 EXAMPLES: list = [
-    m.Heartbeat("loading", 1.5, STATS),
+    m.Heartbeat("loading", 1.5, STATS, ("d0/5",)),
     m.Hello(1, "decode", "d0", 2**62, FINGERPRINT),
     m.Ready(FINGERPRINT, m.Capacity(10, 4, 512, 8192), ("tcp://127.0.0.1:1",)),
     m.Goodbye("told to stop"),
@@ -41,7 +41,7 @@ EXAMPLES: list = [
     m.Reserved(5, 16, "d0/5"),
     m.Declined(5, "full", 1, True),
     m.Tokens((m.TokenRow(5, 0, 3, (8, 9), "stop", 9, b"\x01"),)),
-    m.Prefilled(5, 16, 0.5, 1024),
+    m.Prefilled(5, 16, 0.5, 1024, 0.25),
     m.Credit(2, 7),
     m.Failed(5, "broken", True),
     m.Cancelled(5, None),

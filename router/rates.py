@@ -1,0 +1,50 @@
+"""How fast KV moves, learned from the transfers that were made."""
+
+from .sequence import WorkerId
+
+KEEP = 0.9
+"""What an observation weighs when the next one is made."""
+
+
+class Rate:
+    """A ratio of two sums in which older observations fade: a large one weighs more than a small one."""
+
+    def __init__(self) -> None:
+        self._amount = 0.0
+        self._per = 0.0
+
+    def record(self, amount: float, per: float) -> None:
+        self._amount = KEEP * self._amount + amount
+        self._per = KEEP * self._per + per
+
+    @property
+    def value(self) -> float:
+        """0 before the first observation."""
+        return self._amount / self._per if self._per > 0 else 0.0
+
+
+class TransferRates:
+    """Of all transfers, and of each pair of workers."""
+
+    def __init__(self) -> None:
+        self._bytes_per_token = Rate()
+        self._pairs: dict[tuple[WorkerId, WorkerId], Rate] = {}
+
+    def record(
+        self, prefill: WorkerId, decode: WorkerId, *, num_tokens: int, num_bytes: int, transfer_s: float
+    ) -> None:
+        """A transfer of the KV of `num_tokens` tokens is done; `transfer_s` as in `Prefilled`."""
+        self._bytes_per_token.record(num_bytes, num_tokens)
+        self._pairs.setdefault((prefill, decode), Rate()).record(num_bytes, transfer_s)
+
+    def forget(self, worker: WorkerId) -> None:
+        self._pairs = {pair: rate for pair, rate in self._pairs.items() if worker not in pair}
+
+    @property
+    def bytes_per_token(self) -> float:
+        """0 before the first transfer."""
+        return self._bytes_per_token.value
+
+    def from_prefill(self, prefill: WorkerId) -> dict[WorkerId, float]:
+        """Bytes/s to each decode worker it has sent to."""
+        return {pair[1]: rate.value for pair, rate in self._pairs.items() if pair[0] == prefill and rate.value > 0}
