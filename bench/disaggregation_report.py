@@ -57,7 +57,8 @@ def all_of(measured: Measured) -> list[Line]:
 
 def ttft_lines(measured: Measured) -> list[Line]:
     split, *peers = measured.ttft
-    names = (measured.topologies.like.name, measured.topologies.whole.name)
+    compared = measured.topologies
+    names = (compared.like.name, compared.whole.name, compared.over_zmq.name)
     return [
         ttft_line(ours, theirs, name)
         for ours, *both in zip(split, *peers, strict=True)

@@ -89,6 +89,8 @@ class Engine:
 @dataclass(frozen=True, slots=True)
 class Topologies:
     split: Topology
+    over_zmq: Topology
+    """As `split`, with KV by TCP whatever else works."""
     like: Topology
     """Aggregated, with as many threads as one worker of `split` has."""
     whole: Topology
@@ -102,6 +104,7 @@ def topologies(cores: int) -> Topologies:
     chunk = ("--max-num-batched-tokens", str(SMALL_CHUNK_TOKENS))
     return Topologies(
         split=Topology("1P1D", ("--prefill", "1"), half),
+        over_zmq=Topology("1P1D over zmq", ("--prefill", "1", "--kv-transport", "zmq"), half),
         like=aggregated("", (), half),
         whole=aggregated("", (), cores),
         small=aggregated(f", chunk {SMALL_CHUNK_TOKENS}", chunk, cores),
@@ -120,7 +123,7 @@ class Measured:
     topologies: Topologies
     transport: str
     ttft: list[list[Ttft]]
-    """Of split, like, whole; each by length."""
+    """Of split, like, whole, over_zmq; each by length."""
     overlap: Overlap
     bytes_per_token: int
     """Of KV."""
@@ -149,9 +152,9 @@ def measure(sizes: Sizes, engine: Engine) -> Measured:
     with tempfile.TemporaryDirectory(prefix="isthmus-bench-") as name, runner() as loop:
         bench = Bench(sizes, engine.arguments(sizes), prompts, loop, Path(name))
         with bench.started(compared.split) as split, bench.started(compared.whole) as whole:
-            with bench.started(compared.like) as like:
-                idle_cores = bench.idle_cores([split, like, whole])
-                ttft = bench.ttft([split, like, whole])
+            with bench.started(compared.like) as like, bench.started(compared.over_zmq) as over_zmq:
+                idle_cores = bench.idle_cores([split, like, whole, over_zmq])
+                ttft = bench.ttft([split, like, whole, over_zmq])
             found_overlap = bench.overlap(split)
             transport = split.transport()
             loads = bench.loads([split, whole])

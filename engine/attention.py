@@ -39,17 +39,23 @@ class PagedAttention:
 
 
 class _One:
-    """A row of one token, which sees all of its keys.
+    """A row of one token, which sees all of its keys. K and V are never repeated for the heads that share them.
 
-    The query heads that share a KV head stand as its queries, so K and V are read once and never repeated.
+    In fp32 those heads stand as so many queries, and K and V are read once; the CPU's bf16 kernel is up to twice as
+    fast with one query a head.
     """
 
     def __init__(self, pool: KvPool, span: Span, windows: Sequence[int | None]) -> None:
         self.history = pool.history(span, windows)
+        self.is_grouped = pool.kv.dtype == torch.float32
 
     def attend(self, layer_id: int, queries: Tensor) -> Tensor:
         """[n, kv_heads, group, head_dim] -> the same shape."""
-        return F.scaled_dot_product_attention(queries, *self.history(layer_id))
+        if self.is_grouped:
+            return F.scaled_dot_product_attention(queries, *self.history(layer_id))
+        heads = queries.flatten(1, 2)[:, :, None]
+        output = F.scaled_dot_product_attention(heads, *self.history(layer_id), enable_gqa=True)
+        return output.reshape(queries.shape)
 
 
 class _Chunk:

@@ -10,6 +10,7 @@ class Pulse:
     def __init__(self, clock: Callable[[], float] = time.monotonic):
         self.state: WorkerState = "loading"
         self.stats: WorkerStats | None = None
+        self.held: tuple[str, ...] = ()
         self._clock = clock
         self._working_since: float | None = None
 
@@ -22,4 +23,4 @@ class Pulse:
 
     def beat(self) -> Heartbeat:
         since = self._working_since
-        return Heartbeat(self.state, 0.0 if since is None else self._clock() - since, self.stats)
+        return Heartbeat(self.state, 0.0 if since is None else self._clock() - since, self.stats, self.held)

@@ -18,6 +18,7 @@ from ..wire.messages import (
     FromRouter,
     FromWorker,
     Goodbye,
+    Heartbeat,
     Hello,
     HelloRefused,
     Prefill,
@@ -95,7 +96,7 @@ class RoleLoop(Protocol):
     def data_endpoints(self) -> tuple[str, ...]: ...
 
     def on_message(self, message: FromRouter, now: float) -> None:
-        """A message about placements."""
+        """A message about placements, or a heartbeat that renews leases."""
 
     def poll_transfers(self, now: float) -> None:
         """Hands the transport's events to the scheduler."""
@@ -103,6 +104,12 @@ class RoleLoop(Protocol):
     @property
     def sending(self) -> bool:
         """Something is on its way, so that the transport must be polled again soon."""
+
+    def stats(self) -> WorkerStats:
+        """The scheduler's, with those of transfers."""
+
+    def held(self) -> tuple[str, ...]:
+        """Transfers that are still to be sent: heartbeats renew their leases."""
 
     def carry_out(self, send: Callable[[FromWorker], None]) -> None:
         """The scheduler's effects."""
@@ -247,7 +254,7 @@ class Worker:
             case Drain():
                 self._pulse.state = "draining"
                 role.scheduler.on_drain()
-            case Reserve() | Prefill() | Cancel():
+            case Reserve() | Prefill() | Cancel() | Heartbeat():
                 role.on_message(message, now())
             case _:
                 self._register(message)
@@ -259,11 +266,12 @@ class Worker:
         elif quiet and not self._checked:
             role.scheduler.check()
             self._checked = True
+        self._pulse.held = role.held()
         if resting:
             self._pulse.idle()
         if resting or now() >= self._stats_due:
             self._stats_due = now() + STATS_INTERVAL_S
-            self._pulse.stats = role.scheduler.stats()
+            self._pulse.stats = role.stats()
 
 
 def now() -> float:

@@ -175,6 +175,9 @@ class DataOptions:
         "where prefill workers reach this host, to send it KV: its address, or the name of a network interface",
         metavar="HOST",
     )
+    kv_transport: Literal["auto", "shm", "zmq"] = option(
+        "auto", "how KV comes in: shm is shared memory of one host, zmq is TCP; auto: shm where it works, else zmq"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +213,7 @@ class ServeConfig:
     model: ModelOptions
     http: HttpOptions
     routing: RoutingOptions
+    data: DataOptions
     engine: EngineOptions
     fake: FakeEngineOptions
     process: ProcessOptions

@@ -13,7 +13,6 @@ from . import logs
 from .arguments import to_arguments
 from .config import (
     ConnectionOptions,
-    DataOptions,
     DecodeConfig,
     ModelOptions,
     PrefillConfig,
@@ -99,7 +98,7 @@ def _worker_spec(role: Role, index: int, config: ServeConfig, resolved: Resolved
     if role == "prefill":
         worker: object = PrefillConfig(config.model, connection, config.engine, config.fake, config.process)
     else:
-        worker = DecodeConfig(config.model, connection, DataOptions(), config.engine, config.fake, config.process)
+        worker = DecodeConfig(config.model, connection, config.data, config.engine, config.fake, config.process)
     return ProcessSpec(name, command(role, worker), thread_environment(resolved.num_threads))
 
 

@@ -46,6 +46,7 @@ def run_decode(config: DecodeConfig, lifeline: Lifeline) -> int:
     """As `run_prefill`."""
     set_threads()
     from ..decode.worker import make_worker
+    from ..kvtransfer.open import TRANSPORTS
 
     def on_ready() -> None:
         stop_on_signals(worker)
@@ -60,6 +61,7 @@ def run_decode(config: DecodeConfig, lifeline: Lifeline) -> int:
         max_num_batched_tokens=config.engine.max_num_batched_tokens,
         enable_prefix_caching=config.engine.enable_prefix_caching,
         data_host=config.data.data_host,
+        transports=TRANSPORTS if config.data.kv_transport == "auto" else (config.data.kv_transport,),
         on_ready=on_ready,
     )
     return run(worker)

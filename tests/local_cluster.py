@@ -42,6 +42,7 @@ class LocalCluster:
         max_chunk_tokens: int | None = None,
         enable_prefix_caching: bool = True,
         local_prefill_max_tokens: int = 0,
+        transport: str | None = None,
     ):
         self.hub = Hub("tcp://127.0.0.1:*")
         self.loop = asyncio.new_event_loop()
@@ -52,6 +53,7 @@ class LocalCluster:
             ("prefill", i, prefill.make_worker) for i in range(num_prefill)
         ]
         makers += [("decode", i, decode.make_worker) for i in range(num_decode)]
+        only: dict[str, Any] = {} if transport is None else {"transports": (transport,)}
         self.workers: dict[str, Worker] = {
             f"{role}-{i}": make(
                 name=f"{role}-{i}",
@@ -62,6 +64,7 @@ class LocalCluster:
                 max_num_batched_tokens=max_num_batched_tokens,
                 max_chunk_tokens=max_chunk_tokens,
                 enable_prefix_caching=enable_prefix_caching,
+                **(only if role == "decode" else {}),
             )
             for role, i, make in makers
         }

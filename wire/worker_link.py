@@ -31,9 +31,9 @@ class RouterLost:
 class WorkerLink:
     """Says Hello until a Welcome comes, then carries messages both ways.
 
-    `inbox` holds, in order, what the router sent (heartbeats left out), `RouterLost`, and whatever else its owner puts
-    there. After a RouterLost the link
-    says Hello again on a fresh socket, so nothing queued for the old router reaches a new one.
+    `inbox` holds, in order, what the router sent (of heartbeats those that renew leases), `RouterLost`, and whatever
+    else its owner puts there. After a RouterLost the link says Hello again on a fresh socket, so nothing queued for the
+    old router reaches a new one.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class WorkerLink:
                 log.warning("ignoring what the router sent: %s", error)
 
     def _deliver(self, message: FromRouter) -> None:
-        if isinstance(message, Heartbeat):
+        if isinstance(message, Heartbeat) and not message.held:
             return
         if isinstance(message, SayHello):
             if self._router_epoch is not None:

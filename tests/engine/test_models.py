@@ -50,11 +50,12 @@ def test_every_position(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(tiny.all_logits(engine, TOKENS[:20]), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_bfloat16_is_near(tmp_path: Path) -> None:
+@pytest.mark.parametrize("chunk", [16, 1])
+def test_bfloat16_is_near(chunk: int, tmp_path: Path) -> None:
     config = CONFIGS["qwen3"]
     reference = tiny.reference_model(config)
     engine = tiny.engine_of(config, tiny.save(reference, tmp_path), dtype="bfloat16")
-    logits = tiny.prefill(engine, TOKENS, RUN, 16)
+    logits = tiny.prefill(engine, TOKENS, RUN, chunk)
     with torch.no_grad():
         theirs = reference.to(torch.bfloat16)(torch.tensor([TOKENS])).logits[0, -1].float()
         exact = tiny.reference_logits(tiny.reference_model(config), TOKENS)[-1]

@@ -178,7 +178,7 @@ def pieces_of(source: Source, sizes: list[int]) -> list[Piece]:
     return pieces
 
 
-@pytest.mark.parametrize("sizes", [[1], [3, 1, 7], [1] * 40, [200], [90, 0, 17], [0]], ids=str)
+@pytest.mark.parametrize("sizes", [[1], [3, 1, 7], [1] * 40, [200], [150] * 20, [90, 0, 17], [0]], ids=str)
 def test_pieces_of_all_sizes_arrive_whole_with_their_tail(line: Line, sizes: list[int]) -> None:
     target = line.register("t", sum(sizes))
     line.send("t", *pieces_of(line.source("t"), sizes))

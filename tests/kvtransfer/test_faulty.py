@@ -34,18 +34,21 @@ def test_nothing_wrong_is_taken_for_right_and_everything_ends(name: str, fault: 
     make_receiver, make_sender = INNER[name]
     now = [0.0]
     receiver = LeasedReceiver([FaultyReceiver(make_receiver())], lease_s=100, clock=lambda: now[0])
-    sender = FaultySender(make_sender, FATES.get(fault, random_fates(5, max_delay_s=0.01)))
+    fates = FATES.get(fault, random_fates(5, max_delay_s=0.01))
+    sender = FaultySender(make_sender, lambda name, index: Fate() if name == "probe" else fates(name, index))
     targets = {f"t{n}": Target(f"t{n}", rng.randint(1, 30)) for n in range(80)}
     sent: dict[str, Done | Failed] = {}
     received: dict[str, Done | Failed] = {}
 
-    def look() -> None:
+    def look() -> bool:
+        """False, for conditions to go on with what there is to see."""
         for ended, events in ((sent, sender.poll()), (received, receiver.poll())):
             for event in events:
                 assert event.transfer_id not in ended, "reported twice"
                 ended[event.transfer_id] = event
         for transfer_id in received:
             targets[transfer_id].gone = True
+        return False
 
     for n, (transfer_id, target) in enumerate(list(targets.items())):
         num_blocks = len(target.blocks)
@@ -63,7 +66,7 @@ def test_nothing_wrong_is_taken_for_right_and_everything_ends(name: str, fault: 
     assert sender.idle
     targets["probe"] = Target("probe", 1)  # behind all that was not lost
     receiver.register("probe", 1, targets["probe"].store)
-    sender._sender.send("probe", receiver.endpoint, Source("probe").piece(0, 1, True, {"logits": b"probe"}))
+    sender.send("probe", receiver.endpoint, Source("probe").piece(0, 1, True, {"logits": b"probe"}))
     until(lambda: look() or "probe" in received)
     now[0] = 100.0
     until(lambda: look() or len(received) == len(targets))

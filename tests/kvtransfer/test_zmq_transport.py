@@ -104,3 +104,26 @@ def test_blocks_are_read_only_when_there_is_room(receiver: ZmqReceiver) -> None:
     sender.poll()
     assert num_read == 0
     sender.close()
+
+
+def test_no_buffer_is_used_again_before_zeromq_lets_go_of_it() -> None:
+    """The receiver is slow: what waits in between must stay as it was written."""
+    source, sender = Source("t"), ZmqSender()
+    with zmq.Context() as context, context.socket(zmq.PULL) as pull:
+        pull.setsockopt(zmq.RCVHWM, 1)
+        pull.setsockopt(zmq.RCVBUF, 1 << 16)
+        port = pull.bind_to_random_port("tcp://127.0.0.1")
+        for n in range(60):
+            sender.send("t", f"tcp://127.0.0.1:{port}", source.piece(150 * n, 150, n == 59))
+        events: list[Done | Failed] = []
+        for n in range(60):
+            for _ in range(3):
+                events += sender.poll()
+                time.sleep(0.001)
+            while not pull.poll(10):
+                events += sender.poll()
+            _, payload = pull.recv_multipart()
+            assert payload == source.read(150 * n, 150, None)
+        wait(lambda: events or events.extend(sender.poll()))  # type: ignore[func-returns-value]
+    assert events == [Done("t", 60 * 150 * 1024)]
+    sender.close()

@@ -51,6 +51,7 @@ def test_nothing_given_gives_the_defaults() -> None:
         ModelOptions(),
         HttpOptions(),
         RoutingOptions(),
+        DataOptions(),
         EngineOptions(),
         FakeEngineOptions(),
         ProcessOptions(),
@@ -61,7 +62,8 @@ FLAGS = """serve model.gguf --prefill 0 --decode 2 --host 0.0.0.0 --port 80 --ma
     --served-model-name a b --chat-template t.jinja --load-format dummy --max-num-seqs 3 --block-size 32
     --max-num-batched-tokens 128 --no-enable-prefix-caching --enable-chunked-prefill --num-blocks 7
     --kv-cache-memory 1.5G --engine fake --fake-step-s 0.5 --no-restart --max-waiting 4 --drain-timeout 2
-    --request-timeout 30 --local-prefill-max-tokens 0 --worker-address tcp://127.0.0.1:9 --log-level debug"""
+    --request-timeout 30 --local-prefill-max-tokens 0 --worker-address tcp://127.0.0.1:9 --log-level debug
+    --kv-transport zmq"""
 
 
 def test_flags_keep_the_names_users_know() -> None:
@@ -71,6 +73,7 @@ def test_flags_keep_the_names_users_know() -> None:
         ModelOptions("model.gguf", 99, "dummy"),
         HttpOptions("0.0.0.0", 80, ("a", "b"), "t.jinja", 4, 30.0, 2.0),
         RoutingOptions("tcp://127.0.0.1:9", 0),
+        DataOptions(kv_transport="zmq"),
         EngineOptions("fake", "float32", 32, 7, 3 << 29, 3, 128, False, True),
         FakeEngineOptions(fake_step_s=0.5),
         ProcessOptions(log_level="debug"),

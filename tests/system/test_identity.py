@@ -13,6 +13,13 @@ from isthmus.text.tokenizer import Tokenizer
 from isthmus.wire.sampling import SamplingParams
 
 TOPOLOGIES = {"aggregated": 0, "1P1D": 1}
+SPREAD = {
+    "aggregated": {"num_prefill": 0},
+    "1P1D over shm": {"num_prefill": 1, "transport": "shm"},
+    "1P1D over zmq": {"num_prefill": 1, "transport": "zmq"},
+    "2P2D over shm": {"num_prefill": 2, "num_decode": 2, "transport": "shm"},
+    "2P2D over zmq": {"num_prefill": 2, "num_decode": 2, "transport": "zmq"},
+}
 CHUNKS = {"16": 16, "64": 64, "whole": 512}
 
 
@@ -45,20 +52,18 @@ def judge(reference: Reference, questions: Sequence[Ask], answers: list[list[lis
 
 
 @pytest.mark.parametrize("chunk", CHUNKS)
-@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("topology", SPREAD)
 @pytest.mark.parametrize("name", TINY)
 def test_every_path_gives_the_same_tokens(
     references: dict[str, Reference], name: str, topology: str, chunk: str
 ) -> None:
     reference = references[name]
     questions = asks(384)
-    with LocalCluster(
-        reference.load, num_prefill=TOPOLOGIES[topology], max_num_seqs=8, max_chunk_tokens=CHUNKS[chunk]
-    ) as cluster:
+    with LocalCluster(reference.load, **SPREAD[topology], max_num_seqs=8, max_chunk_tokens=CHUNKS[chunk]) as cluster:
         judge(reference, questions, cluster.ask(questions))  # a busy batch, prefixes shared
         again = questions[-3:]
         judge(reference, again, [cluster.ask([ask])[0] for ask in again])  # alone, everything cached
-        assert cluster.stats()["decode-0"].prefix_hit_tokens > 0
+        assert sum(stats.prefix_hit_tokens for stats in cluster.stats().values()) > 0
     assert reference.num_ties <= reference.num_checked / 100
 
 
@@ -96,16 +101,24 @@ DEMO_PROMPTS = [
 ]
 
 
-@pytest.mark.parametrize("chunk", CHUNKS)
-@pytest.mark.parametrize("topology", TOPOLOGIES)
+DEMO_PATHS = [
+    ("aggregated", "16"),
+    ("aggregated", "64"),
+    ("aggregated", "whole"),
+    ("1P1D over shm", "16"),
+    ("1P1D over zmq", "64"),
+    ("2P2D over shm", "whole"),
+    ("2P2D over zmq", "64"),
+]
+
+
+@pytest.mark.parametrize(("topology", "chunk"), DEMO_PATHS)
 def test_the_demo_model(demo: Reference, topology: str, chunk: str, tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_folder(resolve(str(demo.weights), tmp_path).folder)
     greedy = SamplingParams(temperature=0, seed=1, max_tokens=16)
     sampled = SamplingParams(temperature=0.9, top_p=0.95, seed=2, max_tokens=16)
     questions = [Ask(tokenizer.encode(text), params) for text in DEMO_PROMPTS for params in (greedy, sampled)]
-    with LocalCluster(
-        demo.load, num_prefill=TOPOLOGIES[topology], max_num_seqs=8, max_chunk_tokens=CHUNKS[chunk]
-    ) as cluster:
+    with LocalCluster(demo.load, **SPREAD[topology], max_num_seqs=8, max_chunk_tokens=CHUNKS[chunk]) as cluster:
         judge(demo, questions, cluster.ask(questions))
         judge(demo, questions[-1:], cluster.ask(questions[-1:]))
     assert demo.num_ties <= demo.num_checked / 100
