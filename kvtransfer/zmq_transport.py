@@ -211,12 +211,14 @@ class ZmqSender:
             payload = memoryview(buffer)[: piece.num_block_bytes]
             if piece.num_blocks:
                 piece.read(piece.first_block, piece.num_blocks, payload)
-            frames: list[bytes | memoryview] = [encode(header), payload, *piece.tail.values()]
+            frames = [zmq.Frame(part, copy=False, track=True) for part in (payload, *piece.tail.values())]
             try:
-                tracker = channel.socket.send_multipart(frames, zmq.NOBLOCK, copy=False, track=True)
+                channel.socket.send_multipart([encode(header), *frames], zmq.NOBLOCK, copy=False)
             except zmq.Again:  # the connection went away since
+                channel.give_back(buffer)
                 return
-            assert tracker is not None
+            # A tracker of its own for each frame: the one that send_multipart returns is that of the last alone.
+            tracker = zmq.MessageTracker(*(frame.tracker for frame in frames))
             channel.flying.append(_Flying(transfer_id, buffer, tracker))
             channel.progress_at = self._clock()
             outgoing.num_pieces += 1

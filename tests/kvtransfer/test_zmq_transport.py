@@ -127,3 +127,26 @@ def test_no_buffer_is_used_again_before_zeromq_lets_go_of_it() -> None:
         wait(lambda: events or events.extend(sender.poll()))  # type: ignore[func-returns-value]
     assert events == [Done("t", 60 * 150 * 1024)]
     sender.close()
+
+
+def test_nor_is_the_buffer_of_a_last_piece_whose_small_tail_has_gone_ahead() -> None:
+    """A tail is copied at once, and done before the payload is."""
+    sender = ZmqSender()
+    with zmq.Context() as context, context.socket(zmq.PULL) as pull:
+        pull.setsockopt(zmq.RCVHWM, 1)
+        pull.setsockopt(zmq.RCVBUF, 1 << 16)
+        port = pull.bind_to_random_port("tcp://127.0.0.1")
+        sources = [Source(f"t{n}") for n in range(60)]
+        for source in sources:
+            piece = source.piece(0, 150, last=True, tail={"logits": b"small"})
+            sender.send(source.transfer_id, f"tcp://127.0.0.1:{port}", piece)
+        for source in sources:
+            for _ in range(3):
+                sender.poll()
+                time.sleep(0.001)
+            while not pull.poll(10):
+                sender.poll()
+            _, payload, tail = pull.recv_multipart()
+            assert payload == source.read(0, 150, None)
+            assert tail == b"small"
+    sender.close()
