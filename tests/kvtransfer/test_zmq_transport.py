@@ -8,7 +8,7 @@ import zmq
 from isthmus.kvtransfer.transport import Done, Failed
 from isthmus.kvtransfer.zmq_transport import ZmqReceiver, ZmqSender
 from isthmus.tests.kvtransfer.blocks import Source, Target, content
-from isthmus.wire.codec import encode
+from isthmus.wire.codec import decode_kv_header, encode
 from isthmus.wire.messages import KvPiece
 
 
@@ -136,17 +136,18 @@ def test_nor_is_the_buffer_of_a_last_piece_whose_small_tail_has_gone_ahead() -> 
         pull.setsockopt(zmq.RCVHWM, 1)
         pull.setsockopt(zmq.RCVBUF, 1 << 16)
         port = pull.bind_to_random_port("tcp://127.0.0.1")
-        sources = [Source(f"t{n}") for n in range(60)]
-        for source in sources:
+        sources = {f"t{n}": Source(f"t{n}") for n in range(60)}
+        for source in sources.values():
             piece = source.piece(0, 150, last=True, tail={"logits": b"small"})
             sender.send(source.transfer_id, f"tcp://127.0.0.1:{port}", piece)
-        for source in sources:
+        while sources:
             for _ in range(3):
                 sender.poll()
                 time.sleep(0.001)
             while not pull.poll(10):
                 sender.poll()
-            _, payload, tail = pull.recv_multipart()
+            header, payload, tail = pull.recv_multipart()
+            source = sources.pop(decode_kv_header(header).transfer_id)
             assert payload == source.read(0, 150, None)
             assert tail == b"small"
     sender.close()
