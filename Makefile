@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 MODEL ?=
 ARGS ?=
+BENCH ?= engine
 TORCH = torch==2.13.0
 TRITON = triton==3.9.0
 
@@ -31,7 +32,7 @@ lint: $(STAMP)
 	$(BIN)/mypy -p isthmus
 
 bench: $(STAMP)
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(BIN)/python -m isthmus.bench.engine $(ARGS)
+	$(if $(filter engine,$(BENCH)),OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2}) $(BIN)/python -m isthmus.bench.$(BENCH) $(ARGS)
 
 install: $(STAMP)
 
