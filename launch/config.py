@@ -111,7 +111,7 @@ class RoutingOptions:
     )
     local_prefill_max_tokens: int = option(
         64,
-        "prompts of at most this many uncached tokens may be computed by a decode worker itself, if that is faster",
+        "prompts of at most this many tokens may be computed by a decode worker itself, if that is faster",
         metavar="TOKENS",
         parse=at_least(0),
     )
