@@ -20,6 +20,7 @@ from torch import Tensor
 from ..engine.config import ModelConfig
 from ..engine.gguf_weights import GgufFile
 from ..engine.kv_pool import KvPool
+from ..engine.linear import make_linear
 from ..engine.load import load_model, resolve_dtype
 from ..engine.models.llama import Llama
 from ..engine.plan import Draw, Plan, Row, SequenceSeed
@@ -119,24 +120,30 @@ class Theirs:
         return steps
 
 
-@torch.inference_mode()
-def run_linears(model: Llama, num_rows: int, num_logits: int, times: int) -> None:
-    """Every linear layer of the model, on ones."""
-    config, dtype = model.config, model.dtype
-    hidden = torch.ones(num_rows, config.hidden_size, dtype=dtype)
-    heads = torch.ones(num_rows, config.num_heads * config.head_dim, dtype=dtype)
-    inner = torch.ones(num_rows, config.intermediate_size, dtype=dtype)
-    last = torch.ones(num_logits, config.hidden_size)
-    for _ in range(times):
-        for layer in model.layers:
-            layer.qkv(hidden)
-            layer.out(heads)
-            layer.gate_up(hidden)
-            layer.down(inner)
-        model.head(last)
+class Linears:
+    """The linear layers of a model alone, with random weights, on ones."""
+
+    def __init__(self, config: ModelConfig, dtype: torch.dtype) -> None:
+        hidden, inner, heads = config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim
+        qkv = heads + 2 * config.num_kv_heads * config.head_dim
+        shapes = ((qkv, hidden), (hidden, heads), (2 * inner, hidden), (hidden, inner))
+        self.dtype, self.hidden_size = dtype, hidden
+        self.layers = [
+            (into, make_linear(torch.randn(out, into).to(dtype))) for out, into in shapes * config.num_layers
+        ]
+        self.head = make_linear(torch.randn(config.vocab_size, hidden))
+
+    @torch.inference_mode()
+    def run(self, num_rows: int, num_logits: int, times: int) -> None:
+        inputs = {into: torch.ones(num_rows, into, dtype=self.dtype) for into, _ in self.layers}
+        last = torch.ones(num_logits, self.hidden_size)
+        for _ in range(times):
+            for into, linear in self.layers:
+                linear(inputs[into])
+            self.head(last)
 
 
-def decode_case(ours: Ours, theirs: Theirs, model: Llama, batch: int, context: int) -> Case:
+def decode_case(ours: Ours, theirs: Theirs, linears: Linears, model: Llama, batch: int, context: int) -> Case:
     prompts = [prompt(context, seed, model.config.vocab_size) for seed in range(batch)]
     first, also_first = ours.prefill(prompts), theirs.prefill(prompts)
     assert model.dtype != torch.float32 or first == also_first, "the two models differ"
@@ -145,18 +152,18 @@ def decode_case(ours: Ours, theirs: Theirs, model: Llama, batch: int, context: i
         batch * DECODE_STEPS,
         lambda: drop(ours.decode(first, context)),
         lambda: drop(theirs.decode(first, context)),
-        lambda: run_linears(model, batch, batch, DECODE_STEPS),
+        lambda: linears.run(batch, batch, DECODE_STEPS),
     )
 
 
-def prefill_case(ours: Ours, theirs: Theirs, model: Llama) -> Case:
+def prefill_case(ours: Ours, theirs: Theirs, linears: Linears, model: Llama) -> Case:
     prompts = [prompt(PREFILL_TOKENS, 0, model.config.vocab_size)]
     return Case(
         f"prefill, {PREFILL_TOKENS} tokens",
         PREFILL_TOKENS,
         lambda: drop(ours.prefill(prompts)),
         lambda: drop(theirs.prefill(prompts)),
-        lambda: run_linears(model, PREFILL_TOKENS, 1, 1),
+        lambda: linears.run(PREFILL_TOKENS, 1, 1),
     )
 
 
@@ -196,7 +203,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sizes, dtype = ModelConfig.from_hf(config), resolve_dtype(options.dtype)
     model = load_model(sizes, path, getattr(torch, dtype))
     theirs = Theirs(config, path, sizes, model.dtype)
-    ours = Ours(model, max(BATCHES))
+    ours, linears = Ours(model, max(BATCHES)), Linears(sizes, model.dtype)
     print(f"{path.name}, {dtype}, {options.threads} threads, torch {torch.__version__}, ", end="")
     print(f"transformers {transformers.__version__}, {options.repeats} alternating repetitions, medians")
     print(f"`python -m isthmus.bench.engine {' '.join(sys.argv[1:] if arguments is None else arguments)}`\n")
@@ -204,8 +211,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("|---|---|---|---|---|---|")
     for batch in BATCHES:
         for context in CONTEXTS:
-            print(measure(decode_case(ours, theirs, model, batch, context), options.repeats), flush=True)
-    print(measure(prefill_case(ours, theirs, model), options.repeats), flush=True)
+            print(measure(decode_case(ours, theirs, linears, model, batch, context), options.repeats), flush=True)
+    print(measure(prefill_case(ours, theirs, linears, model), options.repeats), flush=True)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

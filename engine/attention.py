@@ -11,25 +11,34 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .kv_pool import KvPool
+from .norm import RmsNorm
 from .plan import Row
+from .rope import Rope, rotate_
 from .span import Span, spans_of
 
 
 class PagedAttention:
-    """Stores a step's new K and V, layer by layer, and attends over what the pool then holds."""
+    """Rotates a step's Q and K, stores K and V, layer by layer, and attends over what the pool then holds."""
 
-    def __init__(self, pool: KvPool, rows: Sequence[Row], *, num_heads: int, windows: Sequence[int | None]) -> None:
+    def __init__(
+        self, pool: KvPool, rows: Sequence[Row], *, num_heads: int, windows: Sequence[int | None], rope: Rope
+    ) -> None:
         """`windows`: the sliding window of each layer, or None."""
         self.pool, self.num_heads = pool, num_heads
         spans = spans_of(rows, pool.block_size)
         self.slots = torch.tensor([slot for span in spans for slot in span.slots(pool.block_size)])
-        self.positions = torch.cat([torch.arange(span.start, span.end) for span in spans])
+        self.cos, self.sin = rope.at(torch.cat([torch.arange(span.start, span.end) for span in spans]))
         self.row_lengths = [span.num_tokens for span in spans]
         self.rows = [(_One if span.num_tokens == 1 else _Chunk)(pool, span, windows) for span in spans]
 
-    def attend(self, layer_id: int, qkv: Tensor) -> Tensor:
-        """[T, heads + 2 kv_heads, head_dim], rotated -> [T, heads * head_dim]."""
-        num_tokens, _, head_dim = qkv.shape
+    def attend(self, layer_id: int, qkv: Tensor, head_norm: RmsNorm | None) -> Tensor:
+        """See models.llama.Attention."""
+        num_tokens, head_dim = len(qkv), self.pool.head_dim
+        qkv = qkv.view(num_tokens, -1, head_dim)
+        rotated = qkv[:, : self.num_heads + self.pool.num_kv_heads]
+        if head_norm is not None:
+            rotated.copy_(head_norm(rotated))
+        rotate_(rotated, self.cos, self.sin)
         self.pool.store(layer_id, self.slots, qkv[:, self.num_heads :])
         queries = qkv[:, : self.num_heads].view(num_tokens, self.pool.num_kv_heads, -1, head_dim)
         if len(self.rows) == 1:

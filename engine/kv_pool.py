@@ -29,7 +29,8 @@ class KvPool:
         head_dim: int,
         dtype: torch.dtype,
     ) -> None:
-        self.num_blocks, self.block_size, self.num_kv_heads = num_blocks, block_size, num_kv_heads
+        self.num_blocks, self.block_size = num_blocks, block_size
+        self.num_kv_heads, self.head_dim = num_kv_heads, head_dim
         self.kv = torch.empty(num_layers, num_blocks * block_size, 2, num_kv_heads, head_dim, dtype=dtype)
         self._layers = self.kv.unbind(0)
         self._blocks = self.kv.view(num_layers, num_blocks, -1)

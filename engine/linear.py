@@ -1,8 +1,8 @@
 """Linear layers with weights packed once for this CPU, where its libraries can.
 
 fp32 uses MKL's packed matmul, bf16 oneDNN's: both are operators that torch's inductor emits on x86. A pack replaces
-the weight, so memory does not double. MKL's results for a row do not depend on the number of rows, which is what
-makes a token independent of its batch; F.linear's do.
+the weight, so memory does not double. MKL's results for a row do not depend on the number of rows, once there are a
+few, which is what makes a token independent of its batch; F.linear's do.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,9 @@ Linear = Callable[[Tensor], Tensor]
 MKL_ROWS_HINT = 512
 """The packing that is fast for long prompts is as fast as any for few rows; packed for 8 it is not."""
 
-SMALL_IN, SMALL_OUT = 64, 128
-"""Up to these sizes MKL computes a single row by another method, so it gets two."""
+MANY_ROWS = 8
+"""From at most this many rows on, results for a row do not depend on their number. How many less will do differs by
+processor and shape: one on most, two for small layers, four for all on others."""
 
 
 def make_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
@@ -49,14 +50,24 @@ class MklLinear:
         self.packed = torch.ops.mkl._mkl_reorder_linear_weight(weight.contiguous(), MKL_ROWS_HINT)
         self.shape_only = torch.empty(1).expand(out, into)  # the operator reads the sizes of the original, no more
         self.bias = bias
-        self.is_small = into <= SMALL_IN or out <= SMALL_OUT
         self.multiply = torch.ops.mkl._mkl_linear.default
+        self.min_rows = self._min_rows(into)
 
     def __call__(self, x: Tensor) -> Tensor:
         num_rows = x.shape[0]
-        if num_rows == 1 and self.is_small:
-            return self(x.repeat(2, 1))[:1]
-        return self.multiply(x.contiguous(), self.packed, self.shape_only, self.bias, num_rows)
+        if num_rows < self.min_rows:
+            return self._multiply(torch.cat((x, x.new_zeros(self.min_rows - num_rows, x.shape[1]))))[:num_rows]
+        return self._multiply(x)
+
+    def _multiply(self, x: Tensor) -> Tensor:
+        return self.multiply(x.contiguous(), self.packed, self.shape_only, self.bias, x.shape[0])
+
+    def _min_rows(self, into: int) -> int:
+        """The fewest rows that are computed as many are."""
+        x = torch.linspace(-1, 1, MANY_ROWS * into).view(MANY_ROWS, into)
+        expected = self._multiply(x)
+        differing = [n for n in range(1, MANY_ROWS) if not torch.equal(self._multiply(x[:n]), expected[:n])]
+        return max(differing, default=0) + 1
 
 
 class OneDnnLinear:

@@ -11,6 +11,7 @@ from .gguf_weights import GgufFile
 from .kv_pool import KvPool, bytes_per_block
 from .models.llama import Llama
 from .models.registry import MODELS
+from .parts import CpuParts
 from .torch_engine import Sampler, TorchEngine
 from .weights import DummyWeights, SafetensorsFolder, Weights, WeightSource
 
@@ -60,7 +61,7 @@ def load_model(config: ModelConfig, weights: Path | None, dtype: torch.dtype, lo
         raise ValueError(f"load_format is {load_format!r}, not 'auto' or 'dummy'")
     else:
         source = _open(config, weights)
-    return family(config, Weights(source, expected, dtype))
+    return family(config, Weights(source, expected, dtype), CpuParts())
 
 
 def resolve_dtype(dtype: str, cpu_flags: frozenset[str] | None = None) -> str:

@@ -68,12 +68,15 @@ class TorchEngine:
         """Stores the rows' KV; logits [N, vocab_size] of the last position of each row that needs them."""
         if not rows:
             return torch.empty(0, self.vocab_size)
-        config = self._model.config
-        attention = PagedAttention(self._pool, rows, num_heads=config.num_heads, windows=config.windows)
+        model = self._model
+        config = model.config
+        attention = PagedAttention(
+            self._pool, rows, num_heads=config.num_heads, windows=config.windows, rope=model.rope
+        )
         ends = accumulate(len(row.token_ids) for row in rows)
         wanted = [end - 1 for row, end in zip(rows, ends, strict=True) if row.draws or row.keep_logits]
         token_ids = torch.tensor(self._token_ids(rows))
-        return self._model.forward(token_ids, torch.tensor(wanted, dtype=torch.int64), attention)
+        return model.forward(token_ids, torch.tensor(wanted, dtype=torch.int64), attention)
 
     def _token_ids(self, rows: Sequence[Row]) -> list[int]:
         return [self._last[row.seq_id] if token == IN_FLIGHT else token for row in rows for token in row.token_ids]

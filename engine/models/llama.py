@@ -1,14 +1,14 @@
 """Llama and what is built like it: Mistral, SmolLM, Qwen2 (Touvron et al., 2023)."""
 
+from typing import Any, Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attention import PagedAttention
 from ..config import ModelConfig
-from ..linear import Linear, make_linear
-from ..norm import RmsNorm
-from ..rope import Rope, rotate_
+from ..parts import Parts
+from ..rope import Rope
 from ..weights import ROPE_FACTORS, Shape, Weights
 
 FUSED = {
@@ -20,66 +20,68 @@ FUSED = {
 """Our linear layers, and the checkpoint's that each joins along the output dimension."""
 
 
-class Layer:
-    def __init__(self, config: ModelConfig, weights: Weights, layer_id: int) -> None:
-        self.layer_id, self.head_dim = layer_id, config.head_dim
-        self.num_rotated = config.num_heads + config.num_kv_heads
-        prefix = f"model.layers.{layer_id}"
-        self.attention_norm = RmsNorm(weights.take(f"{prefix}.input_layernorm.weight"), config.norm_eps)
-        self.mlp_norm = RmsNorm(weights.take(f"{prefix}.post_attention_layernorm.weight"), config.norm_eps)
-        self.qkv = _linear(weights, prefix, "self_attn.qkv_proj")
-        self.out = _linear(weights, prefix, "self_attn.o_proj")
-        self.gate_up = _linear(weights, prefix, "mlp.gate_up_proj")
-        self.down = _linear(weights, prefix, "mlp.down_proj")
+class Attention(Protocol):
+    """One step's tokens and what they see; each device has its own."""
 
-    def attend(self, x: Tensor, cos: Tensor, sin: Tensor, attention: PagedAttention) -> Tensor:
+    def attend(self, layer_id: int, qkv: Tensor, head_norm: Any) -> Tensor:
+        """[T, (heads + 2 kv_heads) * head_dim], Q and K neither normalised nor rotated -> [T, heads * head_dim].
+        Stores K and V."""
+
+
+class Layer:
+    def __init__(self, config: ModelConfig, weights: Weights, layer_id: int, parts: Parts) -> None:
+        self.layer_id = layer_id
+        prefix = f"model.layers.{layer_id}"
+        norms = [weights.take(f"{prefix}.{name}.weight") for name in ("input_layernorm", "post_attention_layernorm")]
+        self.qkv = parts.norm_linear(norms[0], config.norm_eps, *_linear(weights, prefix, "self_attn.qkv_proj"))
+        self.add_out = parts.add_linear(*_linear(weights, prefix, "self_attn.o_proj"))
+        self.gate_up = parts.gated_linear(norms[1], config.norm_eps, *_linear(weights, prefix, "mlp.gate_up_proj"))
+        self.add_down = parts.add_linear(*_linear(weights, prefix, "mlp.down_proj"))
+        self.head_norm: Any = None
+
+    def attend(self, x: Tensor, attention: Attention) -> Tensor:
         """Residual stream [T, hidden_size] -> the heads' outputs [T, heads * head_dim]; K and V are stored."""
-        qkv = self.qkv(self.attention_norm(x)).view(len(x), -1, self.head_dim)
-        rotated = qkv[:, : self.num_rotated]
-        self.normalize_heads_(rotated)
-        rotate_(rotated, cos, sin)
-        return attention.attend(self.layer_id, qkv)
+        return attention.attend(self.layer_id, self.qkv(x), self.head_norm)
 
     def finish_(self, x: Tensor, heads: Tensor) -> None:
         """Adds this layer to the residual stream, each token by itself."""
-        x.add_(self.out(heads))
-        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, -1)
-        x.add_(self.down(F.silu(gate).mul_(up)))
-
-    def normalize_heads_(self, heads: Tensor) -> None:
-        """For families that normalise the heads of Q and K, [T, heads + kv_heads, head_dim]."""
+        self.add_out(x, heads)
+        self.add_down(x, self.gate_up(x))
 
 
 class Llama:
-    """A decoder. `config` is its sizes, `dtype` that of its weights and KV."""
+    """A decoder. `config` is its sizes, `dtype` that of its weights and activations."""
 
     layer_type: type[Layer] = Layer
 
-    def __init__(self, config: ModelConfig, weights: Weights) -> None:
+    def __init__(self, config: ModelConfig, weights: Weights, parts: Parts) -> None:
         self.config, self.dtype = config, weights.dtype
         factors = weights.take(ROPE_FACTORS) if weights.has(ROPE_FACTORS) else None
         self.rope = Rope(config.rope, config.head_dim, weights.dtype, factors)
         self.embedding = weights.take("model.embed_tokens.weight")
-        self.norm = RmsNorm(weights.take("model.norm.weight"), config.norm_eps)
-        self.head = make_linear((self.embedding if config.tie_embeddings else weights.take("lm_head.weight")).float())
-        self.layers = [self.layer_type(config, weights, layer_id) for layer_id in range(config.num_layers)]
+        head = self.embedding if config.tie_embeddings else weights.take("lm_head.weight")
+        self.head = parts.head(weights.take("model.norm.weight"), config.norm_eps, head)
+        self.layers = [self.layer_type(config, weights, layer_id, parts) for layer_id in range(config.num_layers)]
 
-    def forward(self, token_ids: Tensor, wanted: Tensor, attention: PagedAttention) -> Tensor:
-        """int64 [T] -> fp32 logits [N, vocab_size] of the tokens at the indices `wanted` [N], from fp32 sums.
+    def forward(self, token_ids: Tensor, wanted: Tensor | None, attention: Attention) -> Tensor:
+        """Ids [T] -> fp32 logits [N, vocab_size] of the tokens at the indices `wanted` [N], or of all.
 
         All new K and V go to attention's pool; past the last layer's, only wanted tokens are computed.
         """
-        x = F.embedding(token_ids, self.embedding)
-        cos, sin = self.rope.at(attention.positions)
+        return self.forward_embedded(F.embedding(token_ids, self.embedding), wanted, attention)
+
+    def forward_embedded(self, x: Tensor, wanted: Tensor | None, attention: Attention) -> Tensor:
+        """As `forward`, of embeddings [T, hidden_size], which are overwritten."""
         for layer in self.layers[:-1]:
-            layer.finish_(x, layer.attend(x, cos, sin, attention))
+            layer.finish_(x, layer.attend(x, attention))
         last = self.layers[-1]
-        heads = last.attend(x, cos, sin, attention)
-        if not len(wanted):
-            return torch.empty(0, self.config.vocab_size)
-        x = x[wanted]
-        last.finish_(x, heads[wanted])
-        return self.head(self.norm(x).float())
+        heads = last.attend(x, attention)
+        if wanted is not None:
+            x, heads = x[wanted], heads[wanted]
+        if not len(x):
+            return torch.empty(0, self.config.vocab_size, device=x.device)
+        last.finish_(x, heads)
+        return self.head(x)
 
     @classmethod
     def weight_shapes(cls, config: ModelConfig) -> dict[str, Shape]:
@@ -115,8 +117,9 @@ class Llama:
         return shapes | {f"{name}.bias": (out,) for name, (out, _, has_bias) in linears.items() if has_bias}
 
 
-def _linear(weights: Weights, prefix: str, name: str) -> Linear:
+def _linear(weights: Weights, prefix: str, name: str) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of one of `FUSED`."""
     parts = [f"{prefix}.{part}" for part in FUSED[name]]
     has_bias = weights.has(f"{parts[0]}.bias")
     bias = weights.take(*(f"{part}.bias" for part in parts)) if has_bias else None
-    return make_linear(weights.take(*(f"{part}.weight" for part in parts)), bias)
+    return weights.take(*(f"{part}.weight" for part in parts)), bias
