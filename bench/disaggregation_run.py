@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..launch.config import EngineOptions, ModelOptions
 from ..launch.hardware import num_cores
+from ..launch.limits import step_limits
 from ..launch.model import find_model
 from . import added_ttft, long_prompt, mixed_load, overlap
 from .added_ttft import Ttft
@@ -28,7 +29,7 @@ from .servers import BLOCK_TOKENS
 from .topology import Running, Topology, running
 
 SMALL_CHUNK_TOKENS = 64
-DEFAULT_CHUNK_TOKENS = EngineOptions().max_num_batched_tokens
+DEFAULT_CHUNK_TOKENS = step_limits(EngineOptions(), "cpu", "prefill").max_num_batched_tokens
 FAKE_STEP_S, FAKE_TOKEN_S = 0.01, 0.0001
 
 

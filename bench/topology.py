@@ -10,7 +10,6 @@ from ..launch.arguments import add_config, read_config
 from ..launch.config import ServeConfig
 from ..launch.hardware import probe
 from ..launch.process import ProcessSpec
-from ..launch.resolve import resolve
 from ..launch.serve import process_specs, settle
 from ..launch.threads import thread_environment
 from .servers import MODEL_NAME, Server
@@ -63,9 +62,8 @@ def running(topology: Topology, common: Sequence[str], folder: Path) -> Iterator
 def process_specs_of(topology: Topology, common: Sequence[str], folder: Path) -> list[ProcessSpec]:
     """The processes of `isthmus serve` with these arguments."""
     config = read_serve_config([*common, *topology.arguments, "--port", "0", "--served-model-name", MODEL_NAME])
-    resolved = resolve(config.topology, config.engine, probe())
     threads = thread_environment(topology.num_threads, given={})
-    specs = process_specs(settle(config, resolved, folder), resolved)
+    specs = process_specs(settle(config, probe(), folder))
     return [spec if spec.name == "router" else replace(spec, environment=threads) for spec in specs]
 
 

@@ -3,57 +3,13 @@
 A field's default is the flag's default, its metadata the help text. `None` means: decided by `resolve` or by the model.
 """
 
-import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
+
+from .option import at_least, fraction, indices, num_bytes, option, seconds
 
 DEFAULT_PORT = 2242
 DEFAULT_WORKER_ADDRESS = "tcp://127.0.0.1:2243"
-
-
-def option(
-    default: Any,
-    help: str,
-    *,
-    flag: str | None = None,
-    metavar: str | None = None,
-    parse: Callable[[str], Any] | None = None,
-    positional: bool = False,
-) -> Any:
-    """A field with what its flag needs. `parse` turns the given text into a value, or raises ValueError saying why."""
-    metadata = {"help": help, "flag": flag, "metavar": metavar, "parse": parse, "positional": positional}
-    return field(default=default, metadata=metadata)
-
-
-def at_least(low: int, high: int | None = None) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        value = int(text)
-        if value < low:
-            raise ValueError(f"must be at least {low}")
-        if high is not None and value > high:
-            raise ValueError(f"must be at most {high}")
-        return value
-
-    return parse
-
-
-def seconds(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise ValueError("must be a number of seconds, 0 or more")
-    return value
-
-
-_BYTE_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
-def num_bytes(text: str) -> int:
-    """`4096`, `512M`, `1.5G`, `2GiB`: binary units."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise ValueError("must be a size such as 512M or 4G")
-    return int(float(match[1]) * _BYTE_UNITS[match[2].upper()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,24 +80,69 @@ class EngineOptions:
     engine: Literal["torch", "fake"] = option(
         "torch", "fake computes nothing and makes up tokens at a set speed: for testing all that is around an engine"
     )
-    dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "type of weights and KV; auto: what is fast here")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "type of weights and KV; auto: what is fast here, on a GPU the checkpoint's; float16 needs a GPU"
+    )
     block_size: int = option(16, "tokens of a KV block; equal on all workers", metavar="TOKENS", parse=at_least(1))
     num_blocks: int | None = option(
         None, "KV blocks of each worker, instead of as many as fit into --kv-cache-memory", parse=at_least(2)
     )
     kv_cache_memory_bytes: int | None = option(
         None,
-        "memory for the KV cache of each worker, as in 512M or 4G; default: its part of a quarter of the free memory",
+        "memory for the KV cache of each worker, as in 512M or 4G; default: its part of a quarter of the free memory, "
+        "on a GPU what --gpu-memory-utilization leaves",
         flag="--kv-cache-memory",
         metavar="SIZE",
         parse=num_bytes,
     )
-    max_num_seqs: int = option(32, "answers that are generated at the same time, on each worker", parse=at_least(1))
-    max_num_batched_tokens: int = option(
-        512, "tokens that one step computes at most: the size of a prompt's chunks", parse=at_least(1)
+    max_num_seqs: int | None = option(
+        None,
+        "answers that are generated at the same time, on each worker; default: 32 on a CPU, 256 on a GPU",
+        parse=at_least(1),
+    )
+    max_num_batched_tokens: int | None = option(
+        None,
+        "tokens that one step computes at most: the size of a prompt's chunks; default: 512 on a CPU, on a GPU 8192 "
+        "for prefill and 2048 for decode workers",
+        parse=at_least(1),
     )
     enable_prefix_caching: bool = option(True, "keep the KV of finished prompts, for those that begin alike")
     enable_chunked_prefill: bool = option(True, "always on: long prompts are computed in chunks, between decode steps")
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceOptions:
+    """What it runs on"""
+
+    device: Literal["auto", "cpu", "cuda"] = option(
+        "auto", "auto: cuda where there is a GPU of compute capability 8.0 or more, and torch can use it"
+    )
+    gpu_memory_utilization: float = option(
+        0.9,
+        "part of a GPU's memory that its workers use, for weights, KV and computing together",
+        metavar="PART",
+        parse=fraction,
+    )
+    kv_cache_dtype: Literal["auto", "fp8_e4m3", "fp8_e5m2"] = option(
+        "auto",
+        "type of the KV on GPUs; auto: that of --dtype; with fp8 twice as much fits, and answers differ slightly",
+    )
+    enforce_eager: bool = option(False, "no CUDA graphs: starts sooner, generates more slowly")
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceOptions:
+    """The worker's GPU"""
+
+    gpu: int | None = option(
+        None, "CUDA index of its GPU, in PCI order; default: the first that can be used", parse=at_least(0)
+    )
+    gpu_memory_share: float = option(
+        1.0,
+        "this worker's part of what --gpu-memory-utilization allows, where several share a GPU",
+        metavar="PART",
+        parse=fraction,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +176,10 @@ class DataOptions:
         "where prefill workers reach this host, to send it KV: its address, or the name of a network interface",
         metavar="HOST",
     )
-    kv_transport: Literal["auto", "shm", "zmq"] = option(
-        "auto", "how KV comes in: shm is shared memory of one host, zmq is TCP; auto: shm where it works, else zmq"
+    kv_transport: Literal["auto", "cuda_ipc", "nccl", "shm", "zmq"] = option(
+        "auto",
+        "how KV comes in: cuda_ipc is one GPU storing into another of this host, nccl goes from GPU to GPU too, shm is "
+        "shared memory of one host, zmq is TCP; auto: the first of these that works",
     )
 
 
@@ -194,7 +197,7 @@ class TopologyOptions:
     prefill: int | None = option(
         None,
         "prefill workers; 0: the decode workers compute prompts too. default: 1 on CPUs, 0 on a single GPU, half of "
-        "several GPUs. Workers of this version compute on the CPU, also where there are GPUs: so 1",
+        "several GPUs",
         metavar="N",
         parse=at_least(0),
     )
@@ -203,6 +206,12 @@ class TopologyOptions:
         "decode workers. default: 1 on CPUs; on GPUs, one on each that prefill workers leave, and at least 1",
         metavar="M",
         parse=at_least(1),
+    )
+    gpus: str | None = option(
+        None,
+        "GPUs to use, by CUDA index in PCI order; default: all that can be used. More workers than GPUs share them",
+        metavar="0,1",
+        parse=indices,
     )
     restart: bool = option(True, "start a process again when it dies; --no-restart: the death of one ends all")
 
@@ -215,6 +224,7 @@ class ServeConfig:
     routing: RoutingOptions
     data: DataOptions
     engine: EngineOptions
+    device: DeviceOptions
     fake: FakeEngineOptions
     process: ProcessOptions
 
@@ -232,6 +242,8 @@ class PrefillConfig:
     model: ModelOptions
     connection: ConnectionOptions
     engine: EngineOptions
+    device: DeviceOptions
+    place: PlaceOptions
     fake: FakeEngineOptions
     process: ProcessOptions
 
@@ -242,6 +254,8 @@ class DecodeConfig:
     connection: ConnectionOptions
     data: DataOptions
     engine: EngineOptions
+    device: DeviceOptions
+    place: PlaceOptions
     fake: FakeEngineOptions
     process: ProcessOptions
 
@@ -270,3 +284,16 @@ class ServerOptions:
 class ChatConfig:
     server: ServerOptions
     sampling: SamplingOptions
+
+
+@dataclass(frozen=True, slots=True)
+class DoctorOptions:
+    """The report"""
+
+    json: bool = option(False, "print it for programs")
+    measure: bool = option(True, "copy between each two GPUs and tell how fast that is; takes seconds for each")
+
+
+@dataclass(frozen=True, slots=True)
+class DoctorConfig:
+    doctor: DoctorOptions

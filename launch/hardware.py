@@ -1,29 +1,52 @@
 """What this process may use of the machine: cores, memory and GPUs, container limits included."""
 
+import importlib.util
 import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from .gpus import Gpu, GpuSurvey, survey_gpus
+
 CGROUP = Path("/sys/fs/cgroup")
 MEMINFO = Path("/proc/meminfo")
-DEVICES = Path("/dev")
-
-ENGINE_USES_GPUS = False
-"""Workers compute on the CPU, whatever else the machine has. As long as that is so, `probe` reports no GPU."""
+MIN_CAPABILITY = (8, 0)
+"""Compute capability that the kernels need: bfloat16 in the matrix units came with Ampere."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hardware:
     num_cores: int
     free_memory_bytes: int
-    num_gpus: int
+    gpus: tuple[Gpu, ...] = ()
     """That the engine can use."""
+    why_no_gpu: str = ""
 
 
 def probe() -> Hardware:
-    return Hardware(num_cores(), free_memory_bytes(), num_gpus() if ENGINE_USES_GPUS else 0)
+    gpus, why = usable(survey_gpus(), torch_cuda())
+    return Hardware(num_cores(), free_memory_bytes(), gpus, why)
+
+
+def usable(survey: GpuSurvey, cuda: str | None) -> tuple[tuple[Gpu, ...], str]:
+    """The GPUs that the engine can use, with torch's version of CUDA; if there are none, why."""
+    if not survey.gpus:
+        return (), survey.why_none
+    if cuda is None:
+        return (), "torch is a build without CUDA"
+    gpus = tuple(gpu for gpu in survey.gpus if gpu.capability >= MIN_CAPABILITY)
+    needed = ".".join(map(str, MIN_CAPABILITY))
+    return gpus, "" if gpus else f"{survey.gpus[0].name} has a compute capability below {needed}"
+
+
+def torch_cuda(version_file: Path | None = None) -> str | None:
+    """The CUDA that torch is built for, `13.0`; None for a build without. Read from its version.py: importing torch
+    takes seconds, and not every process needs it."""
+    if version_file is None:
+        spec = importlib.util.find_spec("torch")
+        version_file = Path(spec.origin).parent / "version.py" if spec and spec.origin else Path()
+    found = re.search(r"^cuda\b.*=\s*['\"]([\d.]+)['\"]", _read(version_file), re.MULTILINE)
+    return found[1] if found else None
 
 
 def num_cores(cgroup: Path = CGROUP) -> int:
@@ -42,40 +65,6 @@ def free_memory_bytes(cgroup: Path = CGROUP, meminfo: Path = MEMINFO) -> int:
     if limit.isdigit() and used.isdigit():
         free = min(free, max(0, int(limit) - int(used)))
     return free
-
-
-def num_gpus(devices: Path = DEVICES, given: Mapping[str, str] = os.environ) -> int:
-    """NVIDIA GPUs this process may use: those with a device file, less what the environment hides.
-
-    NVIDIA_VISIBLE_DEVICES is for container runtimes (`all`, `none`, or a list; `void` means that another mechanism
-    chose), CUDA_VISIBLE_DEVICES for CUDA: a list of indices and UUIDs that ends at the first one that is not valid.
-    """
-    present = sum(bool(re.fullmatch(r"nvidia\d+", entry.name)) for entry in devices.glob("nvidia*"))
-    match given.get("NVIDIA_VISIBLE_DEVICES", "all"):
-        case "none":
-            return 0
-        case "" | "void" | "all":
-            pass
-        case listed:
-            present = min(present, len(_entries(listed)))
-    if "CUDA_VISIBLE_DEVICES" not in given:
-        return present
-    return min(present, _num_valid(_entries(given["CUDA_VISIBLE_DEVICES"]), present))
-
-
-def _entries(listed: str) -> list[str]:
-    return [entry.strip() for entry in listed.split(",")]
-
-
-def _num_valid(entries: list[str], num_devices: int) -> int:
-    """How many there are before the first that names no device, or one that was named before."""
-    seen: set[str] = set()
-    for entry in entries:
-        known = entry.startswith(("GPU-", "MIG-")) or (entry.isdecimal() and int(entry) < num_devices)
-        if not known or entry in seen:
-            break
-        seen.add(entry)
-    return len(seen)
 
 
 def _available(meminfo: Path) -> int:

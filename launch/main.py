@@ -11,7 +11,7 @@ from .. import __version__
 from . import logs
 from .arguments import add_config, read_config
 from .child import Lifeline
-from .config import ChatConfig, DecodeConfig, PrefillConfig, RouterConfig, ServeConfig
+from .config import ChatConfig, DecodeConfig, DoctorConfig, PrefillConfig, RouterConfig, ServeConfig
 from .resolve import CONFIG_ERROR_CODE, ConfigError
 
 log = logging.getLogger(__name__)
@@ -65,6 +65,12 @@ def _chat(config: ChatConfig) -> int:
     return chat(config)
 
 
+def _doctor(config: DoctorConfig) -> int:
+    from .doctor import doctor
+
+    return doctor(config)
+
+
 COMMANDS = (
     Command(
         "serve",
@@ -74,8 +80,9 @@ COMMANDS = (
         """\
 examples:
   isthmus serve                                    the demo model on port 2242
-  isthmus serve models/Qwen3-0.6B --decode 2       1 prefill and 2 decode workers
+  isthmus serve models/Qwen3-0.6B --prefill 1 --decode 2
   isthmus serve model.Q4_1.gguf --prefill 0        no prefill worker: plain aggregated serving
+  isthmus serve models/Llama-8B --gpus 2,3         one prefill and one decode worker, on these GPUs
   isthmus serve --engine fake --fake-step-s 0.01   no arithmetic: to try clients and load
 
 The cores are divided between the workers; OMP_NUM_THREADS in the environment overrides that.""",
@@ -114,6 +121,13 @@ workers with --router tcp://ROUTER:2243 and, for decode, --data-host with an add
         ChatConfig,
         _chat,
         "example:\n  isthmus chat --temperature 0.7 --system 'You answer in one sentence.'",
+    ),
+    Command(
+        "doctor",
+        "tell what this machine has for Isthmus: GPUs, links, libraries, and what is wrong with them",
+        DoctorConfig,
+        _doctor,
+        "example:\n  isthmus doctor --json\n\nThe exit code is 1 if something has to be put right.",
     ),
 )
 

@@ -9,10 +9,13 @@ from ..text.resolve import resolve as resolve_model
 from ..wire.messages import CacheGroup, Fingerprint
 from .config import ModelOptions
 from .demo_model import NAME, DemoModelError, cache_dir, ensure_demo_model
+from .gpu_memory import Footprint
+from .limits import Device
 from .resolve import ConfigError, ModelFacts
 
-NUM_DTYPE_BYTES = {"auto": 4, "float32": 4, "bfloat16": 2}
-"""What a KV element takes, at most, for each --dtype."""
+NUM_DTYPE_BYTES = {"auto": 4, "float32": 4, "bfloat16": 2, "float16": 2, "fp8_e4m3": 1, "fp8_e5m2": 1}
+"""What a KV element takes, at most, for each --dtype and --kv-cache-dtype."""
+HALF_DTYPES = ("bfloat16", "float16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,29 @@ class Model:
     def layout(self, dtype: str) -> tuple[CacheGroup, ...]:
         return tuple(CacheGroup(**group) for group in self.config.layout(dtype))
 
+    def gpu_dtype(self, wanted: str) -> str:
+        """What `auto` means on a GPU: the checkpoint's own, halved if it is float32 (or, in a .gguf, quantized)."""
+        if wanted != "auto":
+            return wanted
+        config = self.resolved.config()
+        own = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
+        return own if own in HALF_DTYPES else "bfloat16"
+
+    def footprint(self, dtype: str) -> Footprint:
+        """`dtype` is that of weights and activations. Logits are fp32, and sampling holds a copy and an order."""
+        config, num_bytes = self.config, NUM_DTYPE_BYTES[dtype]
+        return Footprint(
+            weight_bytes=num_parameters(config) * num_bytes,
+            bytes_per_batched_token=(6 * config.hidden_size + 3 * config.intermediate_size) * num_bytes,
+            bytes_per_seq=3 * config.vocab_size * 4,
+        )
+
+    def needs(self, dtype: str, kv_cache_dtype: str, device: Device) -> tuple[ModelFacts, Footprint]:
+        """Of a worker on this device with these --dtype and --kv-cache-dtype."""
+        if device == "cuda":
+            dtype = self.gpu_dtype(dtype)
+        return self.facts(dtype if kv_cache_dtype == "auto" else kv_cache_dtype), self.footprint(dtype)
+
     def fingerprint(self, block_size: int, dtype: str, engine: str) -> Fingerprint:
         """`dtype` is what the engine made of --dtype. Tokens of a fake engine and a real one are never mixed."""
         return Fingerprint(
@@ -60,6 +86,14 @@ def find_model(options: ModelOptions) -> Model:
         return Model(resolved, ModelConfig.from_hf(resolved.config()), options.load_format)
     except (DemoModelError, ValueError) as error:
         raise ConfigError(str(error)) from error
+
+
+def num_parameters(config: ModelConfig) -> int:
+    """Of the matrices: norms and biases are small beside them."""
+    heads = 2 * config.num_heads + 2 * config.num_kv_heads
+    layer = config.hidden_size * (heads * config.head_dim + 3 * config.intermediate_size)
+    embeddings = config.vocab_size * config.hidden_size * (1 if config.tie_embeddings else 2)
+    return config.num_layers * layer + embeddings
 
 
 def served_names(model: str | None) -> tuple[str, ...]:

@@ -1,14 +1,18 @@
 """What was left open on the command line, decided from the machine and the model. Pure."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .config import EngineOptions, TopologyOptions
+from .config import DeviceOptions, EngineOptions, TopologyOptions
+from .gpus import Gpu
 from .hardware import Hardware
+from .limits import Device
+from .option import split_indices
 
 KV_SHARE = 4
 """The KV caches of all workers get one part in so many of the free memory; weights and buffers need the rest."""
-
-
+GPU_TRANSPORTS = ("cuda_ipc", "nccl")
+"""Ways of --kv-transport that lead from GPU to GPU."""
 CONFIG_ERROR_CODE = 2
 """What a process exits with after a ConfigError, as argparse does."""
 
@@ -27,26 +31,68 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
+    device: Device
     num_prefill: int
     num_decode: int
     num_threads: int
     """Of each worker."""
     kv_cache_memory_bytes: int
-    """Of each worker."""
+    """Of each worker, on the CPU."""
     reason: str
     """Why there are as many workers as there are, for the user."""
+    gpus: tuple[Gpu, ...] = ()
+    """For the workers; none on the CPU."""
 
 
-def resolve(topology: TopologyOptions, engine: EngineOptions, hardware: Hardware) -> Resolved:
-    """Workers by `num_workers`; the cores and the memory for KV are divided between them."""
-    prefill, decode = num_workers(topology, hardware.num_gpus)
+def resolve(topology: TopologyOptions, engine: EngineOptions, options: DeviceOptions, hardware: Hardware) -> Resolved:
+    """Workers by `num_workers`; the cores, and on the CPU the memory for KV, are divided between them.
+
+    Raises ConfigError for what this machine cannot do.
+    """
+    device = choose_device(engine, options, hardware)
+    refuse_on_cpu(device, {"--gpus": topology.gpus is not None})
+    gpus = choose_gpus(topology.gpus, hardware.gpus) if device == "cuda" else ()
+    prefill, decode = num_workers(topology, len(gpus))
     return Resolved(
+        device,
         prefill,
         decode,
         max(1, hardware.num_cores // (prefill + decode)),
         kv_cache_memory(engine, hardware, prefill + decode),
-        reason(topology, hardware.num_gpus),
+        reason(topology, len(gpus)),
+        gpus,
     )
+
+
+def choose_device(engine: EngineOptions, options: DeviceOptions, hardware: Hardware) -> Device:
+    """Raises ConfigError if there is no such device, or something was asked for that it cannot do."""
+    if engine.engine == "fake" and options.device == "cuda":
+        raise ConfigError("--engine fake computes nothing: --device cuda does not go with it")
+    if options.device == "cuda" and not hardware.gpus:
+        raise ConfigError(f"--device cuda: there is no GPU to use ({hardware.why_no_gpu})")
+    on_gpu = options.device != "cpu" and engine.engine != "fake" and bool(hardware.gpus)
+    device: Device = "cuda" if on_gpu else "cpu"
+    asked = {f"--kv-cache-dtype {options.kv_cache_dtype}": options.kv_cache_dtype != "auto"}
+    refuse_on_cpu(device, asked | {"--dtype float16": engine.dtype == "float16"})
+    return device
+
+
+def refuse_on_cpu(device: Device, asked: Mapping[str, bool]) -> None:
+    """Raises ConfigError, on the CPU, for the first of these that was asked for."""
+    for what, given in asked.items():
+        if given and device == "cpu":
+            raise ConfigError(f"{what} needs workers that compute on GPUs, and these compute on the CPU")
+
+
+def choose_gpus(listed: str | None, gpus: Sequence[Gpu]) -> tuple[Gpu, ...]:
+    """Those of `gpus` that `--gpus` lists. Raises ConfigError if one is not there."""
+    if listed is None:
+        return tuple(gpus)
+    by_index = {gpu.index: gpu for gpu in gpus}
+    for index in split_indices(listed):
+        if index not in by_index:
+            raise ConfigError(f"there is no GPU {index} to use, only {', '.join(map(str, by_index))}")
+    return tuple(by_index[index] for index in split_indices(listed))
 
 
 def num_workers(topology: TopologyOptions, num_gpus: int) -> tuple[int, int]:
@@ -96,12 +142,11 @@ def max_model_len(wanted: int | None, model: ModelFacts, engine: EngineOptions, 
 
     Raises ConfigError if what was asked for does not fit.
     """
+    check_model_len(wanted, model)
     if engine.num_blocks is not None:
         room = engine.num_blocks * engine.block_size
     else:
-        room = kv_memory_bytes // (model.kv_bytes_per_token * engine.block_size) * engine.block_size
-    if wanted is not None and wanted > model.max_model_len:
-        raise ConfigError(f"--max-model-len {wanted} is more than the model's {model.max_model_len}")
+        room = max(0, kv_memory_bytes) // (model.kv_bytes_per_token * engine.block_size) * engine.block_size
     if wanted is not None and wanted > room:
         raise ConfigError(
             f"--max-model-len {wanted} does not fit: the KV cache of a worker holds {room} tokens; "
@@ -112,10 +157,18 @@ def max_model_len(wanted: int | None, model: ModelFacts, engine: EngineOptions, 
     return wanted or min(model.max_model_len, room)
 
 
-def num_blocks(engine: EngineOptions, max_model_len: int, bytes_per_block: int, kv_memory_bytes: int) -> int:
-    """KV blocks of a worker: what was asked for, else what fits, and no more than `max_num_seqs` full-length
-    sequences can use."""
+def check_model_len(wanted: int | None, model: ModelFacts) -> None:
+    """Raises ConfigError if that is longer than what the model can do."""
+    if wanted is not None and wanted > model.max_model_len:
+        raise ConfigError(f"--max-model-len {wanted} is more than the model's {model.max_model_len}")
+
+
+def num_blocks(
+    engine: EngineOptions, max_num_seqs: int, max_model_len: int, bytes_per_block: int, kv_memory_bytes: int
+) -> int:
+    """KV blocks of a worker on the CPU: what was asked for, else what fits, and no more than `max_num_seqs`
+    full-length sequences can use."""
     if engine.num_blocks is not None:
         return engine.num_blocks
-    useful = engine.max_num_seqs * -(-max_model_len // engine.block_size)
+    useful = max_num_seqs * -(-max_model_len // engine.block_size)
     return min(useful, kv_memory_bytes // bytes_per_block)

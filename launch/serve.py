@@ -5,10 +5,10 @@ import logging
 import socket
 import sys
 import tempfile
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ..wire.messages import Role
 from . import logs
 from .arguments import to_arguments
 from .config import (
@@ -19,27 +19,38 @@ from .config import (
     RouterConfig,
     ServeConfig,
 )
-from .hardware import probe
-from .model import find_model, served_names
+from .hardware import Hardware, probe
+from .model import Model, find_model, served_names
 from .process import ProcessSpec
-from .resolve import ConfigError, Resolved, max_model_len, resolve
+from .resolve import GPU_TRANSPORTS, ConfigError, Resolved, max_model_len, refuse_on_cpu, resolve
 from .supervisor import GaveUp, StopOnSignals, Supervisor
 from .threads import thread_environment
+from .workers import WorkerPlan, plan_workers
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What `serve` starts, with nothing left open: all processes, restarted ones too, get the same."""
+
+    config: ServeConfig
+    resolved: Resolved
+    workers: Sequence[WorkerPlan]
+
+
 def serve(config: ServeConfig) -> int:
     """Returns the exit code when told to stop. Raises ConfigError for what cannot work."""
-    resolved = resolve(config.topology, config.engine, probe())
     with tempfile.TemporaryDirectory(prefix="isthmus-") as folder:
-        config = settle(config, resolved, Path(folder))
+        settled = settle(config, probe(), Path(folder))
+        for worker in settled.workers:
+            log.info("%s", worker)
         supervisor = Supervisor(
-            process_specs(config, resolved),
+            process_specs(settled),
             restart=config.topology.restart,
             drain_timeout_s=config.http.drain_timeout_s,
             on_log=logs.pass_on,
-            on_ready=lambda facts: print(greeting(config, resolved), flush=True),
+            on_ready=lambda facts: print(greeting(settled.config, settled.resolved), flush=True),
         )
         with StopOnSignals(supervisor):
             try:
@@ -50,24 +61,38 @@ def serve(config: ServeConfig) -> int:
     return 0
 
 
-def settle(config: ServeConfig, resolved: Resolved, folder: Path) -> ServeConfig:
-    """The config with nothing left open: all processes, restarted ones too, get the same model, addresses, sizes."""
-    model, engine = config.model, config.engine
+def settle(config: ServeConfig, hardware: Hardware, folder: Path) -> Settled:
+    """The model found, its context cut to what every worker can hold, workers placed, addresses and ports chosen.
+
+    Raises ConfigError.
+    """
+    model, engine, transport = config.model, config.engine, config.data.kv_transport
+    resolved = resolve(config.topology, engine, config.device, hardware)
+    refuse_on_cpu(resolved.device, {f"--kv-transport {transport}": transport in GPU_TRANSPORTS})
     load_format = "dummy" if engine.engine == "fake" else model.load_format
     found = find_model(replace(model, load_format=load_format))
-    facts = found.facts(engine.dtype)
-    length = max_model_len(model.max_model_len, facts, engine, resolved.kv_cache_memory_bytes)
-    if model.max_model_len is None and length < facts.max_model_len:
-        log.warning("the KV cache has room for requests of %d tokens, not the model's %d", length, facts.max_model_len)
+    workers, length = fit(found, config, resolved)
     names = config.http.served_model_name or served_names(model.model)
     address = config.routing.worker_address or f"ipc://{folder}/router"
-    return replace(
+    settled = replace(
         config,
         model=ModelOptions(str(found.path), length, load_format),
         http=replace(config.http, served_model_name=names, port=checked_port(config.http.host, config.http.port)),
         routing=replace(config.routing, worker_address=address),
-        engine=replace(engine, kv_cache_memory_bytes=resolved.kv_cache_memory_bytes),
+        device=replace(config.device, device=resolved.device),
     )
+    return Settled(settled, resolved, workers)
+
+
+def fit(model: Model, config: ServeConfig, resolved: Resolved) -> tuple[list[WorkerPlan], int]:
+    """The workers, and the longest request in tokens that each of them can hold."""
+    facts, footprint = model.needs(config.engine.dtype, config.device.kv_cache_dtype, resolved.device)
+    workers = plan_workers(resolved, config.engine, footprint, config.device.gpu_memory_utilization)
+    wanted, smallest = config.model.max_model_len, min(worker.kv_bytes for worker in workers)
+    length = max_model_len(wanted, facts, config.engine, smallest)
+    if wanted is None and length < facts.max_model_len:
+        log.warning("the KV cache has room for requests of %d tokens, not the model's %d", length, facts.max_model_len)
+    return workers, length
 
 
 def checked_port(host: str, port: int) -> int:
@@ -84,22 +109,25 @@ def checked_port(host: str, port: int) -> int:
         return int(trial.getsockname()[1])
 
 
-def process_specs(config: ServeConfig, resolved: Resolved) -> list[ProcessSpec]:
+def process_specs(settled: Settled) -> list[ProcessSpec]:
+    config = settled.config
     router = RouterConfig(config.model, config.http, config.routing, config.process)
-    prefill = [_worker_spec("prefill", index, config, resolved) for index in range(resolved.num_prefill)]
-    decode = [_worker_spec("decode", index, config, resolved) for index in range(resolved.num_decode)]
-    return [ProcessSpec("router", command("router", router), stop_first=True), *prefill, *decode]
+    workers = [_worker_spec(worker, config) for worker in settled.workers]
+    return [ProcessSpec("router", command("router", router), stop_first=True), *workers]
 
 
-def _worker_spec(role: Role, index: int, config: ServeConfig, resolved: Resolved) -> ProcessSpec:
+def _worker_spec(plan: WorkerPlan, config: ServeConfig) -> ProcessSpec:
     assert config.routing.worker_address is not None
-    name = f"{role}-{index}"
-    connection = ConnectionOptions(config.routing.worker_address, name)
-    if role == "prefill":
-        worker: object = PrefillConfig(config.model, connection, config.engine, config.fake, config.process)
+    connection = ConnectionOptions(config.routing.worker_address, plan.name)
+    engine = replace(config.engine, **asdict(plan.limits))
+    if plan.gpu is None:
+        engine = replace(engine, kv_cache_memory_bytes=plan.kv_bytes)
+    rest = (engine, config.device, plan.place, config.fake, config.process)
+    if plan.role == "prefill":
+        worker: object = PrefillConfig(config.model, connection, *rest)
     else:
-        worker = DecodeConfig(config.model, connection, config.data, config.engine, config.fake, config.process)
-    return ProcessSpec(name, command(role, worker), thread_environment(resolved.num_threads))
+        worker = DecodeConfig(config.model, connection, config.data, *rest)
+    return ProcessSpec(plan.name, command(plan.role, worker), thread_environment(plan.num_threads))
 
 
 def command(name: str, config: object) -> list[str]:
@@ -123,5 +151,8 @@ Ready: {name} at {url} ({workers(resolved)}). Try:
 
 def workers(resolved: Resolved) -> str:
     """`1 prefill + 1 decode workers, 4 threads each; default: one of each on CPUs`"""
-    threads = f"{resolved.num_threads} thread{'s' * (resolved.num_threads != 1)} each"
-    return f"{resolved.num_prefill} prefill + {resolved.num_decode} decode workers, {threads}; {resolved.reason}"
+    where = f", {resolved.num_threads} thread{'s' * (resolved.num_threads != 1)} each"
+    if resolved.gpus:
+        used = resolved.gpus[: resolved.num_prefill + resolved.num_decode]
+        where = f" on GPU{'s' * (len(used) != 1)} {', '.join(str(gpu.index) for gpu in used)}"
+    return f"{resolved.num_prefill} prefill + {resolved.num_decode} decode workers{where}; {resolved.reason}"

@@ -9,24 +9,25 @@ from isthmus.launch.config import (
     ConnectionOptions,
     DataOptions,
     DecodeConfig,
+    DeviceOptions,
     EngineOptions,
     FakeEngineOptions,
     HttpOptions,
     ModelOptions,
+    PlaceOptions,
     PrefillConfig,
     ProcessOptions,
     RouterConfig,
     RoutingOptions,
     ServeConfig,
     TopologyOptions,
-    num_bytes,
 )
 from isthmus.launch.main import COMMANDS, main, make_parser
+from isthmus.launch.option import num_bytes, split_indices
 
-PREFILL = PrefillConfig(ModelOptions(), ConnectionOptions(), EngineOptions(), FakeEngineOptions(), ProcessOptions())
-DECODE = DecodeConfig(
-    ModelOptions(), ConnectionOptions(), DataOptions(), EngineOptions(), FakeEngineOptions(), ProcessOptions()
-)
+WORKER = (EngineOptions(), DeviceOptions(), PlaceOptions(), FakeEngineOptions(), ProcessOptions())
+PREFILL = PrefillConfig(ModelOptions(), ConnectionOptions(), *WORKER)
+DECODE = DecodeConfig(ModelOptions(), ConnectionOptions(), DataOptions(), *WORKER)
 ROUTER = RouterConfig(ModelOptions(), HttpOptions(), RoutingOptions(), ProcessOptions())
 
 
@@ -53,6 +54,7 @@ def test_nothing_given_gives_the_defaults() -> None:
         RoutingOptions(),
         DataOptions(),
         EngineOptions(),
+        DeviceOptions(),
         FakeEngineOptions(),
         ProcessOptions(),
     )
@@ -63,18 +65,20 @@ FLAGS = """serve model.gguf --prefill 0 --decode 2 --host 0.0.0.0 --port 80 --ma
     --max-num-batched-tokens 128 --no-enable-prefix-caching --enable-chunked-prefill --num-blocks 7
     --kv-cache-memory 1.5G --engine fake --fake-step-s 0.5 --no-restart --max-waiting 4 --drain-timeout 2
     --request-timeout 30 --local-prefill-max-tokens 0 --worker-address tcp://127.0.0.1:9 --log-level debug
-    --kv-transport zmq"""
+    --kv-transport zmq --device cuda --gpu-memory-utilization 0.8 --kv-cache-dtype fp8_e4m3 --enforce-eager
+    --gpus 1,0"""
 
 
 def test_flags_keep_the_names_users_know() -> None:
     config = parse(*FLAGS.split())
     assert config == ServeConfig(
-        TopologyOptions(prefill=0, decode=2, restart=False),
+        TopologyOptions(prefill=0, decode=2, gpus="1,0", restart=False),
         ModelOptions("model.gguf", 99, "dummy"),
         HttpOptions("0.0.0.0", 80, ("a", "b"), "t.jinja", 4, 30.0, 2.0),
         RoutingOptions("tcp://127.0.0.1:9", 0),
         DataOptions(kv_transport="zmq"),
         EngineOptions("fake", "float32", 32, 7, 3 << 29, 3, 128, False, True),
+        DeviceOptions("cuda", 0.8, "fp8_e4m3", True),
         FakeEngineOptions(fake_step_s=0.5),
         ProcessOptions(log_level="debug"),
     )
@@ -95,6 +99,14 @@ def test_flags_keep_the_names_users_know() -> None:
         (["serve", "--port", "65536"], "--port: '65536': must be at most 65535"),
         (["serve", "--dtype", "fp8"], "--dtype: invalid choice: 'fp8'"),
         (["serve", "--request-timeout", "nan"], "--request-timeout: 'nan': must be a number of seconds"),
+        (["serve", "--dtype", "float64"], "--dtype: invalid choice: 'float64'"),
+        (["serve", "--gpus", "0,x"], "--gpus: '0,x': must be different numbers such as 0,1"),
+        (["serve", "--gpus", "0,0"], "--gpus: '0,0': must be different numbers such as 0,1"),
+        (["serve", "--gpu", "0"], "unrecognized arguments: --gpu"),
+        (["prefill", "--gpus", "0"], "unrecognized arguments: --gpus"),
+        (["decode", "--gpu", "-1"], "--gpu: '-1': must be at least 0"),
+        (["serve", "--gpu-memory-utilization", "90"], "'90': must be more than 0 and at most 1"),
+        (["serve", "--kv-cache-dtype", "fp8"], "--kv-cache-dtype: invalid choice: 'fp8'"),
         (["serve", "--kv-cache-memory", "lots"], "--kv-cache-memory: 'lots': must be a size such as 512M"),
         (["serve", "--no-enable-chunked-prefill"], "chunked prefill is always on"),
         (["decode", "--no-enable-chunked-prefill"], "chunked prefill is always on"),
@@ -127,6 +139,10 @@ def test_sizes(text: str, value: int) -> None:
     assert num_bytes(text) == value
 
 
+def test_a_list_of_gpus_is_taken_apart() -> None:
+    assert split_indices("2, 0,11") == (2, 0, 11)
+
+
 def reads_back(name: str, config: Any) -> None:
     parsed = make_parser().parse_args([name, *to_arguments(config)])
     assert read_config(type(config), parsed) == config
@@ -153,10 +169,13 @@ def test_a_router_config_survives_the_command_line(model: Any, served: Any, temp
     memory=st.none() | st.integers(0, 10**15),
     step_s=st.floats(0, 10),
     name=st.none() | texts,
+    gpu=st.none() | st.integers(0, 63),
+    share=st.floats(0, 1, exclude_min=True),
 )
 def test_a_worker_config_survives_the_command_line(
-    caching: bool, num_blocks: Any, memory: Any, step_s: float, name: Any
+    caching: bool, num_blocks: Any, memory: Any, step_s: float, name: Any, gpu: Any, share: float
 ) -> None:
     engine = EngineOptions(num_blocks=num_blocks, kv_cache_memory_bytes=memory, enable_prefix_caching=caching)
     connection = ConnectionOptions(name=name)
-    reads_back("decode", replace(DECODE, engine=engine, connection=connection, fake=FakeEngineOptions(step_s)))
+    place, fake = PlaceOptions(gpu, share), FakeEngineOptions(step_s)
+    reads_back("decode", replace(DECODE, engine=engine, connection=connection, place=place, fake=fake))

@@ -1,9 +1,9 @@
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from isthmus.launch import hardware
-from isthmus.launch.hardware import free_memory_bytes, num_cores, num_gpus, probe
+from isthmus.launch.gpus import GpuSurvey, survey_gpus
+from isthmus.launch.hardware import free_memory_bytes, num_cores, torch_cuda, usable
+from isthmus.tests.launch.fake_nvml import FakeGpu, FakeNvml, gpu
 
 
 @pytest.mark.parametrize(
@@ -24,51 +24,35 @@ def test_a_container_limits_memory(tmp_path: Path) -> None:
     assert free_memory_bytes(tmp_path, tmp_path / "meminfo") == 800 * 1024
 
 
-def devices(folder: Path, names: Iterable[str]) -> Path:
-    for name in names:
-        (folder / name).touch()
-    return folder
-
-
-NOT_GPUS = ("nvidiactl", "nvidia-uvm", "nvidia-modeset", "nvidia-caps", "null")
-
-
 @pytest.mark.parametrize(
-    ("present", "nvidia", "cuda", "expected"),
+    ("text", "expected"),
     [
-        (0, None, None, 0),
-        (1, None, None, 1),
-        (12, None, None, 12),
-        (0, "all", "0,1", 0),
-        (4, "all", None, 4),
-        (4, "void", None, 4),
-        (4, "", None, 4),
-        (4, "none", None, 0),
-        (4, "1,3", None, 2),
-        (2, "5,6,7", None, 2),  # a container that was given three sees as many files as there are
-        (4, None, "", 0),
-        (4, None, "-1", 0),
-        (4, None, "NoDevFiles", 0),
-        (4, None, "2", 1),
-        (4, None, "3, 1", 2),
-        (4, None, "0,4,1", 1),  # what follows an invalid one is not seen
-        (4, None, "0,1,1,2", 2),
-        (4, None, "GPU-8932f937,GPU-d72c11ef", 2),
-        (1, None, "MIG-3f7d22b8", 1),
-        (4, "0,1", "0,1,2", 2),
-        (4, "none", "0", 0),
+        ("__version__ = '2.13.0+cpu'\ncuda: Optional[str] = None\nhip: Optional[str] = None\n", None),
+        ("__version__ = '2.11.0+cu130'\ncuda: Optional[str] = '13.0'\nhip: Optional[str] = None\n", "13.0"),
+        ("__version__ = '2.11.0'\ncuda = '12.8'\n", "12.8"),
+        ("__version__ = '2.11.0'\ncuda: Optional[str] = None\nhip: Optional[str] = '6.4'\n", None),
     ],
 )
-def test_gpus_are_those_present_less_what_the_environment_hides(
-    tmp_path: Path, present: int, nvidia: str | None, cuda: str | None, expected: int
-) -> None:
-    given = {"NVIDIA_VISIBLE_DEVICES": nvidia, "CUDA_VISIBLE_DEVICES": cuda}
-    folder = devices(tmp_path, (*NOT_GPUS, *(f"nvidia{index}" for index in range(present))))
-    assert num_gpus(folder, {name: value for name, value in given.items() if value is not None}) == expected
+def test_torch_s_cuda_is_read_without_loading_torch(tmp_path: Path, text: str, expected: str | None) -> None:
+    (tmp_path / "version.py").write_text(text)
+    assert torch_cuda(tmp_path / "version.py") == expected
 
 
-def test_gpus_count_only_where_the_engine_can_use_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "num_gpus", lambda: 8)
-    assert probe().num_gpus == 0
-    monkeypatch.setattr(hardware, "ENGINE_USES_GPUS", True)
-    assert probe().num_gpus == 8
+def test_torch_s_cuda_is_what_torch_says() -> None:
+    torch = pytest.importorskip("torch")
+    assert torch_cuda() == torch.version.cuda
+
+
+def test_usable_gpus_have_a_torch_and_the_capability_it_takes() -> None:
+    assert usable(GpuSurvey((gpu(0), gpu(1))), "13.0") == ((gpu(0), gpu(1)), "")
+    assert usable(GpuSurvey(why_none="no NVIDIA driver"), "13.0") == ((), "no NVIDIA driver")
+    assert usable(GpuSurvey((gpu(0),)), None) == ((), "torch is a build without CUDA")
+
+
+def test_an_old_gpu_is_left_out_and_the_others_keep_their_indices() -> None:
+    old = FakeGpu("GPU-old", "00000000:01:00.0", capability=(7, 5), name="Tesla T4")
+    new = FakeGpu("GPU-new", "00000000:02:00.0", capability=(8, 0))
+    gpus, why = usable(survey_gpus(nvml=FakeNvml(old, new), given={}), "13.0")
+    assert ([found.index for found in gpus], why) == ([1], "")
+    gpus, why = usable(survey_gpus(nvml=FakeNvml(old), given={}), "13.0")
+    assert (gpus, why) == ((), "Tesla T4 has a compute capability below 8.0")

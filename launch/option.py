@@ -1,0 +1,70 @@
+"""One option: a dataclass field with what its flag needs, and how values are read from text."""
+
+import re
+from collections.abc import Callable
+from dataclasses import field
+from typing import Any
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    flag: str | None = None,
+    metavar: str | None = None,
+    parse: Callable[[str], Any] | None = None,
+    positional: bool = False,
+) -> Any:
+    """A field with what its flag needs. `parse` turns the given text into a value, or raises ValueError saying why."""
+    metadata = {"help": help, "flag": flag, "metavar": metavar, "parse": parse, "positional": positional}
+    return field(default=default, metadata=metadata)
+
+
+def at_least(low: int, high: int | None = None) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text)
+        if value < low:
+            raise ValueError(f"must be at least {low}")
+        if high is not None and value > high:
+            raise ValueError(f"must be at most {high}")
+        return value
+
+    return parse
+
+
+def seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise ValueError("must be a number of seconds, 0 or more")
+    return value
+
+
+def fraction(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise ValueError("must be more than 0 and at most 1")
+    return value
+
+
+def indices(text: str) -> str:
+    """`0,2`: stays text, so that it is written on a command line as it was read; `split_indices` takes it apart."""
+    split_indices(text)
+    return text
+
+
+def split_indices(text: str) -> tuple[int, ...]:
+    entries = [entry.strip() for entry in text.split(",")]
+    if not all(entry.isdecimal() for entry in entries) or len({*map(int, entries)}) < len(entries):
+        raise ValueError("must be different numbers such as 0,1")
+    return tuple(map(int, entries))
+
+
+_BYTE_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def num_bytes(text: str) -> int:
+    """`4096`, `512M`, `1.5G`, `2GiB`: binary units."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise ValueError("must be a size such as 512M or 4G")
+    return int(float(match[1]) * _BYTE_UNITS[match[2].upper()])

@@ -1,0 +1,144 @@
+"""MODEL, loaded into the engine of a worker's place."""
+
+import logging
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from .config import DecodeConfig, PrefillConfig
+from .gpu_memory import gib
+from .gpu_wait import wait_for_memory
+from .gpus import Gpu, free_bytes
+from .hardware import probe
+from .limits import StepLimits
+from .model import Model, find_model
+from .resolve import ConfigError, check_model_len, kv_cache_memory, max_model_len, num_blocks
+from .worker_place import WorkerPlace
+
+if TYPE_CHECKING:
+    from ..engine.plan import Engine
+    from ..engine.worker import Loaded
+
+log = logging.getLogger(__name__)
+
+PANGRAM = "The quick brown fox jumps over the lazy dog, and packs my box with five dozen liquor jugs."
+"""What the fake engine's tokens are taken from."""
+GPU_LAYOUT = " by head"
+"""Said with the KV's type: in a block a GPU's pool goes head by head, a CPU's token by token, so they do not mix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loader:
+    """Called with MODEL, that of `config` or the one Welcome names."""
+
+    config: PrefillConfig | DecodeConfig
+    place: WorkerPlace
+    limits: StepLimits
+    draws: bool
+    """The worker samples."""
+
+    def __call__(self, model: str) -> "Loaded":
+        """Raises ConfigError if it cannot be loaded here."""
+        found = find_model(replace(self.config.model, model=model))
+        try:
+            return self._on_gpu(found, self.place.gpu) if self.place.gpu else self._on_cpu(found)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+    def _on_gpu(self, model: Model, gpu: Gpu) -> "Loaded":
+        from ..engine.cuda.load import Memory, load_cuda_engine
+        from ..engine.worker import Loaded
+
+        options, device, wanted = self.config.engine, self.config.device, self.config.model.max_model_len
+        dtype = model.gpu_dtype(options.dtype)
+        check_model_len(wanted, model.facts(dtype))
+        self._wait_for_memory(model, gpu, dtype)
+        engine, length = load_cuda_engine(
+            model.resolved.config(),
+            model.path,
+            device_index=gpu.index,
+            dtype=dtype,
+            load_format=model.load_format,
+            block_size=options.block_size,
+            kv_cache_dtype=device.kv_cache_dtype,
+            memory=Memory(
+                device.gpu_memory_utilization,
+                self.config.place.gpu_memory_share,
+                options.num_blocks,
+                options.kv_cache_memory_bytes,
+            ),
+            max_num_seqs=self.limits.max_num_seqs,
+            max_num_batched_tokens=self.limits.max_num_batched_tokens,
+            max_model_len=wanted,
+            enforce_eager=device.enforce_eager,
+            draws=self.draws,
+        )
+        kv_dtype = dtype if device.kv_cache_dtype == "auto" else device.kv_cache_dtype
+        return Loaded(engine, model.fingerprint(options.block_size, kv_dtype + GPU_LAYOUT, "torch"), length)
+
+    def _wait_for_memory(self, model: Model, gpu: Gpu, dtype: str) -> None:
+        """Not for ever: the engine may do with less, and if not it says so."""
+        needed = self._needed_bytes(model, dtype)
+
+        def on_wait(free: int) -> None:
+            log.info("waiting for memory of GPU %d: %s is free, %s needed", gpu.index, gib(free), gib(needed))
+
+        if not wait_for_memory(needed, lambda: free_bytes(gpu.uuid), on_wait=on_wait):
+            log.warning("GPU %d still has less than %s free: other processes use it", gpu.index, gib(needed))
+
+    def _needed_bytes(self, model: Model, dtype: str) -> int:
+        """All that the worker may use, unless it was told how large its KV cache is."""
+        options = self.config.engine
+        kv_bytes = options.kv_cache_memory_bytes
+        if options.num_blocks is not None:
+            facts, _ = model.needs(dtype, self.config.device.kv_cache_dtype, "cuda")
+            kv_bytes = options.num_blocks * options.block_size * facts.kv_bytes_per_token
+        if kv_bytes is None:
+            return self.place.memory_bytes
+        return model.footprint(dtype).of_worker(self.limits) + kv_bytes
+
+    def _on_cpu(self, model: Model) -> "Loaded":
+        from ..engine.worker import Loaded
+
+        options = self.config.engine
+        memory = kv_cache_memory(options, probe(), num_workers=1)
+        length = max_model_len(self.config.model.max_model_len, model.facts(options.dtype), options, memory)
+        if options.engine == "fake":
+            engine: Engine = self._fake_engine(model, self._num_blocks(model, "auto", length, memory))
+            return Loaded(engine, model.fingerprint(options.block_size, "auto", "fake"), length)
+        from ..engine.load import resolve_dtype
+
+        dtype = resolve_dtype(options.dtype)
+        engine = self._torch_engine(model, dtype, self._num_blocks(model, dtype, length, memory))
+        return Loaded(engine, model.fingerprint(options.block_size, dtype, "torch"), length)
+
+    def _num_blocks(self, model: Model, dtype: str, length: int, memory: int) -> int:
+        options = self.config.engine
+        bytes_per_block = model.facts(dtype).kv_bytes_per_token * options.block_size
+        return num_blocks(options, self.limits.max_num_seqs, length, bytes_per_block, memory)
+
+    def _torch_engine(self, model: Model, dtype: str, num_blocks: int) -> "Engine":
+        from ..decode.sampler import Sampler
+        from ..engine.load import load_engine
+
+        return load_engine(
+            model.resolved.config(),
+            model.path,
+            dtype=dtype,
+            load_format=model.load_format,
+            block_size=self.config.engine.block_size,
+            sampler=Sampler(model.config.vocab_size),
+            num_blocks=num_blocks,
+        )
+
+    def _fake_engine(self, model: Model, num_blocks: int) -> "Engine":
+        from ..engine.fake_engine import FakeEngine
+        from ..text.tokenizer import Tokenizer
+
+        return FakeEngine(
+            num_blocks,
+            self.config.engine.block_size,
+            model.config.vocab_size,
+            token_ids=Tokenizer.from_folder(model.resolved.folder).encode(PANGRAM, add_special_tokens=False),
+            step_s=self.config.fake.fake_step_s,
+            token_s=self.config.fake.fake_token_s,
+        )

@@ -1,0 +1,91 @@
+"""What `isthmus serve` would start on machines with GPUs, down to the command lines."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from isthmus.launch.arguments import read_config
+from isthmus.launch.config import DecodeConfig, PrefillConfig, ServeConfig
+from isthmus.launch.hardware import Hardware
+from isthmus.launch.main import make_parser
+from isthmus.launch.process import ProcessSpec
+from isthmus.launch.resolve import ConfigError
+from isthmus.launch.serve import Settled, greeting, process_specs, settle
+from isthmus.tests.helpers import demo_model_path
+from isthmus.tests.launch.fake_nvml import GIB, gpu
+
+NO_GPU = Hardware(8, 16 * GIB, (), "no NVIDIA driver")
+
+
+def machine(num_gpus: int, **sizes: int) -> Hardware:
+    return Hardware(8, 16 * GIB, tuple(gpu(index, **sizes) for index in range(num_gpus)))
+
+
+def settled(folder: Path, hardware: Hardware, *arguments: str) -> Settled:
+    command = ["serve", str(demo_model_path()), "--port", "0", *arguments]
+    return settle(read_config(ServeConfig, make_parser().parse_args(command)), hardware, folder)
+
+
+def read(spec: ProcessSpec) -> Any:
+    parsed = make_parser().parse_args(list(spec.command)[3:])
+    return read_config(parsed.command.config, parsed)
+
+
+def test_two_gpus_just_work(tmp_path: Path) -> None:
+    found = settled(tmp_path, machine(2), "--prefill", "1", "--decode", "1")
+    router, prefill, decode = process_specs(found)
+    assert read(router).model.max_model_len == 8192
+    for spec, role, index, chunk in ((prefill, PrefillConfig, 0, 8192), (decode, DecodeConfig, 1, 2048)):
+        config = read(spec)
+        assert isinstance(config, role)
+        assert (config.place.gpu, config.place.gpu_memory_share, config.device.device) == (index, 1.0, "cuda")
+        assert (config.engine.max_num_seqs, config.engine.max_num_batched_tokens) == (256, chunk)
+        assert (config.engine.kv_cache_memory_bytes, config.model.max_model_len) == (None, 8192)
+        assert "CUDA_VISIBLE_DEVICES" not in spec.environment  # each must see its peer's GPU
+    assert "(1 prefill + 1 decode workers on GPUs 0, 1; as given)" in greeting(found.config, found.resolved)
+
+
+def test_on_one_gpu_both_roles_share_it_when_told_to(tmp_path: Path) -> None:
+    found = settled(tmp_path, machine(1), "--prefill", "1")
+    places = [read(spec).place for spec in process_specs(found)[1:]]
+    assert [place.gpu for place in places] == [0, 0]
+    assert places[0].gpu_memory_share < places[1].gpu_memory_share
+    assert sum(place.gpu_memory_share for place in places) <= 1
+    with pytest.raises(ConfigError, match="2 workers do not fit one GPU"):
+        settled(tmp_path, machine(1, total=5 * GIB), "--prefill", "1")
+
+
+def test_the_context_is_cut_to_what_the_smallest_worker_is_reckoned_to_hold(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    full = settled(tmp_path, machine(1, total=4 * GIB))
+    assert full.config.model.max_model_len == 8192
+    card = {"total": 4 * GIB - int((full.workers[0].kv_bytes - 100_000_000) / 0.9)}
+    with caplog.at_level(logging.WARNING):
+        cut = settled(tmp_path, machine(1, **card))
+    length = cut.config.model.max_model_len
+    assert length is not None
+    assert length == pytest.approx(100_000_000 / (2 * 30 * 3 * 64 * 2), abs=16)
+    assert f"the KV cache has room for requests of {length} tokens, not the model's 8192" in caplog.text
+    halved = settled(tmp_path, machine(1, **card), "--kv-cache-dtype", "fp8_e4m3")
+    assert halved.config.model.max_model_len == pytest.approx(min(8192, 2 * length), abs=16)
+    with pytest.raises(ConfigError, match="--max-model-len 8192 does not fit"):
+        settled(tmp_path, machine(1, **card), "--max-model-len", "8192")
+
+
+def test_without_gpus_the_cpu_gets_its_part_of_the_memory(tmp_path: Path) -> None:
+    found = settled(tmp_path, NO_GPU)
+    for spec in process_specs(found)[1:]:
+        config = read(spec)
+        assert (config.device.device, config.place.gpu) == ("cpu", None)
+        assert config.engine.kv_cache_memory_bytes == 2 * GIB
+        assert (config.engine.max_num_seqs, config.engine.max_num_batched_tokens) == (32, 512)
+    assert "4 threads each; default: one of each on CPUs" in greeting(found.config, found.resolved)
+
+
+def test_ways_for_kv_between_gpus_need_gpus(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--kv-transport cuda_ipc needs workers that compute on GPUs"):
+        settled(tmp_path, NO_GPU, "--kv-transport", "cuda_ipc")
+    decode = process_specs(settled(tmp_path, machine(2), "--kv-transport", "cuda_ipc"))[2]
+    assert read(decode).data.kv_transport == "cuda_ipc"
