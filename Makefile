@@ -21,7 +21,8 @@ serve: $(STAMP)
 	$(BIN)/isthmus serve $(MODEL) $(ARGS)
 
 test: $(STAMP)
-	$(PYTEST) -m "not gpu and not multi_gpu and not slow" $(ARGS)
+	$(PYTEST) -m "not gpu and not multi_gpu and not slow and not interpreter" $(ARGS)
+	TRITON_INTERPRET=1 $(PYTEST) -m interpreter tests/kernels
 
 test-gpu: $(STAMP)
 	$(PYTEST) -m "gpu or multi_gpu" $(ARGS)
@@ -55,7 +56,7 @@ lock:
 	$(VENV)-lock/bin/python -m pip install $(TORCH)
 	$(VENV)-lock/bin/python -m pip install '.[dev]' setuptools
 	(sed -n '/^#/p' requirements.lock; $(VENV)-lock/bin/python -m pip freeze --all \
-	  | grep -viE '^(torch|triton|isthmus|pip|nvidia[-a-z0-9]*|cuda[-a-z]*)( @|==)') > requirements.new
+	  | grep -viE '^(torch|triton|isthmus|pip|nvidia-(cu|nccl|nv)[-a-z0-9]*|cuda[-a-z]*)( @|==)') > requirements.new
 	mv requirements.new requirements.lock
 	rm -rf $(VENV)-lock
 

@@ -9,9 +9,10 @@ import torch
 from .config import ModelConfig
 from .gguf_weights import GgufFile
 from .kv_pool import KvPool, bytes_per_block
+from .load_progress import LoadProgress
 from .models.llama import Llama
 from .models.registry import MODELS
-from .parts import CpuParts
+from .parts import CpuParts, Parts
 from .torch_engine import Sampler, TorchEngine
 from .weights import DummyWeights, SafetensorsFolder, Weights, WeightSource
 
@@ -51,17 +52,28 @@ def load_engine(
 
 
 @torch.inference_mode()
-def load_model(config: ModelConfig, weights: Path | None, dtype: torch.dtype, load_format: str = "auto") -> Llama:
-    """Raises ValueError where the weights are not exactly those that the configuration describes."""
+def load_model(
+    config: ModelConfig,
+    weights: Path | None,
+    dtype: torch.dtype,
+    load_format: str = "auto",
+    *,
+    parts: Parts | None = None,
+    device: torch.device | str = "cpu",
+) -> Llama:
+    """Built of `parts`, the CPU's if none are given, with weights on `device`. Raises ValueError where the weights are
+    not exactly those that the configuration describes."""
     family = MODELS[config.family]
     expected = family.weight_shapes(config)
     if load_format == "dummy":
-        source: WeightSource = DummyWeights(expected)
+        source: WeightSource = DummyWeights(expected, device=device)
     elif load_format != "auto":
         raise ValueError(f"load_format is {load_format!r}, not 'auto' or 'dummy'")
     else:
-        source = _open(config, weights)
-    return family(config, Weights(source, expected, dtype), CpuParts())
+        source = _open(config, weights, str(device))
+    taken = Weights(source, expected, dtype, device)
+    taken.on_taken = LoadProgress(taken.num_bytes)
+    return family(config, taken, parts or CpuParts())
 
 
 def resolve_dtype(dtype: str, cpu_flags: frozenset[str] | None = None) -> str:
@@ -74,12 +86,12 @@ def resolve_dtype(dtype: str, cpu_flags: frozenset[str] | None = None) -> str:
     return dtype
 
 
-def _open(config: ModelConfig, weights: Path | None) -> WeightSource:
+def _open(config: ModelConfig, weights: Path | None, device: str) -> WeightSource:
     if weights is None:
         raise ValueError("no weights given")
     if weights.suffix == ".gguf":
         return GgufFile(weights, config)
-    return SafetensorsFolder(weights, ignore=("lm_head.weight",) if config.tie_embeddings else ())
+    return SafetensorsFolder(weights, ignore=("lm_head.weight",) if config.tie_embeddings else (), device=device)
 
 
 def _num_blocks(num_blocks: int | None, kv_memory_bytes: int | None, per_block: int) -> int:

@@ -17,8 +17,13 @@ class Rope:
     def __init__(self, config: RopeConfig, head_dim: int, dtype: torch.dtype, factors: Tensor | None = None) -> None:
         self.frequencies, self.scale = inverse_frequencies(config, head_dim)
         if factors is not None:
-            self.frequencies = self.frequencies / factors.float()
+            self.frequencies = self.frequencies / factors.float().cpu()
         self.dtype = dtype
+
+    def table(self, num_positions: int) -> Tensor:
+        """fp32 [num_positions, 2, head_dim / 2]: each position's cos, then its sin."""
+        angles = torch.arange(num_positions, dtype=torch.float32)[:, None] * self.frequencies
+        return torch.stack((angles.cos(), angles.sin()), 1).mul_(self.scale)
 
     def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and signed sin of int64 positions [T], each [T, 1, head_dim], as `rotate_` takes them."""

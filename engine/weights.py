@@ -4,7 +4,8 @@ A source yields one tensor at a time, so that a model is packed without ever bei
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Protocol
 
@@ -32,19 +33,35 @@ class WeightSource(Protocol):
 class Weights:
     """A source that has exactly the tensors a model needs, in one dtype."""
 
-    def __init__(self, source: WeightSource, expected: Mapping[str, Shape], dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        source: WeightSource,
+        expected: Mapping[str, Shape],
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ) -> None:
         """Raises ValueError naming what is missing, left over, or of another shape."""
         check_shapes(expected, source.shapes)
-        self._source = source
+        self._source, self._device = source, device
         self.dtype = dtype
+        self.on_taken: Callable[[int], None] = lambda num_bytes: None
+        """Told the bytes of each tensor, as soon as it is there."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all tensors, in the model's dtype."""
+        return sum(prod(shape) for shape in self._source.shapes.values()) * self.dtype.itemsize
 
     def has(self, name: str) -> bool:
         return name in self._source.shapes
 
     def take(self, *names: str) -> Tensor:
-        """The tensors of these names in the model's dtype, joined along their rows if there are several."""
-        parts = [self._source.load(name).to(self.dtype) for name in names]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        """The tensors of these names in the model's dtype on its device, joined along their rows if there are
+        several."""
+        parts = [self._source.load(name).to(self._device).to(self.dtype) for name in names]
+        taken = parts[0] if len(parts) == 1 else torch.cat(parts)
+        self.on_taken(taken.nbytes)
+        return taken
 
 
 def check_shapes(expected: Mapping[str, Shape], given: Mapping[str, Shape]) -> None:
@@ -65,8 +82,10 @@ def check_shapes(expected: Mapping[str, Shape], given: Mapping[str, Shape]) -> N
 class SafetensorsFolder:
     """*.safetensors of a folder in Hugging Face layout: one file, or those that the index names."""
 
-    def __init__(self, folder: Path, *, ignore: Sequence[str] = ()) -> None:
-        """`ignore`: tensors that the model does not use. Raises ValueError where the files are not as announced."""
+    def __init__(self, folder: Path, *, ignore: Sequence[str] = (), device: str = "cpu") -> None:
+        """`ignore`: tensors that the model does not use. `device`: where they are loaded to. Raises ValueError where
+        the files are not as announced."""
+        self._device = device
         self._files: dict[str, Path] = {}
         self.shapes: Mapping[str, Shape] = {}
         for path in _safetensors_files(folder):
@@ -76,7 +95,7 @@ class SafetensorsFolder:
                 self.shapes = {**self.shapes, **{name: tuple(file.get_slice(name).get_shape()) for name in names}}
 
     def load(self, name: str) -> Tensor:
-        with safe_open(self._files[name], framework="pt") as file:
+        with safe_open(self._files[name], framework="pt", device=self._device) as file:
             tensor: Tensor = file.get_tensor(name)
         if tensor.dtype not in FLOATS:
             raise ValueError(f"{name} is stored as {tensor.dtype}: only fp32, fp16 and bf16 checkpoints are supported")
@@ -103,15 +122,17 @@ def _safetensors_files(folder: Path) -> list[Path]:
 
 
 class DummyWeights:
-    """Random weights, the same for every process: for measuring speed without a download."""
+    """Random weights, the same for every process on such a device: for measuring speed without a download."""
 
-    def __init__(self, shapes: Mapping[str, Shape], *, seed: int = 0, std: float = 0.02) -> None:
+    def __init__(
+        self, shapes: Mapping[str, Shape], *, seed: int = 0, std: float = 0.02, device: torch.device | str = "cpu"
+    ) -> None:
         self.shapes: Mapping[str, Shape] = {name: shape for name, shape in shapes.items() if name != ROPE_FACTORS}
         self._names = list(self.shapes)
-        self._seed, self._std = seed, std
+        self._seed, self._std, self._device = seed, std, device
 
     def load(self, name: str) -> Tensor:
         if name.endswith("norm.weight"):
-            return torch.ones(self.shapes[name])
-        generator = torch.Generator().manual_seed(self._seed + self._names.index(name))
-        return torch.randn(self.shapes[name], generator=generator).mul_(self._std)
+            return torch.ones(self.shapes[name], device=self._device)
+        generator = torch.Generator(self._device).manual_seed(self._seed + self._names.index(name))
+        return torch.randn(self.shapes[name], generator=generator, device=self._device).mul_(self._std)

@@ -1,0 +1,90 @@
+"""What a step is told: a few integers for each token, packed into one upload.
+
+Two host buffers are used in turn: the upload of one step may still be read when the next step is packed, but not when
+the one after that is, since a step is launched only when the last but one has given its result.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .runtime import Runtime
+from .sampler import Edits
+
+FIELDS = ("token_ids", "rows", "positions", "draw_positions", "new_indices", "new_blocks")
+PADDING = (0, -1, 0, 0, -1, 0)
+MAX_EDITS = 1 << 17
+"""That a captured step takes: 512 sequences with a bias on 256 tokens each."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenInputs:
+    """int32 [T] each, on the device. See `begin_step` and `sample_tail`."""
+
+    token_ids: Tensor
+    rows: Tensor
+    positions: Tensor
+    draw_positions: Tensor
+    new_indices: Tensor
+    new_blocks: Tensor
+
+
+class Inputs:
+    def __init__(self, runtime: Runtime, max_tokens: int) -> None:
+        size = len(FIELDS) * max_tokens
+        self._device = torch.zeros(size, dtype=torch.int32, device=runtime.device)
+        self._host = [runtime.pinned(size) for _ in range(2)]
+        self._numpy = [host.numpy() for host in self._host]
+
+    def of(self, num_tokens: int) -> TokenInputs:
+        """Where `upload` puts the inputs of so many tokens: always the same place."""
+        return TokenInputs(*self._device[: len(FIELDS) * num_tokens].view(len(FIELDS), num_tokens).unbind(0))
+
+    def upload(self, parity: int, tokens: np.ndarray, num_tokens: int) -> None:
+        """`tokens` int32 [fields, n], filled up with padding to `num_tokens`."""
+        size = len(FIELDS) * num_tokens
+        table = self._numpy[parity][:size].reshape(len(FIELDS), num_tokens)
+        table[:, : tokens.shape[1]] = tokens
+        if num_tokens > tokens.shape[1]:
+            table[:, tokens.shape[1] :] = np.array(PADDING, np.int32)[:, None]
+        self._device[:size].copy_(self._host[parity][:size], non_blocking=True)
+
+
+class EditInputs:
+    """Edits of captured steps. `count` is 0 unless the last upload held some."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self.rows = torch.zeros(MAX_EDITS, dtype=torch.int32, device=runtime.device)
+        self.ids = torch.zeros_like(self.rows)
+        self.values = torch.zeros(MAX_EDITS, dtype=torch.float32, device=runtime.device)
+        self.count = torch.zeros(1, dtype=torch.int32, device=runtime.device)
+        self._num_uploaded = 0
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """As `DeviceSampler.sample` takes them."""
+        return self.rows, self.ids, self.values, self.count
+
+    def upload(self, edits: Edits | None) -> None:
+        """Raises ValueError where there are more than MAX_EDITS."""
+        num_edits = 0 if edits is None else len(edits)
+        if num_edits > MAX_EDITS:
+            raise ValueError(f"{num_edits} biased or held back tokens in one step; at most {MAX_EDITS} are possible")
+        if num_edits == self._num_uploaded == 0:
+            return
+        self._num_uploaded = num_edits
+        if edits is not None:
+            for tensor, values in ((self.rows, edits.rows), (self.ids, edits.ids), (self.values, edits.values)):
+                to_device(self._runtime, values, out=tensor[:num_edits])
+        self.count.fill_(num_edits)
+
+
+def to_device(runtime: Runtime, values: np.ndarray, out: Tensor | None = None) -> Tensor:
+    """A copy, in `out` if given, without waiting for the device."""
+    given = torch.from_numpy(values)
+    host = runtime.pinned(*given.shape, dtype=given.dtype)
+    host.copy_(given)
+    return host.to(runtime.device, non_blocking=True) if out is None else out.copy_(host, non_blocking=True)

@@ -1,0 +1,220 @@
+"""From a configuration and a place with weights to an engine on a GPU, with all the KV its memory has room for."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..config import ModelConfig
+from ..kv_pool import bytes_per_block
+from ..load import load_model
+from ..models.llama import Llama
+from ..plan import Draw, Plan, Row, SequenceSeed
+from .device_memory import allocate
+from .engine import CudaEngine, Sizes
+from .memory import Usage, kv_bytes, peak_bytes
+from .parts import CudaParts
+from .pool import CudaKvPool
+from .runtime import CudaRuntime, Runtime
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+KV_DTYPES = {"fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
+PDL_CAPABILITY = (9, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Of one worker. `num_blocks` and `kv_memory_bytes` go before what is left of the utilised share."""
+
+    utilization: float = 0.9
+    share: float = 1.0
+    """Part of the utilised memory that is this worker's: less than 1 where workers share a GPU."""
+    num_blocks: int | None = None
+    kv_memory_bytes: int | None = None
+
+
+def load_cuda_engine(
+    config: Mapping[str, Any],
+    weights: Path | None,
+    *,
+    device_index: int,
+    dtype: str,
+    load_format: str,
+    block_size: int,
+    kv_cache_dtype: str,
+    memory: Memory,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    max_model_len: int | None,
+    enforce_eager: bool = False,
+    draws: bool = True,
+) -> tuple[CudaEngine, int]:
+    """The engine, and the longest sequence it holds, in tokens: `max_model_len`, or what the model and the pool allow.
+
+    `config` is a parsed config.json, `weights` a .gguf file or a folder with safetensors (None for the load format
+    `dummy`). `dtype` is "auto" (the checkpoint's) or a name of torch's; `kv_cache_dtype` "auto" (the model's),
+    "fp8_e4m3" or "fp8_e5m2". `draws`: see `CudaEngine`. Raises ValueError, with a sentence, on what cannot be loaded.
+    """
+    sizes, start = ModelConfig.from_hf(config), time.monotonic()
+    if sizes.head_dim % 16 or sizes.head_dim > 256:
+        raise ValueError(
+            f"a head dimension of {sizes.head_dim} is not supported on GPUs (multiples of 16 up to 256 are)"
+        )
+    runtime = CudaRuntime(device_index)
+    model_dtype = DTYPES[resolve_gpu_dtype(dtype, config)]
+    if model_dtype == torch.float32:
+        torch.backends.cuda.matmul.allow_tf32 = False
+    pdl = torch.cuda.get_device_capability(device_index) >= PDL_CAPABILITY
+    model = load_model(sizes, weights, model_dtype, load_format, parts=CudaParts(pdl=pdl), device=runtime.device)
+    log.info("%.1f GB of weights in %.1f s", torch.cuda.memory_allocated() / 1e9, time.monotonic() - start)
+    kv_dtype = model_dtype if kv_cache_dtype == "auto" else KV_DTYPES[kv_cache_dtype]
+    make = _Maker(model, runtime, kv_dtype, block_size, draws, pdl)
+    longest = sizes.max_position_embeddings if max_model_len is None else max_model_len
+    step = Sizes(max_num_seqs, max_num_batched_tokens, longest)
+    num_blocks = memory.num_blocks or _num_blocks(make, step, memory, enforce_eager)
+    longest = _longest(max_model_len, longest, num_blocks * block_size)
+    if memory.num_blocks is None:
+        num_blocks = min(num_blocks, max(max_num_seqs, 2) * -(-longest // block_size))
+    engine = make.engine(Sizes(max_num_seqs, max_num_batched_tokens, longest), num_blocks, plain=True)
+    if draws and not enforce_eager:
+        start = time.monotonic()
+        engine.capture(graph_sizes(max_num_seqs))
+        log.info("captured decode steps of up to %d sequences in %.1f s", max_num_seqs, time.monotonic() - start)
+    return engine, longest
+
+
+def resolve_gpu_dtype(dtype: str, config: Mapping[str, Any]) -> str:
+    """`auto` is the checkpoint's type if that has 16 bits, else bfloat16."""
+    if dtype == "auto":
+        given = str(config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch.")
+        return given if given in ("float16", "bfloat16") else "bfloat16"
+    if dtype not in DTYPES:
+        raise ValueError(f"the dtype {dtype!r} is not supported (auto, {', '.join(DTYPES)} are)")
+    return dtype
+
+
+def graph_sizes(max_num_seqs: int) -> list[int]:
+    """Of captured decode steps: a step computes at most a quarter more rows than it has, from 16 rows on an eighth."""
+    sizes = [1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16]
+    while sizes[-1] < max_num_seqs:
+        sizes.append(sizes[-1] + max(2, 1 << (sizes[-1].bit_length() - 4)))
+    return [size for size in sizes if size < max_num_seqs] + [max_num_seqs]
+
+
+@dataclass(frozen=True, slots=True)
+class _Maker:
+    model: Llama
+    runtime: Runtime
+    kv_dtype: torch.dtype
+    block_size: int
+    draws: bool
+    pdl: bool
+
+    @property
+    def bytes_per_block(self) -> int:
+        config = self.model.config
+        return bytes_per_block(config.num_layers, self.block_size, config.num_kv_heads, config.head_dim, self.kv_dtype)
+
+    def engine(self, sizes: Sizes, num_blocks: int, *, plain: bool) -> CudaEngine:
+        """`plain`: the pool is an allocation of its own, that lives as long as the process."""
+        config, device = self.model.config, self.runtime.device
+        num_bytes = num_blocks * self.bytes_per_block
+        memory = allocate(num_bytes, device) if plain else torch.empty(num_bytes, dtype=torch.uint8, device=device)
+        pool = CudaKvPool(
+            self.runtime,
+            memory,
+            num_layers=config.num_layers,
+            num_blocks=num_blocks,
+            block_size=self.block_size,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            dtype=self.kv_dtype,
+        )
+        return CudaEngine(self.model, pool, self.runtime, sizes, draws=self.draws, pdl=self.pdl)
+
+
+def _num_blocks(make: _Maker, sizes: Sizes, memory: Memory, enforce_eager: bool) -> int:
+    if memory.kv_memory_bytes is not None:
+        room = memory.kv_memory_bytes
+    else:
+        usage = profile(make, sizes, enforce_eager)
+        torch.cuda.empty_cache()
+        free_bytes, total_bytes = torch.cuda.mem_get_info(make.runtime.device)
+        room = kv_bytes(
+            usage,
+            total_bytes=total_bytes,
+            free_bytes=free_bytes,
+            utilization=memory.utilization,
+            share=memory.share,
+        )
+        log.info(
+            "GPU memory: weights %.2f GB, steps %.2f GB, graphs %.2f GB, KV %.2f GB",
+            *(n / 1e9 for n in (usage.weights_bytes, usage.step_bytes, usage.graph_bytes, room)),
+        )
+    if room < 2 * make.bytes_per_block:
+        raise ValueError(
+            f"no GPU memory is left for KV: {max(0, room) / 1e9:.2f} GB beside the weights; raise "
+            "--gpu-memory-utilization, lower --max-num-batched-tokens or --max-num-seqs, or use a smaller model"
+        )
+    return room // make.bytes_per_block
+
+
+def _longest(wanted: int | None, longest: int, room: int) -> int:
+    """Raises ValueError if what was asked for does not fit the pool."""
+    if wanted is not None and wanted > room:
+        raise ValueError(
+            f"--max-model-len {wanted} does not fit: the KV cache holds {room} tokens; lower it, or raise "
+            "--gpu-memory-utilization"
+        )
+    return min(longest, room)
+
+
+@torch.inference_mode()
+def profile(make: _Maker, sizes: Sizes, enforce_eager: bool) -> Usage:
+    """Runs the largest steps there can be, on a pool of just the size."""
+    weights_bytes = torch.cuda.memory_allocated(make.runtime.device)
+    chunks = _chunk_lengths(sizes)
+    num_blocks = sum(-(-length // make.block_size) for length in chunks)
+    num_blocks = max(num_blocks, sizes.max_num_seqs)
+    engine = make.engine(sizes, num_blocks, plain=False)
+    pool_bytes = num_blocks * make.bytes_per_block
+    engine_bytes = torch.cuda.memory_allocated(make.runtime.device) - weights_bytes - pool_bytes
+    prompts = peak_bytes(lambda: _run_chunks(engine, chunks), make.runtime.device)
+    decode = peak_bytes(lambda: _run_decode(engine, sizes.max_num_seqs), make.runtime.device) if make.draws else 0
+    graphs = decode if make.draws and not enforce_eager else 0
+    return Usage(weights_bytes, engine_bytes + max(prompts, decode), graphs)
+
+
+def _chunk_lengths(sizes: Sizes) -> Sequence[int]:
+    """Chunks that make up the largest step."""
+    whole, rest = divmod(sizes.max_num_batched_tokens, sizes.max_model_len)
+    return ([sizes.max_model_len] * whole + [rest] * bool(rest))[: sizes.max_num_seqs]
+
+
+def _run_chunks(engine: CudaEngine, lengths: Sequence[int]) -> None:
+    rows, first = [], 0
+    for seq_id, length in enumerate(lengths):
+        num_blocks = -(-length // engine.block_size)
+        table = range(first, first + num_blocks)
+        rows.append(Row(seq_id, [0] * length, 0, table, keep_logits=True))
+        first += num_blocks
+    engine.launch(Plan(0, tuple(rows))).result()
+
+
+def _run_decode(engine: CudaEngine, num_seqs: int) -> None:
+    """With penalties and truncation, which take the most."""
+    from ...wire.sampling import SamplingParams
+
+    params = SamplingParams(top_k=50, top_p=0.9, repetition_penalty=1.1)
+    for seq_id in range(num_seqs):
+        engine.admit(SequenceSeed(seq_id, params, (0, seq_id), (0,), (), frozenset()))
+    rows = tuple(Row(i, (0,), 0, (i,), (Draw(i, 0),)) for i in range(num_seqs))
+    engine.launch(Plan(1, rows)).result()
+    for seq_id in range(num_seqs):
+        engine.retire(seq_id)

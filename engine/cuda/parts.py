@@ -1,0 +1,88 @@
+"""A model's parts on a GPU: kernels of our own for few rows, where reading the weights is all; cuBLAS for many."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...kernels.add_rms_norm import rms_norm
+from ...kernels.silu_mul import silu_mul
+from ...kernels.small_batch_linear import add_linear, norm_gated_linear, norm_head, norm_linear, prefers_small_batch
+from ..config import ModelConfig
+from ..linear import Linear
+from ..parts import AddLinear
+
+
+@dataclass(frozen=True, slots=True)
+class HeadNorm:
+    q_norm: Tensor
+    k_norm: Tensor
+    eps: float
+
+
+class CudaParts:
+    """`pdl`: the kernels of a step overlap where they follow one another (programmatic dependent launch)."""
+
+    def __init__(self, *, pdl: bool) -> None:
+        self._pdl = pdl
+
+    def norm_linear(self, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None) -> Linear:
+        is_small = _chooser(weight)
+
+        def run(x: Tensor) -> Tensor:
+            if is_small(len(x)):
+                return norm_linear(x, norm, eps, weight, bias, pdl=self._pdl)
+            return F.linear(rms_norm(x, norm, eps), weight, bias)
+
+        return run
+
+    def gated_linear(self, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None) -> Linear:
+        is_small = _chooser(weight)
+
+        def run(x: Tensor) -> Tensor:
+            if bias is None and is_small(len(x)):
+                return norm_gated_linear(x, norm, eps, weight, pdl=self._pdl)
+            return silu_mul(F.linear(rms_norm(x, norm, eps), weight, bias))
+
+        return run
+
+    def add_linear(self, weight: Tensor, bias: Tensor | None) -> AddLinear:
+        is_small = _chooser(weight)
+
+        def run(x: Tensor, y: Tensor) -> None:
+            if is_small(len(x)):
+                add_linear(y, weight, x, bias, pdl=self._pdl)
+            elif bias is None:
+                x.addmm_(y, weight.t())  # cuBLAS adds as it writes: measured at no cost
+            else:
+                x.add_(F.linear(y, weight, bias))
+
+        return run
+
+    def head(self, norm: Tensor, eps: float, weight: Tensor) -> Linear:
+        is_small, multiply = _chooser(weight), _multiply_to_fp32(weight)
+
+        def run(x: Tensor) -> Tensor:
+            if is_small(len(x)):
+                return norm_head(x, norm, eps, weight, pdl=self._pdl)
+            return multiply(rms_norm(x, norm, eps))
+
+        return run
+
+    def head_norm(self, config: ModelConfig, q_norm: Tensor, k_norm: Tensor) -> HeadNorm:
+        return HeadNorm(q_norm, k_norm, config.norm_eps)
+
+
+def _chooser(weight: Tensor) -> Callable[[int], bool]:
+    """Whether so many rows go to our kernels."""
+    out, into = weight.shape
+    return lambda num_rows: prefers_small_batch(num_rows, out, into, weight.dtype)
+
+
+def _multiply_to_fp32(weight: Tensor) -> Linear:
+    """x [N, in] -> fp32 [N, out], from fp32 sums that are never rounded to the weight's dtype."""
+    if weight.is_cuda and weight.dtype != torch.float32:
+        return lambda x: torch.mm(x, weight.t(), out_dtype=torch.float32)
+    return lambda x: F.linear(x.float(), weight.float())

@@ -1,0 +1,90 @@
+"""Streams, events, pinned memory and graphs of one GPU; and the same for a CPU, where everything has happened when
+the call returns. The engine is one for both, so that all of it but the kernels is tested without a GPU.
+
+Compute runs on torch's current stream. Transfers from and to the host that belong to no step run aside.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Run = Callable[[], None]
+
+
+class Runtime(Protocol):
+    device: torch.device
+
+    def pinned(self, *shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+        """Uninitialised host memory that is copied to and from the device without waiting."""
+
+    def mark(self) -> Run:
+        """Call it to wait until compute has come to where it was at the time of `mark`."""
+
+    def capture(self, run: Run) -> Run:
+        """What repeats the device's part of `run`, which allocates no memory that outlives it and never waits. `run`
+        has been called before, so that its kernels are compiled."""
+
+    def aside(self) -> AbstractContextManager[object]:
+        """Device work within goes beside compute."""
+
+    def finish_aside(self) -> None:
+        """Waits for what was told aside."""
+
+    def join_aside(self) -> None:
+        """Compute goes on after what was told aside; the host does not wait."""
+
+
+class CudaRuntime:
+    def __init__(self, device_index: int) -> None:
+        self.device = torch.device("cuda", device_index)
+        torch.cuda.set_device(self.device)
+        self._aside = torch.cuda.Stream(self.device)
+        self._capture_stream = torch.cuda.Stream(self.device)
+        self._graph_pool = torch.cuda.graph_pool_handle()
+
+    def pinned(self, *shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+        return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+    def mark(self) -> Run:
+        event = torch.cuda.Event()
+        event.record()
+        return event.synchronize
+
+    def capture(self, run: Run) -> Run:
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph, pool=self._graph_pool, stream=self._capture_stream):
+            run()
+        return graph.replay
+
+    def aside(self) -> AbstractContextManager[object]:
+        return torch.cuda.stream(self._aside)
+
+    def finish_aside(self) -> None:
+        self._aside.synchronize()
+
+    def join_aside(self) -> None:
+        torch.cuda.current_stream().wait_stream(self._aside)
+
+
+class HostRuntime:
+    device = torch.device("cpu")
+
+    def pinned(self, *shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
+        return torch.empty(shape, dtype=dtype)
+
+    def mark(self) -> Run:
+        return lambda: None
+
+    def capture(self, run: Run) -> Run:
+        return run
+
+    def aside(self) -> AbstractContextManager[object]:
+        return nullcontext()
+
+    def finish_aside(self) -> None: ...
+
+    def join_aside(self) -> None: ...

@@ -1,0 +1,67 @@
+"""Which slot of the device's tables each sequence has, and the blocks that the device knows of it.
+
+Rows 0 … num_slots − 1 of `block_tables` belong to admitted sequences, which keep theirs and tell the device of new
+blocks alone. The rows after them are for one step's chunks of prompts, in two halves that steps use in turn: one is
+written while the step before may still read the other.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from ..plan import Row
+from .runtime import Runtime
+
+
+class Sequences:
+    def __init__(self, runtime: Runtime, num_slots: int, max_chunks: int, max_blocks: int) -> None:
+        """At most `max_chunks` chunks in a step, `max_blocks` blocks in a sequence."""
+        self.num_slots, self._max_chunks = num_slots, max_chunks
+        num_rows = num_slots + 2 * max_chunks
+        self.block_tables = torch.zeros(num_rows, max_blocks, dtype=torch.int32, device=runtime.device)
+        self._host = runtime.pinned(num_rows, max_blocks)
+        self._numpy = self._host.numpy()
+        self._free = list(range(num_slots - 1, -1, -1))
+        self._slots: dict[int, int] = {}
+        self._num_known = [0] * num_slots
+        """Blocks of each slot that the device has been told of."""
+
+    def admit(self, seq_id: int) -> int:
+        """Its slot."""
+        assert seq_id not in self._slots
+        slot = self._slots[seq_id] = self._free.pop()
+        self._num_known[slot] = 0
+        return slot
+
+    def retire(self, seq_id: int) -> int:
+        slot = self._slots.pop(seq_id)
+        self._free.append(slot)
+        return slot
+
+    def slot(self, seq_id: int) -> int:
+        return self._slots[seq_id]
+
+    def new_block(self, slot: int, row: Row) -> tuple[int, int]:
+        """(index in its table, block) of the one block that the device does not know yet, for the step to store; else
+        (−1, 0). More than one are uploaded here."""
+        known, table = self._num_known[slot], row.block_table
+        num_blocks = len(table)
+        if num_blocks == known:
+            return -1, 0
+        self._num_known[slot] = num_blocks
+        if num_blocks == known + 1:
+            return known, table[known]
+        self._upload(slot, table, known)
+        return -1, 0
+
+    def chunk_row(self, step_parity: int, index: int, row: Row) -> int:
+        """The row of `block_tables` that chunk `index` of a step has, uploaded."""
+        assert index < self._max_chunks, "more chunks in a step than the engine was made for"
+        place = self.num_slots + step_parity * self._max_chunks + index
+        self._upload(place, row.block_table, 0)
+        return place
+
+    def _upload(self, place: int, table: Sequence[int], first: int) -> None:
+        end = len(table)
+        self._numpy[place, first:end] = table[first:end]
+        self.block_tables[place, first:end].copy_(self._host[place, first:end], non_blocking=True)

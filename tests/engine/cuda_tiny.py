@@ -1,0 +1,61 @@
+"""The GPU's engine over two-layer random models: on a GPU, or on the CPU with the kernels' references."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from isthmus.engine.config import ModelConfig
+from isthmus.engine.cuda.engine import CudaEngine, Sizes
+from isthmus.engine.cuda.parts import CudaParts
+from isthmus.engine.cuda.pool import CudaKvPool
+from isthmus.engine.cuda.runtime import CudaRuntime, HostRuntime, Runtime
+from isthmus.engine.kv_pool import bytes_per_block
+from isthmus.engine.load import load_model
+from isthmus.tests.engine.tiny import BLOCK_SIZE, NUM_BLOCKS
+
+
+def runtime_of(device: str) -> Runtime:
+    return CudaRuntime(0) if device == "cuda" else HostRuntime()
+
+
+def cuda_engine(
+    config: Mapping[str, Any],
+    weights: Path | None,
+    device: str = "cpu",
+    *,
+    dtype: torch.dtype = torch.float32,
+    kv_dtype: torch.dtype | None = None,
+    max_num_seqs: int = 8,
+    max_num_batched_tokens: int = 256,
+    num_blocks: int = NUM_BLOCKS,
+    draws: bool = True,
+    graphs: tuple[int, ...] = (1, 2, 4, 8),
+    pdl: bool = False,
+) -> CudaEngine:
+    """Its pool holds only NaN: whatever reads a slot that no token was stored in shows."""
+    runtime, sizes = runtime_of(device), ModelConfig.from_hf(config)
+    load_format = "dummy" if weights is None else "auto"
+    model = load_model(sizes, weights, dtype, load_format, parts=CudaParts(pdl=pdl), device=runtime.device)
+    kv_dtype = kv_dtype or dtype
+    shape: dict[str, Any] = {
+        "num_layers": sizes.num_layers,
+        "block_size": BLOCK_SIZE,
+        "num_kv_heads": sizes.num_kv_heads,
+        "head_dim": sizes.head_dim,
+        "dtype": kv_dtype,
+    }
+    memory = torch.empty(num_blocks * bytes_per_block(**shape), dtype=torch.uint8, device=runtime.device)
+    pool = CudaKvPool(runtime, memory, num_blocks=num_blocks, **shape)
+    pool.kv.view(torch.uint8).fill_(0xFF)  # NaN in every floating type
+    engine = CudaEngine(
+        model,
+        pool,
+        runtime,
+        Sizes(max_num_seqs, max_num_batched_tokens, num_blocks * BLOCK_SIZE),
+        draws=draws,
+        pdl=pdl,
+    )
+    if draws:
+        engine.capture(graphs)
+    return engine
