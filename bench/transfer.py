@@ -18,8 +18,8 @@ from functools import partial
 
 import numpy as np
 
-from ..kvtransfer.open import TRANSPORTS, open_receiver, open_sender
-from ..kvtransfer.transport import Done, Failed, Piece
+from ..kvtransfer.open import HOST_TRANSPORTS, open_receiver, open_sender
+from ..kvtransfer.transport import Event, Failed, Piece
 from .report import Report, Row
 
 BLOCK_BYTES = 64 << 10
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(num_bytes: int, count: int, repeats: int) -> dict[str, float]:
     """GB/s of each way to move `count` pieces of `num_bytes`; repeats alternate, so that a disturbance hits all."""
-    ways: dict[str, Callable[[], float]] = {name: partial(receive, name, num_bytes, count) for name in TRANSPORTS}
+    ways: dict[str, Callable[[], float]] = {name: partial(receive, name, num_bytes, count) for name in HOST_TRANSPORTS}
     ways["memcpy"] = partial(copy, num_bytes, count)
     ways["socket"] = partial(receive_plain, num_bytes, count)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -80,7 +80,7 @@ def table_rows(num_bytes: int, rates: dict[str, float]) -> list[Row]:
             peers,
             f"{rates[name] / socket_rate:.2f} × socket, {rates[name] / memcpy_rate:.2f} × memcpy",
         )
-        for name in TRANSPORTS
+        for name in HOST_TRANSPORTS
     ]
 
 
@@ -134,7 +134,7 @@ def send(endpoint: str, num_bytes: int, count: int) -> None:
     sender.close()
 
 
-def wait_for(poll: Callable[[], list[Done | Failed]], arrived: threading.Event) -> None:
+def wait_for(poll: Callable[[], Sequence[Event]], arrived: threading.Event) -> None:
     """The end of one transfer, polling as workers do. Raises RuntimeError if it fails."""
     deadline = time.monotonic() + PATIENCE_S
     while not (events := poll()):

@@ -56,7 +56,8 @@ class StepAttention:
     """int32 [len(runs) + 1], on the device."""
 
     def begin(self) -> None:
-        """Before the first layer."""
+        """Before the step's embedding: what it prepares is read by kernels that do not wait for the ones before them,
+        so an ordinary launch has to come in between."""
         if self.num_single:
             for workspace in self.state.workspaces.values():
                 partition_decode(self.rows[: self.num_single], self.positions[: self.num_single], workspace=workspace)

@@ -132,8 +132,8 @@ class CudaEngine:
         assert self._sampler is not None
         inputs = self._inputs.of(size)
         attention = StepAttention(self._attention, inputs.rows, inputs.positions, size)
-        x = self._embed(inputs)
         attention.begin()
+        x = self._embed(inputs)
         logits = self._model.forward_embedded(x, None, attention)
         self._sampler.sample(logits, inputs.rows, inputs.draw_positions, self._edits.tensors, self._drawn[:size])
 
@@ -172,8 +172,8 @@ class CudaEngine:
                 wanted.append(len(singles) + starts[-1] - 1)
         run_starts = to_device(self._runtime, np.array(starts, np.int32))
         attention = StepAttention(self._attention, inputs.rows, inputs.positions, len(singles), runs, run_starts)
-        x = self._embed(inputs)
         attention.begin()
+        x = self._embed(inputs)
         return self._model.forward_embedded(x, to_device(self._runtime, np.array(wanted, np.int64)), attention)
 
     def _embed(self, inputs: TokenInputs) -> Tensor:

@@ -1,0 +1,241 @@
+"""KV of whole prompts between the pools of two processes, a GPU each, beside a plain copy between the GPUs.
+
+    python -m isthmus.bench.transfer_gpu [--sender 0 --receiver 1]
+
+A child with the sender's pool hands over a prompt's blocks, chunk by chunk, scattered all over both pools; this process
+takes them as a decode worker does. Every byte that arrived is compared. With one GPU both ends share it.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from ..kvtransfer.cuda_ipc import open_ipc_receiver, open_ipc_sender
+from ..kvtransfer.device_pool import DevicePool
+from ..kvtransfer.nccl import open_nccl_receiver, open_nccl_sender
+from ..kvtransfer.transport import Done, Event, Failed, Piece, PoolBlocks, Receiver
+from .report import Report, Row
+
+NUM_LAYERS, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM = 32, 8, 16, 128
+TOKENS = (2048, 8192, 32768)
+CHUNK_TOKENS = 8192
+NUM_BLOCKS = 3 * TOKENS[-1] // BLOCK_SIZE
+REPEATS = 7
+PATIENCE_S = 60.0
+COPY_BYTES = 1 << 30
+SEED = 5
+BUDGET = 0.85
+NOTES = (
+    "from the word to send until the last piece is in the receiver's pool and its loop knows; the pair is warm",
+    "peer: one copy_ of 1 GiB from GPU to GPU in the sender's process, in the same run",
+    "the first transfer of a pair also maps the pool, or builds the communicator: 'first' counts that",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m isthmus.bench.transfer_gpu", description=__doc__)
+    parser.add_argument("--sender", type=int, default=0, help="GPU")
+    parser.add_argument("--receiver", type=int, default=min(1, torch.cuda.device_count() - 1), help="GPU")
+    parser.add_argument("--transports", nargs="+", default=["cuda_ipc", "nccl"], choices=["cuda_ipc", "nccl"])
+    parser.add_argument("--send", metavar="ENDPOINT", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.send:
+        send(options.send, options.sender, options.receiver)
+        return 0
+    load_average = os.getloadavg()[0]
+    if options.sender == options.receiver:
+        options.transports = ["cuda_ipc"]  # NCCL connects no GPU with itself
+    rows = [row for name in options.transports for row in measure(name, options.sender, options.receiver)]
+    where = f"GPU {options.sender} to GPU {options.receiver}, {torch.cuda.get_device_name(options.receiver)}"
+    print(Report(f"KV from {where}", rows, NOTES, ("torch", "triton"), load_average).markdown())
+    return 0
+
+
+def make_pool(device: int) -> DevicePool:
+    torch.cuda.set_device(device)
+    shape = (NUM_LAYERS, NUM_BLOCKS, NUM_KV_HEADS, 2, BLOCK_SIZE, HEAD_DIM)
+    return DevicePool(torch.empty(shape, dtype=torch.bfloat16, device=f"cuda:{device}"))
+
+
+def block_ids(num_tokens: int, seed: int) -> list[int]:
+    """Scattered."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(NUM_BLOCKS, generator=generator)[: num_tokens // BLOCK_SIZE].tolist()
+
+
+def fill(pool: DevicePool, ids: Sequence[int]) -> None:
+    """Block i of the transfer is made of numbers that only block i, in that layer, has."""
+    pool.kv.view(torch.int32)[:, ids] = numbers(pool, len(ids))[:, :, None, None, None, None]
+
+
+def is_filled(pool: DevicePool, ids: Sequence[int]) -> bool:
+    got = pool.kv.view(torch.int32)[:, ids].flatten(2)
+    return bool((got == numbers(pool, len(ids))[:, :, None]).all())
+
+
+def numbers(pool: DevicePool, num_blocks: int) -> torch.Tensor:
+    """int32 [num_layers, num_blocks], all different, none 0."""
+    count = torch.arange(1, NUM_LAYERS * num_blocks + 1, dtype=torch.int32, device=pool.device)
+    return count.view(num_blocks, NUM_LAYERS).T
+
+
+# The receiver.
+
+
+def measure(transport: str, sender_gpu: int, receiver_gpu: int) -> list[Row]:
+    """Raises RuntimeError if anything fails or arrives wrong."""
+    pool, arrived = make_pool(receiver_gpu), threading.Event()
+    opens: dict[str, Callable[[DevicePool, Callable[[], None]], Receiver]]
+    opens = {"cuda_ipc": open_ipc_receiver, "nccl": open_nccl_receiver}
+    receiver = opens[transport](pool, arrived.set)
+    try:
+        with child(receiver.endpoint, sender_gpu, receiver_gpu) as process:
+            copy_rate = float(say(process, "copy"))
+            first_s, _ = transfer(receiver, pool, arrived, process, TOKENS[0], "first")
+            rows = []
+            for num_tokens in TOKENS:
+                runs = [transfer(receiver, pool, arrived, process, num_tokens, str(n)) for n in range(REPEATS)]
+                rows.append(row(transport, num_tokens, runs, copy_rate, first_s))
+            return rows
+    finally:
+        receiver.close()
+
+
+def row(transport: str, num_tokens: int, runs: Sequence[tuple[float, int]], copy_rate: float, first_s: float) -> Row:
+    seconds = statistics.median(seconds for seconds, _ in runs)
+    rate = runs[0][1] / seconds / 1e9
+    return Row(
+        f"{transport}, {num_tokens} tokens",
+        f"{rate:.0f} GB/s ({seconds * 1e3:.2f} ms; first of the pair {first_s * 1e3:.0f} ms)",
+        f"{copy_rate:.0f} GB/s",
+        f"{rate / copy_rate:.2f} ×",
+        f"≥ {BUDGET} × from 8192 tokens" if num_tokens >= 8192 else "",
+        rate >= BUDGET * copy_rate if num_tokens >= 8192 else None,
+    )
+
+
+def transfer(
+    receiver: Receiver,
+    pool: DevicePool,
+    arrived: threading.Event,
+    process: subprocess.Popen[str],
+    num_tokens: int,
+    name: str,
+) -> tuple[float, int]:
+    """(seconds, bytes of one prompt)."""
+    ids, transfer_id = block_ids(num_tokens, SEED), f"{num_tokens} {name}"
+    pool.kv.zero_()
+    torch.cuda.synchronize()
+    receiver.register(transfer_id, len(ids), no_store, PoolBlocks(ids))
+    assert process.stdin is not None
+    start = time.perf_counter()
+    process.stdin.write(f"{transfer_id}\n")
+    process.stdin.flush()
+    event = wait_for(receiver, arrived)
+    seconds = time.perf_counter() - start
+    if not isinstance(event, Done):
+        raise RuntimeError(str(event))
+    if not is_filled(pool, ids):
+        raise RuntimeError("not what was sent")
+    return seconds, event.num_bytes
+
+
+def no_store(first_block: int, num_blocks: int, payload: memoryview) -> None:
+    raise AssertionError("transports between devices store by themselves")
+
+
+def wait_for(receiver: Receiver, arrived: threading.Event) -> Event:
+    deadline = time.monotonic() + PATIENCE_S
+    while not (events := receiver.poll()):
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"no end within {PATIENCE_S:.0f} s")
+        arrived.wait(0.5)
+        arrived.clear()
+    return events[0]
+
+
+@contextmanager
+def child(endpoint: str, sender_gpu: int, receiver_gpu: int) -> Iterator[subprocess.Popen[str]]:
+    gpus = ["--sender", str(sender_gpu), "--receiver", str(receiver_gpu)]
+    command = [sys.executable, "-m", "isthmus.bench.transfer_gpu", "--send", endpoint, *gpus]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def say(process: subprocess.Popen[str], word: str) -> str:
+    """The answer. Raises RuntimeError if the child has ended."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(f"{word}\n")
+    process.stdin.flush()
+    answer = process.stdout.readline()
+    if not answer:
+        raise RuntimeError("the sender ended")
+    return answer
+
+
+# The sender.
+
+
+def send(endpoint: str, sender_gpu: int, receiver_gpu: int) -> None:
+    """The child: does what each line says."""
+    pool = make_pool(sender_gpu)
+    sender = open_ipc_sender(pool) if endpoint.startswith("cuda_ipc:") else open_nccl_sender(pool)
+    for line in sys.stdin:
+        word = line.strip()
+        if word == "copy":
+            fill(pool, block_ids(TOKENS[-1], SEED + 1))  # shorter prompts take the first of these
+            print(copy_rate(sender_gpu, receiver_gpu), flush=True)
+            continue
+        for piece in pieces(int(word.split()[0]), pool):
+            sender.send(word, endpoint, piece)
+        while not (events := sender.poll()):
+            time.sleep(0.0002)
+        if isinstance(events[0], Failed):
+            print(events[0].error, file=sys.stderr)
+    sender.close()
+
+
+def pieces(num_tokens: int, pool: DevicePool) -> Iterator[Piece]:
+    """A chunk each, as prefill makes them."""
+    ids = block_ids(num_tokens, SEED + 1)
+    step = CHUNK_TOKENS // BLOCK_SIZE
+    for first in range(0, len(ids), step):
+        part = ids[first : first + step]
+        yield Piece(first, len(part), pool.bytes_per_block, no_read, first + step >= len(ids), {}, part)
+
+
+def no_read(first_block: int, num_blocks: int, out: memoryview | None) -> memoryview:
+    raise AssertionError("transports between devices read by themselves")
+
+
+def copy_rate(source: int, target: int) -> float:
+    """GB/s of a large copy between the GPUs, bytes counted once."""
+    a = torch.ones(COPY_BYTES, dtype=torch.uint8, device=f"cuda:{source}")
+    b = torch.empty(COPY_BYTES, dtype=torch.uint8, device=f"cuda:{target}")
+    times = []
+    for _ in range(5):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize(source)
+        start.record()
+        b.copy_(a)
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end))
+    return COPY_BYTES / min(times) / 1e6
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,326 @@
+import math
+from dataclasses import dataclass, fields, replace
+
+import pytest
+import torch
+from isthmus.kernels.decode_partition import (
+    DecodeConfig,
+    decode_config,
+    decode_workspace,
+    partition_decode,
+    ref_partition_decode,
+)
+from isthmus.kernels.paged_decode_attention import paged_decode_attention, ref_paged_decode_attention
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
+TOLERANCE = {BF16: 3e-3, FP16: 8e-4, FP32: 3e-6}
+"""Of ‖out − ref‖ / ‖ref‖ by the dtype of q, in which weights are rounded and sums are not."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    contexts: tuple[int, ...]
+    """0 is padding."""
+    num_heads: int = 2
+    num_kv_heads: int = 1
+    head_dim: int = 64
+    block_size: int = 16
+    window: int | None = None
+    dtype: torch.dtype = FP32
+    kv_dtype: torch.dtype | None = None
+    k_scale: float = 1.0
+    v_scale: float = 1.0
+    config: DecodeConfig | None = None
+
+    @property
+    def tolerance(self):
+        """Products with fp8 are of fp16."""
+        return max(TOLERANCE[self.dtype], TOLERANCE[FP16] if self.kv_dtype in (E4M3, E5M2) else 0)
+
+    def __str__(self):
+        config = self.config and "-".join(str(getattr(self.config, field.name)) for field in fields(self.config))
+        contexts = "-".join(map(str, self.contexts)) if len(self.contexts) < 9 else f"{len(self.contexts)}rows"
+        names = [str(dtype).removeprefix("torch.") for dtype in (self.dtype, self.kv_dtype) if dtype]
+        heads = f"{self.num_heads}on{self.num_kv_heads}x{self.head_dim}"
+        parts = [contexts, heads, f"block{self.block_size}", *names]
+        parts += [f"window{self.window}"] * bool(self.window) + [f"config{config}"] * bool(config)
+        return "_".join(parts)
+
+
+class Step:
+    """Random KV of a batch in shuffled blocks. NaN in every slot that holds no token of its row, garbage in every entry
+    of a table that holds no block of its row, table rows in another order than the batch."""
+
+    def __init__(self, shape, device, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        self.shape, batch = shape, len(shape.contexts)
+        size, kv_dtype = shape.block_size, shape.kv_dtype or shape.dtype
+        counts = [math.ceil(context / size) for context in shape.contexts]
+        num_blocks = sum(counts) + 3
+        kv = torch.full((num_blocks, shape.num_kv_heads, 2, size, shape.head_dim), math.nan)
+        free = torch.randperm(num_blocks, generator=generator).tolist()
+        width = math.ceil((max(counts) + 1) / 16) * 16
+        tables = torch.full((batch + 2, width), 2**31 - 1, dtype=torch.int32)
+        rows = torch.randperm(batch + 2, generator=generator)[:batch].int()
+        for row, context, count in zip(rows.tolist(), shape.contexts, counts, strict=True):
+            blocks = torch.tensor([free.pop() for _ in range(count)], dtype=torch.int32)
+            first = max(0, context - shape.window) if shape.window else 0
+            keys = torch.arange(first, context)
+            tokens = torch.randn(len(keys), shape.num_kv_heads, 2, shape.head_dim, generator=generator)
+            kv[blocks[keys // size].long(), :, :, keys % size] = tokens
+            tables[row, first // size : count] = blocks[first // size :]
+        contexts = torch.tensor(shape.contexts, dtype=torch.int32)
+        # q and out are slices of wider rows: of a fused projection, say.
+        width = (shape.num_heads + 1) * shape.head_dim
+        heads = (batch, shape.num_heads, shape.head_dim)
+        q = torch.randn(batch, width, generator=generator)
+        self.q = q.to(device, shape.dtype)[:, shape.head_dim :].view(heads)
+        self.wide_out = torch.full((batch, width), math.nan, dtype=shape.dtype, device=device)
+        self.out = self.wide_out[:, shape.head_dim :].view(heads)
+        self.kv = kv.to(device, kv_dtype)
+        self.tables, self.rows = tables.to(device), torch.where(contexts > 0, rows, -1).to(device)
+        self.positions = (contexts - 1).to(device)
+        self.scales = {"k_scale": shape.k_scale, "v_scale": shape.v_scale, "scale": shape.head_dim**-0.5}
+        self.workspace = decode_workspace(
+            batch + 1,
+            shape.num_heads,
+            shape.num_kv_heads,
+            shape.head_dim,
+            kv_dtype,
+            torch.device(device),
+            window=shape.window,
+            config=shape.config,
+        )
+        self.workspace.partials.fill_(math.nan)
+        self.workspace.softmax.fill_(math.nan)
+
+    def partition(self):
+        partition_decode(self.rows, self.positions, workspace=self.workspace)
+
+    def run(self, **options):
+        return paged_decode_attention(**{**self.inputs(), **self.scales, **self.options(), **options})
+
+    def reference(self):
+        inputs = {**self.inputs(), "q": self.q.double()}
+        return ref_paged_decode_attention(**inputs, **self.scales, window=self.shape.window)
+
+    def inputs(self):
+        return {
+            "q": self.q,
+            "kv_layer": self.kv,
+            "block_tables": self.tables,
+            "rows": self.rows,
+            "positions": self.positions,
+        }
+
+    def options(self):
+        return {"workspace": self.workspace, "window": self.shape.window, "out": self.out}
+
+
+def check_attention(shape, device):
+    step = Step(shape, device)
+    step.partition()
+    out = step.run()
+    assert out is step.out
+    assert relative_error(out, step.reference()) < shape.tolerance
+    assert not out[step.rows < 0].any()
+    assert step.wide_out[:, : shape.head_dim].isnan().all()
+    assert not step.workspace.arrivals.any()
+    again = out.clone()
+    out.fill_(math.nan)
+    assert torch.equal(step.run(), again)
+
+
+def relative_error(out, reference):
+    difference = (out.double() - reference).norm() / reference.norm().clamp(min=1e-30)
+    assert not out.isnan().any()
+    return difference.item()
+
+
+def check_partition(batch, config, window, device):
+    generator = torch.Generator().manual_seed(batch)
+    contexts = torch.randint(0, 700, (batch,), generator=generator).int()
+    rows, positions = torch.where(contexts > 0, torch.arange(batch), -1).int().to(device), (contexts - 1).to(device)
+
+    def workspace():
+        return decode_workspace(batch, 4, 2, 64, BF16, torch.device(device), window=window, config=config)
+
+    ours, reference = workspace(), workspace()
+    partition_decode(rows, positions, workspace=ours)
+    ref_partition_decode(rows, positions, workspace=reference)
+    for name in ("row_tiles", "row_slots", "part_tiles", "part_rows"):
+        assert getattr(ours, name).tolist() == getattr(reference, name).tolist(), name
+
+
+SMALL = DecodeConfig(tile=16, num_warps=4, num_stages=2, programs_per_sm=1)
+INTERPRETED = [
+    Shape((1,), config=SMALL),
+    Shape((15, 16, 17), config=SMALL),
+    Shape((0, 33, 0, 70, 1), num_heads=6, num_kv_heads=2, config=replace(SMALL, programs_per_sm=2)),
+    Shape((60, 5), num_heads=3, num_kv_heads=3, head_dim=80, block_size=8, config=SMALL),
+    Shape((40, 7, 100), window=20, config=SMALL),
+    Shape((90, 3), config=replace(SMALL, min_tiles=3)),
+    Shape((50, 20), block_size=32, kv_dtype=BF16, config=SMALL),
+    Shape((37, 64), dtype=FP16, kv_dtype=E5M2, k_scale=0.5, v_scale=3.0, config=SMALL),
+    Shape((33, 0), kv_dtype=E4M3, head_dim=96, k_scale=0.25, v_scale=0.5, config=SMALL),
+    Shape((130,), num_heads=16, head_dim=128, dtype=FP16, config=replace(SMALL, num_warps=1)),  # four merges
+]
+LONG = (1, 17, 200, 5000)
+RAGGED = (*(1 + 37 * i % 300 for i in range(62)), 4096)
+COMPILED = [
+    Shape((1,), 32, 8, 128, dtype=BF16),
+    Shape((1088,), 32, 8, 128, dtype=BF16),
+    Shape((9000,), 32, 8, 128, dtype=BF16),
+    Shape((63, 64, 65, 0, 127, 128, 129, 0), 32, 8, 128, dtype=BF16),
+    Shape(RAGGED, 32, 8, 128, dtype=BF16),
+    Shape((1, 0, 2) * 170, 32, 8, 128, dtype=BF16),
+    Shape(LONG, 9, 3, 64, dtype=BF16),
+    Shape(LONG, 4, 4, 96, block_size=8, dtype=BF16),
+    Shape(LONG, 6, 2, 80, block_size=32, dtype=BF16),
+    Shape(LONG, 16, 1, 256, dtype=BF16),
+    Shape(LONG, 32, 8, 128, window=128, dtype=BF16),
+    Shape(LONG, 16, 2, 128, block_size=64, window=1000, dtype=FP16),
+    Shape(LONG, 32, 8, 128, dtype=BF16, kv_dtype=E4M3, k_scale=0.25, v_scale=2.0),
+    Shape(LONG, 9, 3, 64, dtype=FP16, kv_dtype=E5M2, v_scale=0.5),
+    Shape(LONG, 8, 2, 128, dtype=FP32),
+]
+looped = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")
+"""Triton 3.6 interprets loops over a tensor's value in a way that numpy warns of."""
+CONFIGS = [SMALL, DecodeConfig(tile=128, num_warps=8, num_stages=2, programs_per_sm=5, min_tiles=2)]
+
+
+@pytest.mark.interpreter
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@looped
+@pytest.mark.parametrize("shape", INTERPRETED, ids=str)
+def test_interpreted(shape):
+    check_attention(shape, "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", COMPILED, ids=str)
+def test_compiled(shape):
+    check_attention(shape, "cuda")
+
+
+def check_large_queries(device):
+    """Beyond fp16, in which fp8 is multiplied."""
+    step = Step(Shape((40,), dtype=BF16 if device == "cuda" else FP32, kv_dtype=E5M2, config=SMALL), device)
+    step.q.mul_(2.0**40)
+    step.scales["scale"] /= 2.0**40
+    step.partition()
+    assert relative_error(step.run(), step.reference()) < step.shape.tolerance
+
+
+@pytest.mark.interpreter
+@looped
+def test_large_queries_interpreted():
+    check_large_queries("cpu")
+
+
+@pytest.mark.gpu
+def test_large_queries_compiled():
+    check_large_queries("cuda")
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize(("batch", "window"), [(1, None), (7, None), (33, 100)])
+def test_partition_interpreted(batch, window):
+    check_partition(batch, CONFIGS[1], window, "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("config", CONFIGS, ids=["tile16", "tile128"])
+@pytest.mark.parametrize(("batch", "window"), [(1, None), (7, None), (512, None), (33, 100)])
+def test_partition_compiled(batch, config, window):
+    check_partition(batch, config, window, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("pdl", [False, True], ids=["plain", "pdl"])
+def test_graph_follows_lengths(pdl):
+    """Captured once, replayed with other lengths and tables."""
+    shape = Shape((2000, 0, 1, 300), 32, 8, 128, dtype=BF16)
+    step, other = Step(shape, "cuda"), Step(replace(shape, contexts=(1, 2000, 290, 0)), "cuda", seed=1)
+    step.partition(), step.run(pdl=pdl)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step.partition()
+        step.out.fill_(math.nan)
+        for _ in range(3):
+            step.run(pdl=pdl)
+    for name, tensor in step.inputs().items():
+        tensor.copy_(other.inputs()[name])
+    graph.replay()
+    assert relative_error(step.out, other.reference()) < TOLERANCE[BF16]
+
+
+def shares(contexts, config):
+    """Tiles of each part, on a reference of one KV head and four multiprocessors."""
+    workspace = decode_workspace(len(contexts), 1, 1, 64, BF16, torch.device("cpu"), config=config)
+    positions = torch.tensor(contexts, dtype=torch.int32) - 1
+    rows = torch.where(positions < 0, -1, torch.arange(len(contexts))).int()
+    ref_partition_decode(rows, positions, workspace=workspace)
+    return workspace, workspace.part_tiles.diff().tolist()
+
+
+def test_shares_are_even():
+    workspace, tiles = shares([0, 1, 16, 17, 400], replace(SMALL, programs_per_sm=2))
+    assert sum(tiles) == 1 + 1 + 1 + 2 + 25
+    assert max(tiles) - min(tiles) == 1
+    assert workspace.row_tiles[:6].tolist() == [0, 1, 2, 3, 5, 30]
+    assert workspace.part_tiles.tolist() == [0, 3, 7, 11, 15, 18, 22, 26, 30]
+    assert workspace.part_rows.tolist() == [0, 3, 4, 4, 4, 4, 4, 4]
+    # Row 3 is what part 1 begins with, so its slot is 2; row 4 begins within part 1: slot 3.
+    assert workspace.row_slots[:5].tolist() == [[0, 0], [1, 0], [1, 0], [2, 1], [3, 7]]
+
+
+def test_few_tiles_fill_few_parts():
+    assert shares([100], replace(SMALL, min_tiles=4))[1] == [3, 4, 0, 0]
+    assert shares([1], SMALL)[1] == [1, 0, 0, 0]
+
+
+def test_reference_is_softmax_attention():
+    step = Step(Shape((0, 37), 4, 2, 64, block_size=8), "cpu")
+    blocks = step.tables[step.rows[1], :5].long()
+    k, v = step.kv[blocks].permute(2, 1, 0, 3, 4).reshape(2, 2, 40, 64)[:, :, :37].repeat_interleave(2, 1)
+    expected = torch.nn.functional.scaled_dot_product_attention(step.q[1, :, None], k, v)[:, 0]
+    out = ref_paged_decode_attention(**step.inputs(), **step.scales)
+    torch.testing.assert_close(out[1], expected, rtol=1e-5, atol=1e-5)
+    assert not out[0].any()
+
+
+@pytest.mark.parametrize("kv_dtype", [BF16, FP16, FP32, E4M3, E5M2], ids=str)
+@pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
+def test_tiles_in_flight_fit_shared_memory(head_dim, kv_dtype):
+    config = decode_config(head_dim, kv_dtype)
+    padded_dim = 2 ** math.ceil(math.log2(head_dim))
+    tile_bytes = 2 * config.tile * padded_dim * kv_dtype.itemsize
+    assert config.tile >= 16
+    assert config.programs_per_sm * ((config.num_stages - 1) * tile_bytes + 10_000) <= 227 * 1024
+
+
+def test_refuses_what_it_does_not_take():
+    step = Step(Shape((5, 9), window=3), "cpu")
+    for error, change in {
+        "window is None": {"window": None},
+        "out is": {"out": step.out[:1]},
+        "q is": {"q": step.q[:1]},
+        "q is ": {"q": step.q.transpose(1, 2).contiguous().transpose(1, 2)},
+        "not contiguous": {"kv_layer": step.kv.transpose(1, 3)},
+        "kv_layer is": {"kv_layer": step.kv[..., :32].contiguous()},
+        "block_tables is": {"block_tables": step.tables.long()},
+        "rows is": {"rows": step.rows.long()},
+        "positions is": {"positions": step.positions[:1]},
+        "a batch of 4": {"rows": step.rows.repeat(2)},
+    }.items():
+        with pytest.raises(ValueError, match=error):
+            step.run(**change)
+    with pytest.raises(ValueError, match="window is 0"):
+        decode_workspace(1, 2, 1, 64, BF16, torch.device("cpu"), window=0)
+    with pytest.raises(ValueError, match="3 query heads over 2"):
+        decode_workspace(1, 3, 2, 64, BF16, torch.device("cpu"))
+    wide = Step(Shape((5,), num_heads=17), "cpu")
+    with pytest.raises(ValueError, match="17 query heads share"):
+        wide.run()
