@@ -35,7 +35,7 @@ from .kernels import measure_ceilings
 from .shapes import SHAPES
 
 BLOCK_SIZE = 16
-STEPS, WARM_UP = 64, 8
+STEPS, WARM_UP = 40, 8
 REPEATS = 3
 GREEDY = SamplingParams(temperature=0, ignore_eos=True)
 PLAIN = SamplingParams(ignore_eos=True)
@@ -72,13 +72,13 @@ class Bench:
     def decode(self) -> Iterator[dict[str, Any]]:
         for batch, context in DECODE_CASES[self.shape]:
             ms = self.decode_ms(batch, context, GREEDY)
-            floor_s = self.floor.decode_s(batch, context + WARM_UP + STEPS / 2)
+            floor_s = self.floor.decode_s(batch, context + WARM_UP + REPEATS * STEPS / 2)
             vllm = VLLM_MS.get((self.shape, "decode", batch, context))
             yield self.row("decode", f"batch {batch}, context {context}", ms, floor_s, vllm)
 
     def sampling(self, batch: int = 256, context: int = 1024) -> Iterator[dict[str, Any]]:
         """What drawing costs: steps of greedy rows, beside those of rows with defaults and with everything on."""
-        floor_s = self.floor.decode_s(batch, context + WARM_UP + STEPS / 2)
+        floor_s = self.floor.decode_s(batch, context + WARM_UP + REPEATS * STEPS / 2)
         for name, params in (("greedy", GREEDY), ("defaults", PLAIN), ("top-k, top-p, min-p, penalties", TRUNCATED)):
             ms = self.decode_ms(batch, context, params)
             yield self.row("sampling", f"batch {batch}, {name}", ms, floor_s)

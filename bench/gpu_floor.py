@@ -15,14 +15,6 @@ class Floor:
     ceilings: Ceilings
 
     @property
-    def linear_weights(self) -> int:
-        """Weights that every token meets, the output head apart."""
-        c = self.config
-        heads, kv_heads = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-        layer = c.hidden_size * (heads + 2 * kv_heads) + heads * c.hidden_size + 3 * c.hidden_size * c.intermediate_size
-        return c.num_layers * layer
-
-    @property
     def head_weights(self) -> int:
         return self.config.vocab_size * self.config.hidden_size
 
@@ -32,7 +24,7 @@ class Floor:
         return c.num_layers * 2 * c.num_kv_heads * c.head_dim * NUM_BYTES
 
     def decode_s(self, batch: int, context: float) -> float:
-        weights = self.linear_weights + self.head_weights
+        weights = self.config.num_linear_weights + self.head_weights
         read = NUM_BYTES * weights / self.ceilings.read_bytes_per_s
         multiply = 2 * weights * batch / self.ceilings.flops_per_s
         return max(read, multiply) + batch * context * self.kv_bytes_per_token / self.ceilings.read_bytes_per_s
@@ -41,5 +33,5 @@ class Floor:
         """Linear layers and causal attention; the head reads one position."""
         c = self.config
         attention = 4 * c.num_layers * c.num_heads * c.head_dim * num_tokens * num_tokens / 2
-        flops = 2 * self.linear_weights * num_tokens + attention
+        flops = 2 * self.config.num_linear_weights * num_tokens + attention
         return flops / self.ceilings.flops_per_s

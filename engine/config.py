@@ -105,6 +105,13 @@ class ModelConfig:
         """Query heads that share a KV head."""
         return self.num_heads // self.num_kv_heads
 
+    @property
+    def num_linear_weights(self) -> int:
+        """That every token meets: those of all layers, without embedding and head."""
+        heads, kv_heads = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        attention = self.hidden_size * (2 * heads + 2 * kv_heads)
+        return self.num_layers * (attention + 3 * self.hidden_size * self.intermediate_size)
+
     def layout(self, dtype: str) -> list[dict[str, Any]]:
         """The KV cache as a list of cache groups: layers whose KV has one shape and lives by one rule."""
         groups = []

@@ -33,9 +33,12 @@ from .dispatch import launches
 from .vendor_attention import Run, cudnn_accepts, cudnn_attention
 
 KV_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2)
-VENDOR_MIN_TOKENS = 1024
-"""Runs at least so long go to cuDNN where it takes them: below, gathering K and V costs what its speed gains."""
+VENDOR_MIN_TOKENS = 4096
+"""Runs at least so long go to cuDNN where it takes them. It is faster from 1024 tokens on, but each new shape costs
+75 ms once, and each call as much of the host as three launches of ours."""
 
+SHORT_CONTEXT = 2048
+"""Tokens up to which tiles stay small."""
 _MIN_WIDE_ROWS = 128 * 132
 """Below so many rows (tokens × heads) tiles of 128 leave multiprocessors of an H100 idle."""
 _LOG2_E = 1.4426950408889634
@@ -113,9 +116,10 @@ class Tile:
     num_stages: int
 
 
-def choose_tile(batch: Batch, max_row_tokens: int) -> Tile:
+def choose_tile(batch: Batch, max_row_tokens: int, max_context: int) -> Tile:
     """Three stages, so that the next tile but one is under way while this one is computed: two would wait for L2 every
-    time. 128 rows halve what 64 read of L2, if they fill the GPU; of 64 rows two programs share a multiprocessor."""
+    time. 128 rows halve what 64 read of L2, which pays where contexts are long; of 64 rows and 32 keys three programs
+    share a multiprocessor, which hides more of each other's latency."""
     num_heads, head_dim = batch.q.shape[1:]
     if batch.q.dtype == torch.float32:
         return Tile(16, 16, 4, 1)  # computed without the matrix units, and short of registers
@@ -123,6 +127,8 @@ def choose_tile(batch: Batch, max_row_tokens: int) -> Tile:
         return Tile(16, 32, 4, 3)
     if head_dim > 128 or batch.kv_layer.element_size() == 4:
         return Tile(128, 32, 8, 3)
+    if max_context <= SHORT_CONTEXT:
+        return Tile(64, 32, 4, 3)
     if max_row_tokens * batch.group <= 64 or len(batch.q) * num_heads < _MIN_WIDE_ROWS:
         return Tile(64, 64, 4, 3)
     return Tile(128, 64 if batch.window is not None or head_dim <= 64 else 128, 8, 3)
@@ -382,7 +388,7 @@ def prefill_attention(
     _check_out(q, out)
     if not launches(q):
         return out.copy_(ref_prefill_attention(batch))
-    tile = choose_tile(batch, max_row_tokens)
+    tile = choose_tile(batch, max_row_tokens, max_context)
     first_run = first_token = 0
     for index, run in enumerate(runs or ()):
         if goes_to_vendor(batch, run):

@@ -25,11 +25,19 @@ from .linear_parts import LinearCall, ref_linear
 from .skinny_linear import MAX_ROWS, launch_skinny
 
 DTYPES = (torch.bfloat16, torch.float16)
+FEW_ROWS = 4
+SMALL_LAYER_ROWS, SMALL_LAYER = 16, 2 << 20
+"""Elements of a weight."""
 
 
 def prefers_small_batch(m: int, n: int, k: int, dtype: torch.dtype) -> bool:
-    """Whether these kernels beat cuBLAS for M rows, N rows of the weight and K columns."""
-    return 1 <= m <= MAX_ROWS and dtype in DTYPES and k % 8 == 0
+    """Whether these kernels beat cuBLAS, and separate kernels around it, for M rows, N rows of the weight and K columns.
+
+    Measured on an H100, docs/benchmarks/kernels.md: up to 4 rows always; with more, where a layer is so small that
+    launching it costs more than reading it."""
+    if dtype not in DTYPES or k % 8 or m < 1:
+        return False
+    return m <= FEW_ROWS or (m <= SMALL_LAYER_ROWS and n * k <= SMALL_LAYER)
 
 
 def norm_linear(

@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 PREFIX_STEP = 2048
-QUERY_STEP = 256
+QUERY_STEP = 512
 
 _GATHER_TOKENS = 64
 _MERGE_ROWS = 32

@@ -1,7 +1,7 @@
 """One step's tokens on a GPU, and what they see: first those of rows with one token, then chunks of prompts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -42,70 +42,92 @@ class AttentionState:
 
 
 @dataclass(frozen=True, slots=True)
+class Chunks:
+    """Runs of consecutive tokens, each of one sequence, after the rows of one token."""
+
+    starts: Tensor
+    """int32 [runs + 1]: of each run's tokens, counted from the first token of them all."""
+    max_tokens: int
+    """Of a run, at most."""
+    max_context: int
+    """Of a run's last token, at most: position + 1."""
+    runs: Sequence[Run] | None = None
+    """The same on the host. None in a captured step, which is replayed with others."""
+
+
+@dataclass(frozen=True, slots=True)
 class StepAttention:
-    """See models.llama.Attention. Tokens 0 … num_single − 1 are rows of one token, the others lie in `runs`."""
+    """See models.llama.Attention. Tokens 0 … num_single − 1 are rows of one token, the others lie in `chunks`."""
 
     state: AttentionState
     rows: Tensor
     """int32 [T]: each token's row of `block_tables`, −1 for padding."""
     positions: Tensor
     num_single: int
-    runs: Sequence[Run] = ()
-    """Their `first_token` counts from `num_single`."""
-    run_starts: Tensor = field(default_factory=lambda: torch.zeros(1, dtype=torch.int32))
-    """int32 [len(runs) + 1], on the device."""
+    chunks: Chunks | None = None
 
     def begin(self) -> None:
-        """Before the step's embedding: what it prepares is read by kernels that do not wait for the ones before them,
-        so an ordinary launch has to come in between."""
-        if self.num_single:
+        """Before the first layer, which begins with an ordinary launch: see CudaParts."""
+        n = self.num_single
+        if n:
             for workspace in self.state.workspaces.values():
-                partition_decode(self.rows[: self.num_single], self.positions[: self.num_single], workspace=workspace)
+                partition_decode(self.rows[:n], self.positions[:n], workspace=workspace)
 
     def attend(self, layer_id: int, qkv: Tensor, head_norm: HeadNorm | None) -> Tensor:
-        state, config = self.state, self.state.config
-        kv_layer, window = state.pool.layers[layer_id], config.windows[layer_id]
-        tables, rows, positions = state.block_tables, self.rows, self.positions
-        q = rope_store(
+        q = self._rotate_and_store(layer_id, qkv, head_norm)
+        if self.chunks is None:
+            return self._attend_single(layer_id, q, torch.empty_like(q)).flatten(1)
+        if not self.num_single:
+            return self._attend_chunks(layer_id, self.chunks, q, None).flatten(1)
+        out, n = torch.empty_like(q), self.num_single
+        self._attend_single(layer_id, q[:n], out[:n])
+        self._attend_chunks(layer_id, self.chunks, q[n:], out[n:])
+        return out.flatten(1)
+
+    def _rotate_and_store(self, layer_id: int, qkv: Tensor, head_norm: HeadNorm | None) -> Tensor:
+        state = self.state
+        return rope_store(
             qkv,
-            kv_layer,
-            tables,
-            rows,
-            positions,
+            state.pool.layers[layer_id],
+            state.block_tables,
+            self.rows,
+            self.positions,
             state.cos_sin,
-            num_heads=config.num_heads,
-            pdl=state.pdl and not self.runs,
+            num_heads=state.config.num_heads,
             q_norm=head_norm.q_norm if head_norm else None,
             k_norm=head_norm.k_norm if head_norm else None,
             eps=head_norm.eps if head_norm else 0.0,
+            pdl=state.pdl,
         )
-        out, n = torch.empty_like(q), self.num_single
-        if n:
-            paged_decode_attention(
-                q[:n],
-                kv_layer,
-                tables,
-                rows[:n],
-                positions[:n],
-                scale=state.scale,
-                workspace=state.workspaces[window],
-                window=window,
-                out=out[:n],
-                pdl=state.pdl and not self.runs,
-            )
-        if self.runs:
-            prefill_attention(
-                q[n:],
-                kv_layer,
-                tables,
-                rows[n:],
-                positions[n:],
-                self.run_starts,
-                max_row_tokens=max(run.num_tokens for run in self.runs),
-                max_context=max(run.start + run.num_tokens for run in self.runs),
-                scale=state.scale,
-                window=window,
-                out=out[n:],
-                runs=self.runs,
-            )
-        return out.flatten(1)
+
+    def _attend_single(self, layer_id: int, q: Tensor, out: Tensor) -> Tensor:
+        state, n, window = self.state, self.num_single, self.state.config.windows[layer_id]
+        return paged_decode_attention(
+            q,
+            state.pool.layers[layer_id],
+            state.block_tables,
+            self.rows[:n],
+            self.positions[:n],
+            scale=state.scale,
+            workspace=state.workspaces[window],
+            window=window,
+            out=out,
+            pdl=state.pdl,
+        )
+
+    def _attend_chunks(self, layer_id: int, chunks: Chunks, q: Tensor, out: Tensor | None) -> Tensor:
+        state, n = self.state, self.num_single
+        return prefill_attention(
+            q,
+            state.pool.layers[layer_id],
+            state.block_tables,
+            self.rows[n:],
+            self.positions[n:],
+            chunks.starts,
+            max_row_tokens=chunks.max_tokens,
+            max_context=chunks.max_context,
+            scale=state.scale,
+            window=state.config.windows[layer_id],
+            out=out,
+            runs=chunks.runs,
+        )

@@ -1,8 +1,8 @@
 """The engine of plan.py on a GPU.
 
-A step whose rows are all sequences that draw their next token is a replay of a captured graph, from the embedding to
-the drawn token; any other runs kernel by kernel. Either way `launch` returns at once: the tokens a step draws stay on
-the device, where the next step takes them from, and a copy of them is waited for in `Handle.result`.
+Most steps are replays of captured graphs (`step_sizes` says which), from the embedding to the drawn tokens; the others
+are launched kernel by kernel. Either way `launch` returns at once: the tokens a step draws stay on the device, where
+the next step takes them from, and a copy of them is waited for in `Handle.result`.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,13 +16,14 @@ from torch import Tensor
 from ...kernels.begin_step import begin_step
 from ...kernels.vendor_attention import Run
 from ..models.llama import Llama
-from ..plan import IN_FLIGHT, Draw, Plan, Result, Row, SequenceSeed
-from .attention import AttentionState, StepAttention
-from .inputs import FIELDS, EditInputs, Inputs, TokenInputs, to_device
+from ..plan import IN_FLIGHT, Plan, Result, Row, SequenceSeed
+from .attention import AttentionState, Chunks, StepAttention
+from .inputs import FIELDS, ChunkInputs, EditInputs, Inputs, TokenInputs, edits_to_device, to_device
 from .pool import CudaKvPool
 from .runtime import Runtime
 from .sampler import NO_TOKEN, DeviceSampler
 from .sequences import Sequences
+from .step_sizes import MAX_CHUNKS, NOTHING_CAPTURED, Ladder, StepSize
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +41,15 @@ class Step:
     plan: Plan
     wait: Callable[[], None]
     tokens: np.ndarray
-    """int32, of all draws in their order, once `wait` has returned."""
+    """int32, of all draws as they were made, once `wait` has returned."""
+    order: Sequence[int] | None = None
+    """Where the draws of the plan stand in `tokens`, if elsewhere."""
     kept: dict[int, Tensor] = field(default_factory=dict)
 
     def result(self) -> Result:
         """Raises ValueError where logits had no finite largest one."""
         self.wait()
-        token_ids = self.tokens.tolist()
+        token_ids = (self.tokens if self.order is None else self.tokens[list(self.order)]).tolist()
         if NO_TOKEN in token_ids:
             bad = [draw.seq_id for draw, token in zip(self.plan.draws, token_ids, strict=True) if token == NO_TOKEN]
             raise ValueError(f"no finite largest logit for sequences {bad}")
@@ -77,12 +80,15 @@ class CudaEngine:
             max(1, num_slots),
             pdl=pdl,
         )
-        self._max_tokens = max(sizes.max_num_seqs, sizes.max_num_batched_tokens)
-        self._inputs = Inputs(runtime, self._max_tokens)
+        max_tokens = sizes.max_num_seqs + sizes.max_num_batched_tokens
+        self._inputs = Inputs(runtime, max_tokens)
+        self._chunk_inputs = ChunkInputs(runtime, MAX_CHUNKS)
         self._edits = EditInputs(runtime)
         self._drawn = torch.zeros(max(1, num_slots), dtype=torch.int32, device=device)
+        self._chunk_logits = torch.zeros(MAX_CHUNKS, self.vocab_size, device=device)
         self._host_tokens = [runtime.pinned(max(1, num_slots)) for _ in range(2)]
-        self._graphs: dict[int, Callable[[], None]] = {}
+        self._ladder = NOTHING_CAPTURED
+        self._graphs: dict[StepSize, Callable[[], None]] = {}
         self._num_steps = 0
         self._has_aside = False
 
@@ -105,76 +111,76 @@ class CudaEngine:
             self._has_aside = False
         self._num_steps += 1
         self._pool.copy(plan.copies)
-        if plan.rows and all(_is_decode(row) for row in plan.rows):
-            return self._decode(plan)
-        return self._run(plan)
-
-    def _decode(self, plan: Plan) -> Step:
-        """Every row draws the next token of its own sequence; shipped logits are drawn from beside."""
-        num_rows = len(plan.rows)
-        size = next((size for size in self._graphs if size >= num_rows), num_rows)
-        tokens = self._decode_inputs(plan.rows)
-        self._inputs.upload(self._parity, tokens, size)
-        draws = [row.draws[0] for row in plan.rows]
-        assert self._sampler is not None
-        self._edits.upload(self._sampler.edits(tokens[1].tolist(), [draw.position for draw in draws]))
-        if size in self._graphs:
-            self._graphs[size]()
-        else:
-            self._decode_step(size)
-        if plan.shipped:
-            shipped, positions = self._draws_of([d for part in plan.shipped for d in part.draws])
-            self._sample(self._shipped_logits(plan), shipped, positions, self._drawn[num_rows:])
-        return self._finish(plan, num_rows + len(plan.draws) - len(draws), {})
-
-    def _decode_step(self, size: int) -> None:
-        """The device's part of a decode step, from the inputs' place to `_drawn`: what graphs repeat."""
-        assert self._sampler is not None
-        inputs = self._inputs.of(size)
-        attention = StepAttention(self._attention, inputs.rows, inputs.positions, size)
-        attention.begin()
-        x = self._embed(inputs)
-        logits = self._model.forward_embedded(x, None, attention)
-        self._sampler.sample(logits, inputs.rows, inputs.draw_positions, self._edits.tensors, self._drawn[:size])
-
-    def _run(self, plan: Plan) -> Step:
-        """Rows of any kind: decode rows first, as schedulers put them, then chunks."""
         singles = [row for row in plan.rows if _is_decode(row)]
         chunks = [row for row in plan.rows if not _is_decode(row)]
-        logits = torch.empty(0, self.vocab_size, device=self._runtime.device)
-        wanted = [*singles, *(row for row in chunks if row.draws or row.keep_logits)]
-        if plan.rows:
-            logits = self._forward(singles, chunks)
-        kept = {
-            row.seq_id: self._to_host(logits[index]) for index, row in enumerate(wanted) if row.keep_logits
-        }  # before drawing, which overwrites them
-        draws = plan.draws
-        if draws:
-            order = {id(row): index for index, row in enumerate(wanted)}
-            source = [order[id(row)] for row in plan.rows for _ in row.draws]
-            if source != list(range(len(logits))):
-                logits = logits[to_device(self._runtime, np.array(source, np.int64))]
-            if plan.shipped:
-                logits = torch.cat((logits, self._shipped_logits(plan)))
-            self._sample(logits, *self._draws_of(draws), self._drawn)
-        return self._finish(plan, len(draws), kept)
+        logits = self._compute(singles, chunks) if plan.rows else None
+        wanted = [row for row in chunks if row.draws or row.keep_logits]
+        kept = {row.seq_id: self._to_host(self._row(logits, i)) for i, row in enumerate(wanted) if row.keep_logits}
+        self._draw_rest(plan, wanted, logits, len(singles))
+        num_draws = len(plan.draws)
+        host = self._host_tokens[self._parity][:num_draws]
+        if num_draws:
+            host.copy_(self._drawn[:num_draws], non_blocking=True)
+        return Step(plan, self._runtime.mark(), host.numpy(), _order(plan, singles, chunks), kept)
 
-    def _forward(self, singles: Sequence[Row], chunks: Sequence[Row]) -> Tensor:
-        """Stores KV; logits of decode rows and of the last position of chunks that need them."""
-        tokens = np.concatenate((self._decode_inputs(singles), self._chunk_inputs(chunks)), axis=1)
-        num_tokens = tokens.shape[1]
-        self._inputs.upload(self._parity, tokens, num_tokens)
-        inputs, runs, starts, wanted = self._inputs.of(num_tokens), [], [0], list(range(len(singles)))
-        for row in chunks:
-            runs.append(Run(starts[-1], len(row.token_ids), row.start))
-            starts.append(starts[-1] + len(row.token_ids))
-            if row.draws or row.keep_logits:
-                wanted.append(len(singles) + starts[-1] - 1)
-        run_starts = to_device(self._runtime, np.array(starts, np.int32))
-        attention = StepAttention(self._attention, inputs.rows, inputs.positions, len(singles), runs, run_starts)
+    def _compute(self, singles: Sequence[Row], chunks: Sequence[Row]) -> Tensor | None:
+        """Stores all KV, draws for `singles` into the first places of `_drawn`; logits of the last position of each
+        chunk that needs them."""
+        tokens = np.concatenate((self._single_inputs(singles), self._chunk_rows(chunks)), axis=1)
+        lengths = [len(row.token_ids) for row in chunks]
+        self._upload_edits(singles)
+        size = self._ladder.fit(len(singles), sum(lengths), len(chunks))
+        if size is None:
+            return self._launch_step(singles, chunks, tokens)
+        self._inputs.upload(self._parity, tokens, StepSize(len(singles), sum(lengths)), size)
+        needing = [index for index, row in enumerate(chunks) if row.draws or row.keep_logits]
+        if chunks:
+            self._chunk_inputs.upload(self._parity, lengths, size.num_single, needing)
+        self._graphs[size]()
+        return self._chunk_logits[: len(needing)]
+
+    def _captured_step(self, size: StepSize) -> None:
+        """The device's part of a step, from the inputs' places to those of tokens and logits: what graphs repeat."""
+        n, inputs = size.num_single, self._inputs.of(size.num_tokens)
+        chunks, wanted = None, None
+        if size.num_chunk_tokens:
+            starts, ends = self._chunk_inputs.tensors
+            chunks = Chunks(starts, size.num_chunk_tokens, self._sizes.max_model_len)
+            wanted = torch.cat((self._inputs.counting[:n], ends))
+        attention = StepAttention(self._attention, inputs.rows, inputs.positions, n, chunks)
         attention.begin()
-        x = self._embed(inputs)
-        return self._model.forward_embedded(x, to_device(self._runtime, np.array(wanted, np.int64)), attention)
+        logits = self._model.forward_embedded(self._embed(inputs), wanted, attention)
+        self._draw_singles(logits, inputs, n)
+        if size.num_chunk_tokens:
+            self._chunk_logits.copy_(logits[n:])
+
+    def _launch_step(self, singles: Sequence[Row], chunks: Sequence[Row], tokens: np.ndarray) -> Tensor | None:
+        """As `_compute`, kernel by kernel."""
+        n, num_tokens = len(singles), tokens.shape[1]
+        size = StepSize(n, num_tokens - n)
+        self._inputs.upload(self._parity, tokens, size, size)
+        inputs, ends = self._inputs.of(num_tokens), list(range(n))
+        runs: list[Run] = []
+        for row in chunks:
+            first = runs[-1].first_token + runs[-1].num_tokens if runs else 0
+            runs.append(Run(first, len(row.token_ids), row.start))
+            if row.draws or row.keep_logits:
+                ends.append(n + first + len(row.token_ids) - 1)
+        wanted, described = None, None
+        if runs:
+            starts = [*(run.first_token for run in runs), num_tokens - n]
+            described = Chunks(
+                to_device(self._runtime, np.array(starts, np.int32)),
+                max(run.num_tokens for run in runs),
+                max(run.start + run.num_tokens for run in runs),
+                runs,
+            )
+            wanted = to_device(self._runtime, np.array(ends, np.int64))
+        attention = StepAttention(self._attention, inputs.rows, inputs.positions, n, described)
+        attention.begin()
+        logits = self._model.forward_embedded(self._embed(inputs), wanted, attention)
+        self._draw_singles(logits, inputs, n)
+        return logits[n:]
 
     def _embed(self, inputs: TokenInputs) -> Tensor:
         last_tokens = self._no_tokens if self._sampler is None else self._sampler.table.last_token
@@ -188,11 +194,41 @@ class CudaEngine:
             self._model.embedding,
         )
 
-    def _finish(self, plan: Plan, num_draws: int, kept: dict[int, Tensor]) -> Step:
-        host = self._host_tokens[self._parity][:num_draws]
-        if num_draws:
-            host.copy_(self._drawn[:num_draws], non_blocking=True)
-        return Step(plan, self._runtime.mark(), host.numpy(), kept)
+    # Drawing.
+
+    def _draw_singles(self, logits: Tensor, inputs: TokenInputs, num_single: int) -> None:
+        if num_single:
+            assert self._sampler is not None
+            rows, positions = inputs.rows[:num_single], inputs.draw_positions[:num_single]
+            self._sampler.sample(logits[:num_single], rows, positions, self._edits.tensors, self._drawn[:num_single])
+
+    def _draw_rest(self, plan: Plan, wanted: Sequence[Row], logits: Tensor | None, num_drawn: int) -> None:
+        """The draws of chunks, then those from shipped logits, into the places of `_drawn` after the first ones."""
+        draws = [draw for row in wanted for draw in row.draws]
+        parts = []
+        if draws:
+            source = [index for index, row in enumerate(wanted) for _ in row.draws]
+            assert logits is not None
+            parts.append(logits[to_device(self._runtime, np.array(source, np.int64))])
+        for shipped in plan.shipped:
+            draws += shipped.draws
+            parts.append(shipped.logits.expand(len(shipped.draws), -1))
+        if draws:
+            assert self._sampler is not None
+            slots, positions = [self._sequences.slot(d.seq_id) for d in draws], [d.position for d in draws]
+            given = to_device(self._runtime, np.array((slots, positions), np.int32))
+            edits = self._sampler.edits(slots, positions)
+            sent = None if edits is None else edits_to_device(self._runtime, edits)
+            out = self._drawn[num_drawn : num_drawn + len(draws)]
+            self._sampler.sample(torch.cat(parts), given[0], given[1], sent, out)
+
+    def _row(self, logits: Tensor | None, index: int) -> Tensor:
+        assert logits is not None
+        return logits[index]
+
+    def _to_host(self, tensor: Tensor) -> Tensor:
+        host = self._runtime.pinned(*tensor.shape, dtype=tensor.dtype)
+        return host.copy_(tensor, non_blocking=True)
 
     # What the device is told.
 
@@ -200,24 +236,22 @@ class CudaEngine:
     def _parity(self) -> int:
         return self._num_steps % 2
 
-    def _decode_inputs(self, rows: Sequence[Row]) -> np.ndarray:
+    def _upload_edits(self, singles: Sequence[Row]) -> None:
+        if self._sampler is not None:
+            slots = [self._sequences.slot(row.seq_id) for row in singles]
+            self._edits.upload(self._sampler.edits(slots, [row.draws[0].position for row in singles]))
+
+    def _single_inputs(self, rows: Sequence[Row]) -> np.ndarray:
         """int32 [fields, rows] in the order of `inputs.FIELDS`."""
         columns = []
         for row in rows:
-            slot = self._sequences.slot(row.seq_id)
-            token = row.token_ids[0]
-            columns.append(
-                (
-                    -1 if token == IN_FLIGHT else token,
-                    slot,
-                    row.start,
-                    row.draws[0].position,
-                    *self._sequences.new_block(slot, row),
-                )
-            )
+            slot, token = self._sequences.slot(row.seq_id), row.token_ids[0]
+            place = -1 if token == IN_FLIGHT else token, slot, row.start, row.draws[0].position
+            columns.append((*place, *self._sequences.new_block(slot, row)))
         return np.array(columns, np.int32).reshape(-1, len(FIELDS)).T
 
-    def _chunk_inputs(self, rows: Sequence[Row]) -> np.ndarray:
+    def _chunk_rows(self, rows: Sequence[Row]) -> np.ndarray:
+        """As `_single_inputs`, int32 [fields, tokens]."""
         parts = [np.empty((len(FIELDS), 0), np.int32)]
         for index, row in enumerate(rows):
             num_tokens = len(row.token_ids)
@@ -229,38 +263,19 @@ class CudaEngine:
             parts.append(part)
         return np.concatenate(parts, axis=1)
 
-    def _draws_of(self, draws: Sequence[Draw]) -> tuple[list[int], list[int]]:
-        return [self._sequences.slot(draw.seq_id) for draw in draws], [draw.position for draw in draws]
-
-    def _sample(self, logits: Tensor, slots: list[int], positions: list[int], out: Tensor) -> None:
-        assert self._sampler is not None
-        runtime = self._runtime
-        given = to_device(runtime, np.array((slots, positions), np.int32))
-        edits = self._sampler.edits(slots, positions)
-        sent = None
-        if edits is not None:
-            count = np.array([len(edits)], np.int32)
-            rows, ids, values, counted = (to_device(runtime, x) for x in (edits.rows, edits.ids, edits.values, count))
-            sent = (rows, ids, values, counted)
-        self._sampler.sample(logits, given[0], given[1], sent, out[: len(slots)])
-
-    def _shipped_logits(self, plan: Plan) -> Tensor:
-        return torch.cat([part.logits.expand(len(part.draws), -1) for part in plan.shipped])
-
-    def _to_host(self, tensor: Tensor) -> Tensor:
-        host = self._runtime.pinned(*tensor.shape, dtype=tensor.dtype)
-        return host.copy_(tensor, non_blocking=True)
-
     # Graphs.
 
     @torch.inference_mode()
-    def capture(self, sizes: Sequence[int]) -> None:
-        """Graphs of decode steps of these many rows. Padding rows alone are computed meanwhile."""
-        for size in sorted(sizes, reverse=True):  # the largest first: the others find room in its memory
-            self._inputs.upload(0, np.empty((len(FIELDS), 0), np.int32), size)
-            self._decode_step(size)  # compiles, and lets libraries allocate
-            self._graphs[size] = self._runtime.capture(partial(self._decode_step, size))
-        self._graphs = dict(sorted(self._graphs.items()))
+    def capture(self, ladder: Ladder) -> None:
+        """Steps of these sizes are replayed from now on. Padding alone is computed meanwhile."""
+        nothing = np.empty((len(FIELDS), 0), np.int32)
+        # The largest first: the others find room in its memory.
+        for size in sorted(ladder.sizes, key=lambda size: size.num_tokens, reverse=True):
+            self._inputs.upload(0, nothing, StepSize(0, 0), size)
+            self._chunk_inputs.upload(0, (), size.num_single, ())
+            self._captured_step(size)  # compiles, and lets libraries allocate
+            self._graphs[size] = self._runtime.capture(partial(self._captured_step, size))
+        self._ladder = ladder
 
     # Blocks and logits, between this process's host memory and the device.
 
@@ -302,3 +317,17 @@ class CudaEngine:
 def _is_decode(row: Row) -> bool:
     """One token in, the next of the same sequence out."""
     return len(row.token_ids) == 1 and not row.keep_logits and [draw.seq_id for draw in row.draws] == [row.seq_id]
+
+
+def _order(plan: Plan, singles: Sequence[Row], chunks: Sequence[Row]) -> list[int] | None:
+    """Of the draws of a plan, where they were made: rows of one token first, then chunks, then shipped logits."""
+    made = [*singles, *chunks]
+    if all(a is b for a, b in zip(made, plan.rows, strict=True)):
+        return None
+    places: dict[int, list[int]] = {}
+    count = 0
+    for row in made:
+        places[id(row)] = list(range(count, count + len(row.draws)))
+        count += len(row.draws)
+    order = [place for row in plan.rows for place in places[id(row)]]
+    return [*order, *range(count, len(plan.draws))]

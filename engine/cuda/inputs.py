@@ -4,7 +4,9 @@ Two host buffers are used in turn: the upload of one step may still be read when
 the one after that is, since a step is launched only when the last but one has given its result.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from .runtime import Runtime
 from .sampler import Edits
+from .step_sizes import StepSize
 
 FIELDS = ("token_ids", "rows", "positions", "draw_positions", "new_indices", "new_blocks")
 PADDING = (0, -1, 0, 0, -1, 0)
@@ -37,19 +40,48 @@ class Inputs:
         self._device = torch.zeros(size, dtype=torch.int32, device=runtime.device)
         self._host = [runtime.pinned(size) for _ in range(2)]
         self._numpy = [host.numpy() for host in self._host]
+        self.counting = torch.arange(max_tokens, dtype=torch.int32, device=runtime.device)
 
     def of(self, num_tokens: int) -> TokenInputs:
         """Where `upload` puts the inputs of so many tokens: always the same place."""
         return TokenInputs(*self._device[: len(FIELDS) * num_tokens].view(len(FIELDS), num_tokens).unbind(0))
 
-    def upload(self, parity: int, tokens: np.ndarray, num_tokens: int) -> None:
-        """`tokens` int32 [fields, n], filled up with padding to `num_tokens`."""
-        size = len(FIELDS) * num_tokens
-        table = self._numpy[parity][:size].reshape(len(FIELDS), num_tokens)
-        table[:, : tokens.shape[1]] = tokens
-        if num_tokens > tokens.shape[1]:
-            table[:, tokens.shape[1] :] = np.array(PADDING, np.int32)[:, None]
-        self._device[:size].copy_(self._host[parity][:size], non_blocking=True)
+    def upload(self, parity: int, tokens: np.ndarray, given: StepSize, size: StepSize) -> None:
+        """`tokens` int32 [fields, n]: rows of one token, then those of chunks, as many as `given` says. Each kind is
+        filled up with padding to what `size` says."""
+        num_single, num_tokens = given.num_single, size.num_tokens
+        table = self._numpy[parity][: len(FIELDS) * num_tokens].reshape(len(FIELDS), num_tokens)
+        if given != size:
+            table[:] = np.array(PADDING, np.int32)[:, None]
+        table[:, :num_single] = tokens[:, :num_single]
+        table[:, size.num_single : size.num_single + given.num_chunk_tokens] = tokens[:, num_single:]
+        length = table.size
+        self._device[:length].copy_(self._host[parity][:length], non_blocking=True)
+
+
+class ChunkInputs:
+    """Where the chunks of a captured step begin and end."""
+
+    def __init__(self, runtime: Runtime, max_chunks: int) -> None:
+        self._max_chunks = max_chunks
+        self._device = torch.zeros(2 * max_chunks + 1, dtype=torch.int32, device=runtime.device)
+        self._host = [runtime.pinned(2 * max_chunks + 1) for _ in range(2)]
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """int32: [max_chunks + 1] first tokens of chunks, counted among their tokens; [max_chunks] the last tokens of
+        those whose logits are needed, counted among all."""
+        return self._device[: self._max_chunks + 1], self._device[self._max_chunks + 1 :]
+
+    def upload(self, parity: int, lengths: Sequence[int], num_single: int, needing: Sequence[int]) -> None:
+        """`lengths` of the chunks, after `num_single` rows of one token, padding included; `needing` are the indices
+        of those whose last logits are needed. Chunks that are not there begin and end with the last one."""
+        ends = list(accumulate(lengths))
+        filled = [0, *ends, *[ends[-1] if ends else 0] * (self._max_chunks - len(ends))]
+        last = [num_single + ends[index] - 1 for index in needing]
+        last += [num_single] * (self._max_chunks - len(last))
+        self._host[parity].copy_(torch.tensor([*filled, *last], dtype=torch.int32))
+        self._device.copy_(self._host[parity], non_blocking=True)
 
 
 class EditInputs:
@@ -80,6 +112,13 @@ class EditInputs:
             for tensor, values in ((self.rows, edits.rows), (self.ids, edits.ids), (self.values, edits.values)):
                 to_device(self._runtime, values, out=tensor[:num_edits])
         self.count.fill_(num_edits)
+
+
+def edits_to_device(runtime: Runtime, edits: Edits) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `DeviceSampler.sample` takes them, for steps that are not captured."""
+    count = np.array([len(edits)], np.int32)
+    rows, ids, values, counted = (to_device(runtime, x) for x in (edits.rows, edits.ids, edits.values, count))
+    return rows, ids, values, counted
 
 
 def to_device(runtime: Runtime, values: np.ndarray, out: Tensor | None = None) -> Tensor:

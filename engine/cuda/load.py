@@ -20,6 +20,7 @@ from .memory import Usage, kv_bytes, peak_bytes
 from .parts import CudaParts
 from .pool import CudaKvPool
 from .runtime import CudaRuntime, Runtime
+from .step_sizes import Ladder, make_ladder
 
 log = logging.getLogger(__name__)
 
@@ -82,10 +83,10 @@ def load_cuda_engine(
     if memory.num_blocks is None:
         num_blocks = min(num_blocks, max(max_num_seqs, 2) * -(-longest // block_size))
     engine = make.engine(Sizes(max_num_seqs, max_num_batched_tokens, longest), num_blocks, plain=True)
-    if draws and not enforce_eager:
-        start = time.monotonic()
-        engine.capture(graph_sizes(max_num_seqs))
-        log.info("captured decode steps of up to %d sequences in %.1f s", max_num_seqs, time.monotonic() - start)
+    if not enforce_eager:
+        start, ladder = time.monotonic(), make.ladder(step)
+        engine.capture(ladder)
+        log.info("captured %d sizes of steps in %.1f s", len(ladder.sizes), time.monotonic() - start)
     return engine, longest
 
 
@@ -97,14 +98,6 @@ def resolve_gpu_dtype(dtype: str, config: Mapping[str, Any]) -> str:
     if dtype not in DTYPES:
         raise ValueError(f"the dtype {dtype!r} is not supported (auto, {', '.join(DTYPES)} are)")
     return dtype
-
-
-def graph_sizes(max_num_seqs: int) -> list[int]:
-    """Of captured decode steps: a step computes at most a quarter more rows than it has, from 16 rows on an eighth."""
-    sizes = [1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16]
-    while sizes[-1] < max_num_seqs:
-        sizes.append(sizes[-1] + max(2, 1 << (sizes[-1].bit_length() - 4)))
-    return [size for size in sizes if size < max_num_seqs] + [max_num_seqs]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +113,14 @@ class _Maker:
     def bytes_per_block(self) -> int:
         config = self.model.config
         return bytes_per_block(config.num_layers, self.block_size, config.num_kv_heads, config.head_dim, self.kv_dtype)
+
+    def ladder(self, sizes: Sizes) -> Ladder:
+        return make_ladder(
+            draws=self.draws,
+            max_num_seqs=sizes.max_num_seqs,
+            max_num_batched_tokens=sizes.max_num_batched_tokens,
+            num_weights=self.model.config.num_linear_weights,
+        )
 
     def engine(self, sizes: Sizes, num_blocks: int, *, plain: bool) -> CudaEngine:
         """`plain`: the pool is an allocation of its own, that lives as long as the process."""
@@ -187,7 +188,9 @@ def profile(make: _Maker, sizes: Sizes, enforce_eager: bool) -> Usage:
     engine_bytes = torch.cuda.memory_allocated(make.runtime.device) - weights_bytes - pool_bytes
     prompts = peak_bytes(lambda: _run_chunks(engine, chunks), make.runtime.device)
     decode = peak_bytes(lambda: _run_decode(engine, sizes.max_num_seqs), make.runtime.device) if make.draws else 0
-    graphs = decode if make.draws and not enforce_eager else 0
+    captured = 0 if enforce_eager else max(make.ladder(sizes).chunk_tokens, default=0)
+    share = captured / sizes.max_num_batched_tokens
+    graphs = 0 if enforce_eager else decode + int(prompts * share)
     return Usage(weights_bytes, engine_bytes + max(prompts, decode), graphs)
 
 

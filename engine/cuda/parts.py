@@ -23,18 +23,24 @@ class HeadNorm:
 
 
 class CudaParts:
-    """`pdl`: the kernels of a step overlap where they follow one another (programmatic dependent launch)."""
+    """`pdl`: the kernels of a step overlap where they follow one another (programmatic dependent launch).
+
+    Not so the first one made, which begins the first layer: kernels read what a step has prepared (rows, positions,
+    block tables) before they wait for the kernels ahead, so an ordinary launch must come between.
+    """
 
     def __init__(self, *, pdl: bool) -> None:
         self._pdl = pdl
+        self._is_first = True
 
     def norm_linear(self, norm: Tensor, eps: float, weight: Tensor, bias: Tensor | None) -> Linear:
-        is_small = _chooser(weight)
+        is_small, pdl = _chooser(weight), self._pdl and not self._is_first
+        self._is_first = False
 
         def run(x: Tensor) -> Tensor:
             if is_small(len(x)):
-                return norm_linear(x, norm, eps, weight, bias, pdl=self._pdl)
-            return F.linear(rms_norm(x, norm, eps), weight, bias)
+                return norm_linear(x, norm, eps, weight, bias, pdl=pdl)
+            return F.linear(rms_norm(x, norm, eps, pdl=pdl), weight, bias)
 
         return run
 
@@ -44,7 +50,7 @@ class CudaParts:
         def run(x: Tensor) -> Tensor:
             if bias is None and is_small(len(x)):
                 return norm_gated_linear(x, norm, eps, weight, pdl=self._pdl)
-            return silu_mul(F.linear(rms_norm(x, norm, eps), weight, bias))
+            return silu_mul(F.linear(rms_norm(x, norm, eps, pdl=self._pdl), weight, bias), pdl=self._pdl)
 
         return run
 
@@ -67,7 +73,7 @@ class CudaParts:
         def run(x: Tensor) -> Tensor:
             if is_small(len(x)):
                 return norm_head(x, norm, eps, weight, pdl=self._pdl)
-            return multiply(rms_norm(x, norm, eps))
+            return multiply(rms_norm(x, norm, eps, pdl=self._pdl))
 
         return run
 

@@ -1,6 +1,7 @@
 """The GPU's engine over two-layer random models: on a GPU, or on the CPU with the kernels' references."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ from isthmus.engine.cuda.engine import CudaEngine, Sizes
 from isthmus.engine.cuda.parts import CudaParts
 from isthmus.engine.cuda.pool import CudaKvPool
 from isthmus.engine.cuda.runtime import CudaRuntime, HostRuntime, Runtime
+from isthmus.engine.cuda.step_sizes import Ladder
 from isthmus.engine.kv_pool import bytes_per_block
 from isthmus.engine.load import load_model
 from isthmus.tests.engine.tiny import BLOCK_SIZE, NUM_BLOCKS
+
+LADDER = Ladder(decode=(1, 2, 4, 8), single=(0, 4), chunk_tokens=(8, 16, 32, 48))
 
 
 def runtime_of(device: str) -> Runtime:
@@ -30,7 +34,7 @@ def cuda_engine(
     max_num_batched_tokens: int = 256,
     num_blocks: int = NUM_BLOCKS,
     draws: bool = True,
-    graphs: tuple[int, ...] = (1, 2, 4, 8),
+    captured: bool = True,
     pdl: bool = False,
 ) -> CudaEngine:
     """Its pool holds only NaN: whatever reads a slot that no token was stored in shows."""
@@ -56,6 +60,6 @@ def cuda_engine(
         draws=draws,
         pdl=pdl,
     )
-    if draws:
-        engine.capture(graphs)
+    if captured:
+        engine.capture(LADDER if draws else replace(LADDER, decode=(), single=(0,)))
     return engine

@@ -84,26 +84,27 @@ def generate(
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("captured", [False, True])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_logits_equal_transformers(name: str, device: str, tmp_path: Path) -> None:
+def test_logits_equal_transformers(name: str, captured: bool, device: str, tmp_path: Path) -> None:
     reference = tiny.reference_model(CONFIGS[name])
     expected = tiny.reference_logits(reference, TOKENS)
-    engine = cuda_engine(CONFIGS[name], tiny.save(reference, tmp_path), device, draws=False)
+    engine = cuda_engine(CONFIGS[name], tiny.save(reference, tmp_path), device, draws=False, captured=captured)
     for chunk in (45, 16, 7):
         logits = tiny.prefill(engine, TOKENS, SCATTERED, chunk)
         torch.testing.assert_close(logits, expected[-1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("ahead", [False, True])
+@pytest.mark.parametrize(("captured", "ahead"), [(True, False), (True, True), (False, True)])
 @pytest.mark.parametrize("name", ["llama", "mistral, window", "qwen3, tied, biases, yarn"])
-def test_tokens_equal_the_cpu_engine(name: str, ahead: bool, device: str, tmp_path: Path) -> None:
+def test_tokens_equal_the_cpu_engine(name: str, captured: bool, ahead: bool, device: str, tmp_path: Path) -> None:
     weights = tiny.save(tiny.reference_model(CONFIGS[name]), tmp_path)
     prompts = {0: TOKENS[:21], 1: TOKENS[3:16], 2: TOKENS[20:45], 3: TOKENS[7:18]}
     params = {0: GREEDY, 1: SEEDED, 2: PENALISED, 3: MIN_TOKENS}
     theirs = tiny.engine_of(CONFIGS[name], weights, sampler=Sampler(tiny.VOCAB_SIZE))
     expected = generate(theirs, prompts, params, 16)
-    engine = cuda_engine(CONFIGS[name], weights, device)
+    engine = cuda_engine(CONFIGS[name], weights, device, captured=captured)
     assert generate(engine, prompts, params, 16, ahead=ahead) == expected
     alone = generate(engine, {2: prompts[2]}, params, 16, ahead=ahead)
     assert alone[2] == expected[2]

@@ -1,0 +1,82 @@
+"""Which steps are captured: rows of one token, and tokens of chunks beside them, both filled up to sizes of a ladder.
+
+Launching a step kernel by kernel costs the host a millisecond a layer, whatever the size of the step; a replay costs
+next to nothing. So small steps are captured, and steps that take the GPU longer than that are launched, which also
+lets their attention choose by the lengths at hand.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+MAX_CHUNKS = 16
+"""Chunks of a captured step."""
+CAPTURED_FLOPS = 40e12
+"""Up to so many operations in the linear layers (some 55 ms on an H100, the host's cost of 32 layers being 35 ms) a
+step with chunks is captured."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class StepSize:
+    num_single: int
+    num_chunk_tokens: int
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_single + self.num_chunk_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Ladder:
+    decode: Sequence[int]
+    """Rows of steps without chunks, ascending."""
+    single: Sequence[int]
+    """Rows of one token beside chunks, ascending from 0."""
+    chunk_tokens: Sequence[int]
+    """Ascending."""
+
+    @property
+    def sizes(self) -> list[StepSize]:
+        decode = [StepSize(n, 0) for n in self.decode]
+        return decode + [StepSize(n, tokens) for n in self.single for tokens in self.chunk_tokens]
+
+    def fit(self, num_single: int, num_chunk_tokens: int, num_chunks: int) -> StepSize | None:
+        """The smallest that holds such a step; None if none does."""
+        if not num_chunk_tokens:
+            single = _at_least(self.decode, num_single)
+            return None if single is None else StepSize(single, 0)
+        single, tokens = _at_least(self.single, num_single), _at_least(self.chunk_tokens, num_chunk_tokens)
+        if single is None or tokens is None or num_chunks > MAX_CHUNKS:
+            return None
+        return StepSize(single, tokens)
+
+
+NOTHING_CAPTURED = Ladder((), (), ())
+
+
+def make_ladder(*, draws: bool, max_num_seqs: int, max_num_batched_tokens: int, num_weights: int) -> Ladder:
+    """`num_weights`: of the linear layers that every token meets. Without `draws` no row has one token."""
+    tokens = min(max_num_batched_tokens, int(CAPTURED_FLOPS / (2 * num_weights)))
+    decode = _decode_sizes(max_num_seqs) if draws else []
+    single = sorted({0, *(n for n in (16, 64) if n < max_num_seqs), max_num_seqs}) if draws else [0]
+    return Ladder(decode, single, _chunk_sizes(tokens))
+
+
+def _decode_sizes(max_num_seqs: int) -> list[int]:
+    """A step computes at most a quarter more rows than it has, from 16 rows on an eighth."""
+    sizes = [1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16]
+    while sizes[-1] < max_num_seqs:
+        sizes.append(sizes[-1] + max(2, 1 << (sizes[-1].bit_length() - 4)))
+    return [size for size in sizes if size < max_num_seqs] + [max_num_seqs]
+
+
+def _chunk_sizes(max_tokens: int) -> list[int]:
+    sizes = [16, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448, 512]
+    while sizes[-1] < max_tokens:
+        sizes.append(sizes[-1] + (128 if sizes[-1] < 2048 else 512))
+    return [size for size in sizes if size <= max_tokens]
+
+
+def _at_least(sizes: Sequence[int], wanted: int) -> int | None:
+    index = bisect_left(sizes, wanted)
+    return sizes[index] if index < len(sizes) else None

@@ -1,0 +1,43 @@
+import pytest
+from isthmus.engine.cuda.step_sizes import MAX_CHUNKS, NOTHING_CAPTURED, StepSize, make_ladder
+
+LADDER = make_ladder(draws=True, max_num_seqs=100, max_num_batched_tokens=2048, num_weights=7_500_000_000)
+
+
+@pytest.mark.parametrize(
+    ("step", "size"),
+    [
+        ((1, 0, 0), StepSize(1, 0)),
+        ((7, 0, 0), StepSize(8, 0)),
+        ((100, 0, 0), StepSize(100, 0)),
+        ((101, 0, 0), None),
+        ((0, 1, 1), StepSize(0, 16)),
+        ((0, 2048, 1), StepSize(0, 2048)),
+        ((17, 500, MAX_CHUNKS), StepSize(64, 512)),
+        ((17, 500, MAX_CHUNKS + 1), None),
+        ((65, 16, 1), StepSize(100, 16)),
+        ((0, 2049, 1), None),
+    ],
+)
+def test_fit(step: tuple[int, int, int], size: StepSize | None) -> None:
+    assert LADDER.fit(*step) == size
+
+
+def test_every_size_fits_itself_and_little_is_wasted() -> None:
+    assert all(LADDER.fit(size.num_single, size.num_chunk_tokens, 1) == size for size in LADDER.sizes)
+    for num_rows in range(1, 101):
+        size = LADDER.fit(num_rows, 0, 0)
+        assert size is not None
+        assert size.num_single <= max(num_rows + 1, num_rows * 1.25)
+
+
+def test_without_draws_there_are_chunks_alone() -> None:
+    ladder = make_ladder(draws=False, max_num_seqs=8, max_num_batched_tokens=512, num_weights=10**9)
+    assert {size.num_single for size in ladder.sizes} == {0}
+    assert ladder.fit(0, 300, 2) == StepSize(0, 320)
+
+
+def test_steps_that_take_long_are_not_captured() -> None:
+    big = make_ladder(draws=False, max_num_seqs=8, max_num_batched_tokens=8192, num_weights=70_000_000_000)
+    assert big.fit(0, 257, 1) is None
+    assert NOTHING_CAPTURED.fit(1, 0, 0) is None
