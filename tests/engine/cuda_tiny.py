@@ -14,6 +14,7 @@ from isthmus.engine.cuda.runtime import CudaRuntime, HostRuntime, Runtime
 from isthmus.engine.cuda.step_sizes import Ladder
 from isthmus.engine.kv_pool import bytes_per_block
 from isthmus.engine.load import load_model
+from isthmus.engine.models.llama import Llama
 from isthmus.tests.engine.tiny import BLOCK_SIZE, NUM_BLOCKS
 
 LADDER = Ladder(decode=(1, 2, 4, 8), single=(0, 4), chunk_tokens=(8, 16, 32, 48))
@@ -30,36 +31,41 @@ def cuda_engine(
     *,
     dtype: torch.dtype = torch.float32,
     kv_dtype: torch.dtype | None = None,
-    max_num_seqs: int = 8,
-    max_num_batched_tokens: int = 256,
-    num_blocks: int = NUM_BLOCKS,
     draws: bool = True,
     captured: bool = True,
     pdl: bool = False,
 ) -> CudaEngine:
-    """Its pool holds only NaN: whatever reads a slot that no token was stored in shows."""
     runtime, sizes = runtime_of(device), ModelConfig.from_hf(config)
     load_format = "dummy" if weights is None else "auto"
     model = load_model(sizes, weights, dtype, load_format, parts=CudaParts(pdl=pdl), device=runtime.device)
-    kv_dtype = kv_dtype or dtype
+    engine = engine_around(model, runtime, kv_dtype or dtype, draws=draws, pdl=pdl)
+    if captured:
+        engine.capture(LADDER if draws else replace(LADDER, decode=(), single=(0,)))
+    return engine
+
+
+def engine_around(
+    model: Llama,
+    runtime: Runtime,
+    kv_dtype: torch.dtype,
+    *,
+    num_blocks: int = NUM_BLOCKS,
+    block_size: int = BLOCK_SIZE,
+    max_num_batched_tokens: int = 256,
+    draws: bool = True,
+    pdl: bool = False,
+) -> CudaEngine:
+    """Its pool holds only NaN: whatever reads a slot that no token was stored in shows."""
+    config = model.config
     shape: dict[str, Any] = {
-        "num_layers": sizes.num_layers,
-        "block_size": BLOCK_SIZE,
-        "num_kv_heads": sizes.num_kv_heads,
-        "head_dim": sizes.head_dim,
+        "num_layers": config.num_layers,
+        "block_size": block_size,
+        "num_kv_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
         "dtype": kv_dtype,
     }
     memory = torch.empty(num_blocks * bytes_per_block(**shape), dtype=torch.uint8, device=runtime.device)
     pool = CudaKvPool(runtime, memory, num_blocks=num_blocks, **shape)
     pool.kv.view(torch.uint8).fill_(0xFF)  # NaN in every floating type
-    engine = CudaEngine(
-        model,
-        pool,
-        runtime,
-        Sizes(max_num_seqs, max_num_batched_tokens, num_blocks * BLOCK_SIZE),
-        draws=draws,
-        pdl=pdl,
-    )
-    if captured:
-        engine.capture(LADDER if draws else replace(LADDER, decode=(), single=(0,)))
-    return engine
+    sizes = Sizes(8, max_num_batched_tokens, num_blocks * block_size)
+    return CudaEngine(model, pool, runtime, sizes, draws=draws, pdl=pdl)

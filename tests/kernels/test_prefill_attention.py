@@ -320,8 +320,9 @@ def sdpa(step):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("run", [(2048, 0), (1100, 0), (1024, 4096), (1500, 3001)], ids=str)
-def test_error_is_that_of_a_16_bit_attention(run):
+def test_error_is_that_of_a_16_bit_attention(run, monkeypatch):
     """Merging rounds once more than one pass over all keys does: √2 of its error."""
+    monkeypatch.setattr(ours, "VENDOR_MIN_TOKENS", 1024)
     step = Step(Shape((run,), heads=(32, 8), head_dim=128, dtype=BF16, padding=0), "cuda")
     ref = ref_prefill_attention(step.batch)
     allowed = error(sdpa(step), ref)
@@ -334,7 +335,8 @@ def test_error_is_that_of_a_16_bit_attention(run):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kv_dtype", [BF16, E4M3], ids=str)
-def test_long_runs_among_short_ones(kv_dtype):
+def test_long_runs_among_short_ones(kv_dtype, monkeypatch):
+    monkeypatch.setattr(ours, "VENDOR_MIN_TOKENS", 1024)
     runs = ((1, 50), (1024, 0), (7, 3), (1400, 2100), (2, 0))
     step = Step(Shape(runs, heads=(32, 8), head_dim=128, dtype=BF16, kv_dtype=kv_dtype, v_scale=0.5), "cuda")
     step.attend(runs=step.runs)

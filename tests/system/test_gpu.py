@@ -1,0 +1,126 @@
+"""The demo model served from GPUs, over HTTP: in float32 the texts are those of the CPU's engine, however prompts and
+answers are divided between workers and GPUs and however KV moves; also past the death of a worker."""
+
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from isthmus.decode.sampler import Sampler
+from isthmus.engine.config import ModelConfig
+from isthmus.engine.cuda.parts import CudaParts
+from isthmus.engine.cuda.runtime import CudaRuntime
+from isthmus.engine.load import load_engine, load_model
+from isthmus.engine.plan import Draw, Plan, Row, SequenceSeed
+from isthmus.tests.engine.cuda_tiny import engine_around
+from isthmus.tests.helpers import demo_model_path
+from isthmus.tests.oracle import demo_reference
+from isthmus.tests.serving import Serve, serving
+from isthmus.text.gguf_config import gguf_config
+from isthmus.text.gguf_metadata import read_gguf
+from isthmus.text.resolve import resolve
+from isthmus.text.tokenizer import Tokenizer
+from isthmus.wire.sampling import SamplingParams
+
+LONG = "An isthmus is a narrow strip of land that joins two larger ones. " * 30
+PROMPTS = ["The capital of France is", LONG + "In short,", LONG + "The best known one is", "def add(a, b):\n"]
+NUM_TOKENS = 64
+ONE_GPU = {
+    "aggregated": ("--prefill", "0", "--gpus", "0"),
+    "1P1D on one GPU": ("--prefill", "1", "--decode", "1", "--gpus", "0"),
+    "1P1D on one GPU, shm": ("--prefill", "1", "--decode", "1", "--gpus", "0", "--kv-transport", "shm"),
+    "1P1D on one GPU, eager": ("--prefill", "1", "--decode", "1", "--gpus", "0", "--enforce-eager"),
+}
+TWO_GPUS = {
+    f"1P1D, {transport}": ("--prefill", "1", "--decode", "1", "--kv-transport", transport)
+    for transport in ("cuda_ipc", "nccl", "zmq")
+}
+TOPOLOGIES = [pytest.param(flags, id=name, marks=pytest.mark.gpu) for name, flags in ONE_GPU.items()]
+TOPOLOGIES += [pytest.param(flags, id=name, marks=pytest.mark.multi_gpu) for name, flags in TWO_GPUS.items()]
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What the CPU's engine writes."""
+    path = demo_model_path()
+    config = gguf_config(read_gguf(path))
+    tokenizer = Tokenizer.from_folder(resolve(str(path), tmp_path_factory.mktemp("text")).folder)
+    engine = load_engine(
+        config,
+        path,
+        dtype="float32",
+        load_format="auto",
+        block_size=16,
+        sampler=Sampler(config["vocab_size"]),
+        num_blocks=256,
+    )
+    texts = []
+    for prompt in PROMPTS:
+        ids = tokenizer.encode(prompt)
+        seed = SequenceSeed(0, SamplingParams(temperature=0), (1, 2), ids, (), frozenset())
+        engine.admit(seed)
+        table, tokens, start = list(range(256)), ids, 0
+        output: list[int] = []
+        for position in range(NUM_TOKENS):
+            row = Row(0, tokens, start, table, (Draw(0, position),))
+            start += len(tokens)
+            tokens = list(engine.launch(Plan(position, (row,))).result().token_ids)
+            output += tokens
+        engine.retire(0)
+        texts.append(tokenizer.decode(output))
+    return texts
+
+
+def ask(serve: Serve, prompt: str) -> str:
+    text: str = serve.complete(prompt=prompt, max_tokens=NUM_TOKENS, temperature=0, ignore_eos=True)["choices"][0][
+        "text"
+    ]
+    return text
+
+
+@pytest.fixture(params=TOPOLOGIES)
+def serve(request: pytest.FixtureRequest) -> Iterator[Serve]:
+    arguments = (*request.param, "--local-prefill-max-tokens", "0", "--max-num-seqs", "8", "--dtype", "float32")
+    with serving(*arguments, "--gpu-memory-utilization", "0.3") as serve:
+        serve.wait_for(r"Ready: \S+ at (http://\S+)", timeout_s=180)
+        yield serve
+
+
+def test_texts_are_those_of_the_cpu(serve: Serve, expected: list[str]) -> None:
+    assert [ask(serve, prompt) for prompt in PROMPTS] == expected
+    with ThreadPoolExecutor(len(PROMPTS)) as pool:
+        assert list(pool.map(lambda prompt: ask(serve, prompt), PROMPTS)) == expected
+        if serve.child("prefill-0") is None:
+            return
+        for name in ("decode-0", "prefill-0"):
+            answers = pool.map(lambda prompt: ask(serve, prompt), PROMPTS)
+            child = serve.child(name)
+            assert child is not None
+            os.kill(child.pid, signal.SIGKILL)
+            assert list(answers) == expected
+            serve.wait(lambda name=name: serve.text.count(f"{name} is ready") > 1, timeout_s=120)  # type: ignore[misc]
+    assert [ask(serve, prompt) for prompt in PROMPTS] == expected
+
+
+@pytest.mark.gpu
+def test_bfloat16_errs_no_more_than_transformers() -> None:
+    """Logits of a long prompt's last position, against float32's."""
+    reference = demo_reference(demo_model_path())
+    runtime, sizes = CudaRuntime(0), ModelConfig.from_hf(reference.config)
+    ids = torch.randint(sizes.vocab_size, (600,), generator=torch.Generator().manual_seed(1)).tolist()
+    model = reference.model.cuda()
+    with torch.inference_mode():
+        exact = model(torch.tensor([ids]).cuda()).logits[0, -1].cpu()
+        theirs = model.to(torch.bfloat16)(torch.tensor([ids]).cuda()).logits[0, -1].float().cpu()
+    parts = CudaParts(pdl=True)
+    ours = load_model(sizes, reference.weights, torch.bfloat16, parts=parts, device=runtime.device)
+    engine = engine_around(
+        ours, runtime, torch.bfloat16, num_blocks=64, block_size=16, max_num_batched_tokens=600, draws=False
+    )
+    for chunk in (600, 64):
+        for first in range(0, 600, chunk):
+            row = Row(1, ids[first : first + chunk], first, list(range(38)), keep_logits=True)
+            logits = engine.launch(Plan(first, (row,))).result().logits[1]
+        assert (logits - exact).norm() <= 1.1 * (theirs - exact).norm()
