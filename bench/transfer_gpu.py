@@ -2,11 +2,13 @@
 
     python -m isthmus.bench.transfer_gpu [--sender 0 --receiver 1]
 
-A child with the sender's pool hands over a prompt's blocks, chunk by chunk, scattered all over both pools; this process
-takes them as a decode worker does. Every byte that arrived is compared. With one GPU both ends share it.
+A child with the sender's pool hands over a prompt's blocks, chunk by chunk; this process takes them as a decode worker
+does. The blocks are neighbours in each pool, as in one with room, or scattered all over both. Every byte that arrived
+is compared. With one GPU both ends share it.
 """
 
 import argparse
+import itertools
 import os
 import statistics
 import subprocess
@@ -27,16 +29,20 @@ from .report import Report, Row
 NUM_LAYERS, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM = 32, 8, 16, 128
 TOKENS = (2048, 8192, 32768)
 CHUNK_TOKENS = 8192
-NUM_BLOCKS = 3 * TOKENS[-1] // BLOCK_SIZE
+NUM_BLOCKS = 2 * TOKENS[-1] // BLOCK_SIZE
 REPEATS = 7
 PATIENCE_S = 60.0
 COPY_BYTES = 1 << 30
-SEED = 5
+LAYOUTS = ("neighbours", "scattered")
+SENDER_SEED, RECEIVER_SEED = 5, 12
+SETTLE_S = 0.005
 BUDGET = 0.85
+BUDGET_TOKENS = 8192
 NOTES = (
-    "from the word to send until the last piece is in the receiver's pool and its loop knows; the pair is warm",
+    "from the word to send until the last piece is in the receiver's pool and its loop knows; the pair is warm and the "
+    "transfer is prepared, as it is while a prompt is computed",
     "peer: one copy_ of 1 GiB from GPU to GPU in the sender's process, in the same run",
-    "the first transfer of a pair also maps the pool, or builds the communicator: 'first' counts that",
+    "first: a pair's first transfer, unprepared, which also maps the pool, or builds the communicator",
 )
 
 
@@ -65,8 +71,10 @@ def make_pool(device: int) -> DevicePool:
     return DevicePool(torch.empty(shape, dtype=torch.bfloat16, device=f"cuda:{device}"))
 
 
-def block_ids(num_tokens: int, seed: int) -> list[int]:
-    """Scattered."""
+def block_ids(num_tokens: int, layout: str, seed: int) -> list[int]:
+    """Of a prompt, in the pool of an end that has its own `seed`. A shorter prompt's are the first ones of a longer."""
+    if layout == "neighbours":
+        return list(range(seed, seed + num_tokens // BLOCK_SIZE))
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(NUM_BLOCKS, generator=generator)[: num_tokens // BLOCK_SIZE].tolist()
 
@@ -99,67 +107,77 @@ def measure(transport: str, sender_gpu: int, receiver_gpu: int) -> list[Row]:
     try:
         with child(receiver.endpoint, sender_gpu, receiver_gpu) as process:
             copy_rate = float(say(process, "copy"))
-            first_s, _ = transfer(receiver, pool, arrived, process, TOKENS[0], "first")
+            line = Line(receiver, pool, arrived, process)
+            first_s, _ = line.transfer(TOKENS[0], LAYOUTS[0], "first", prepared=False)
             rows = []
-            for num_tokens in TOKENS:
-                runs = [transfer(receiver, pool, arrived, process, num_tokens, str(n)) for n in range(REPEATS)]
-                rows.append(row(transport, num_tokens, runs, copy_rate, first_s))
+            for num_tokens, layout in itertools.product(TOKENS, LAYOUTS):
+                runs = [line.transfer(num_tokens, layout, str(n)) for n in range(REPEATS)]
+                rows.append(row(f"{transport}, {num_tokens} tokens, {layout}", num_tokens, runs, copy_rate, first_s))
             return rows
     finally:
         receiver.close()
 
 
-def row(transport: str, num_tokens: int, runs: Sequence[tuple[float, int]], copy_rate: float, first_s: float) -> Row:
+def row(what: str, num_tokens: int, runs: Sequence[tuple[float, int]], copy_rate: float, first_s: float) -> Row:
     seconds = statistics.median(seconds for seconds, _ in runs)
     rate = runs[0][1] / seconds / 1e9
+    counts = num_tokens >= BUDGET_TOKENS
     return Row(
-        f"{transport}, {num_tokens} tokens",
+        what,
         f"{rate:.0f} GB/s ({seconds * 1e3:.2f} ms; first of the pair {first_s * 1e3:.0f} ms)",
         f"{copy_rate:.0f} GB/s",
         f"{rate / copy_rate:.2f} ×",
-        f"≥ {BUDGET} × from 8192 tokens" if num_tokens >= 8192 else "",
-        rate >= BUDGET * copy_rate if num_tokens >= 8192 else None,
+        f"≥ {BUDGET} ×" if counts else "",
+        rate >= BUDGET * copy_rate if counts else None,
     )
 
 
-def transfer(
-    receiver: Receiver,
-    pool: DevicePool,
-    arrived: threading.Event,
-    process: subprocess.Popen[str],
-    num_tokens: int,
-    name: str,
-) -> tuple[float, int]:
-    """(seconds, bytes of one prompt)."""
-    ids, transfer_id = block_ids(num_tokens, SEED), f"{num_tokens} {name}"
-    pool.kv.zero_()
-    torch.cuda.synchronize()
-    receiver.register(transfer_id, len(ids), no_store, PoolBlocks(ids))
-    assert process.stdin is not None
-    start = time.perf_counter()
-    process.stdin.write(f"{transfer_id}\n")
-    process.stdin.flush()
-    event = wait_for(receiver, arrived)
-    seconds = time.perf_counter() - start
-    if not isinstance(event, Done):
-        raise RuntimeError(str(event))
-    if not is_filled(pool, ids):
-        raise RuntimeError("not what was sent")
-    return seconds, event.num_bytes
+class Line:
+    """Between this process's receiver and the child's sender."""
+
+    def __init__(self, receiver: Receiver, pool: DevicePool, arrived: threading.Event, process: subprocess.Popen[str]):
+        self._receiver = receiver
+        self._pool = pool
+        self._arrived = arrived
+        self._process = process
+
+    def transfer(self, num_tokens: int, layout: str, name: str, *, prepared: bool = True) -> tuple[float, int]:
+        """(seconds, bytes of one prompt). Raises RuntimeError if it fails or arrives wrong."""
+        ids, transfer_id = block_ids(num_tokens, layout, RECEIVER_SEED), f"{num_tokens} {layout} {name}"
+        claims: list[str] = []
+
+        def claim() -> bool:
+            claims.append(transfer_id)
+            return True
+
+        self._pool.kv.zero_()
+        torch.cuda.synchronize()
+        self._receiver.register(transfer_id, len(ids), no_store, PoolBlocks(ids, claim))
+        say(self._process, f"{'prepare' if prepared else 'ready'} {transfer_id}")
+        while prepared and not claims:
+            self._look()
+        time.sleep(SETTLE_S)
+        start = time.perf_counter()
+        tell(self._process, "go")
+        while not (events := self._look()):
+            pass
+        seconds = time.perf_counter() - start
+        if not isinstance(events[0], Done):
+            raise RuntimeError(str(events[0]))
+        if not is_filled(self._pool, ids):
+            raise RuntimeError("not what was sent")
+        return seconds, events[0].num_bytes
+
+    def _look(self) -> list[Event]:
+        """As a worker's loop that has nothing else to do."""
+        if not self._arrived.wait(PATIENCE_S):
+            raise RuntimeError(f"nothing came within {PATIENCE_S:.0f} s")
+        self._arrived.clear()
+        return self._receiver.poll()
 
 
 def no_store(first_block: int, num_blocks: int, payload: memoryview) -> None:
     raise AssertionError("transports between devices store by themselves")
-
-
-def wait_for(receiver: Receiver, arrived: threading.Event) -> Event:
-    deadline = time.monotonic() + PATIENCE_S
-    while not (events := receiver.poll()):
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"no end within {PATIENCE_S:.0f} s")
-        arrived.wait(0.5)
-        arrived.clear()
-    return events[0]
 
 
 @contextmanager
@@ -174,12 +192,16 @@ def child(endpoint: str, sender_gpu: int, receiver_gpu: int) -> Iterator[subproc
             process.kill()
 
 
-def say(process: subprocess.Popen[str], word: str) -> str:
-    """The answer. Raises RuntimeError if the child has ended."""
+def tell(process: subprocess.Popen[str], line: str) -> None:
     assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write(f"{word}\n")
+    process.stdin.write(f"{line}\n")
     process.stdin.flush()
+
+
+def say(process: subprocess.Popen[str], line: str) -> str:
+    """The answer. Raises RuntimeError if the child has ended."""
+    assert process.stdout is not None
+    tell(process, line)
     answer = process.stdout.readline()
     if not answer:
         raise RuntimeError("the sender ended")
@@ -193,28 +215,41 @@ def send(endpoint: str, sender_gpu: int, receiver_gpu: int) -> None:
     """The child: does what each line says."""
     pool = make_pool(sender_gpu)
     sender = open_ipc_sender(pool) if endpoint.startswith("cuda_ipc:") else open_nccl_sender(pool)
+    parts: list[Piece] = []
+    transfer_id = ""
     for line in sys.stdin:
-        word = line.strip()
-        if word == "copy":
-            fill(pool, block_ids(TOKENS[-1], SEED + 1))  # shorter prompts take the first of these
-            print(copy_rate(sender_gpu, receiver_gpu), flush=True)
-            continue
-        for piece in pieces(int(word.split()[0]), pool):
-            sender.send(word, endpoint, piece)
-        while not (events := sender.poll()):
-            time.sleep(0.0002)
-        if isinstance(events[0], Failed):
-            print(events[0].error, file=sys.stderr)
+        match line.split(maxsplit=1):
+            case ["copy"]:
+                print(copy_rate(sender_gpu, receiver_gpu), flush=True)
+            case ["prepare" | "ready" as how, rest]:
+                transfer_id = rest.strip()
+                num_tokens, layout, _ = transfer_id.split()
+                parts = pieces(int(num_tokens), layout, pool)
+                if how == "prepare":
+                    sender.prepare(transfer_id, endpoint)
+                print(how, flush=True)
+            case ["go"]:
+                for piece in parts:
+                    sender.send(transfer_id, endpoint, piece)
+                while not (events := sender.poll()):
+                    time.sleep(0.0002)
+                if isinstance(events[0], Failed):
+                    print(events[0].error, file=sys.stderr)
     sender.close()
 
 
-def pieces(num_tokens: int, pool: DevicePool) -> Iterator[Piece]:
-    """A chunk each, as prefill makes them."""
-    ids = block_ids(num_tokens, SEED + 1)
+def pieces(num_tokens: int, layout: str, pool: DevicePool) -> list[Piece]:
+    """A chunk each, as prefill makes them; the pool holds them."""
+    ids = block_ids(num_tokens, layout, SENDER_SEED)
+    fill(pool, ids)
+    torch.cuda.synchronize()
     step = CHUNK_TOKENS // BLOCK_SIZE
-    for first in range(0, len(ids), step):
-        part = ids[first : first + step]
-        yield Piece(first, len(part), pool.bytes_per_block, no_read, first + step >= len(ids), {}, part)
+    starts = range(0, len(ids), step)
+    return [piece(pool, first, ids[first : first + step], first == starts[-1]) for first in starts]
+
+
+def piece(pool: DevicePool, first: int, ids: list[int], last: bool) -> Piece:
+    return Piece(first, len(ids), pool.bytes_per_block, no_read, last, {}, ids)
 
 
 def no_read(first_block: int, num_blocks: int, out: memoryview | None) -> memoryview:

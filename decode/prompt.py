@@ -53,6 +53,8 @@ class Prompt:
     state: PromptState
     logits: Any = None
     """Shipped ones, once RECEIVED."""
+    claimed: bool = False
+    """A peer may write the blocks it is to receive."""
     pending: int = 0
     """Plans in flight that compute a chunk of it."""
     condemned: bool = False
@@ -84,7 +86,7 @@ class Prompt:
 
     def receive_all(self, logits: Any, pool: BlockPool) -> None:
         self.move(PromptState.RECEIVED)
-        self.logits = logits
+        self.logits, self.claimed = logits, False
         num_tokens = self.paged.num_unplanned
         self.paged.num_planned += num_tokens
         self.paged.advance(num_tokens, pool)

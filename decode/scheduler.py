@@ -7,8 +7,9 @@ Pure decisions: no torch, no sockets, no clock. The worker loop calls, in this o
     apply(oldest plan, its result, now), take_effects()
 
 Effects are carried out before the launch that follows them: a sequence is admitted before its first draw, and a
-revoked transfer is abandoned before its blocks are written by somebody else. At most one plan is in flight when
-another is made, and plans are applied in order.
+revoked transfer is abandoned before its blocks are written by somebody else. Blocks that a peer had claimed, because
+it writes them itself, stay in quarantine after their transfer's end until the transport has released them. At most one
+plan is in flight when another is made, and plans are applied in order.
 
 A step holds one token of every running sequence, the first draws of prompts that have arrived, and chunks of local
 prompts, first come first served, as far as the token budget goes. When a running sequence finds no block, the
@@ -42,6 +43,9 @@ from .effects import Effects, Receive
 from .flight import Flight
 from .prompt import Prompt, PromptState
 from .sequence import Sequence
+
+RELEASE_PATIENCE_S = 0.5
+"""Blocks in quarantine come back in milliseconds; not for longer than this does a sequence wait for them."""
 
 
 class DecodeScheduler:
@@ -81,6 +85,8 @@ class DecodeScheduler:
         self._prompts: dict[int, Prompt] = {}  # by placement, oldest first
         self._running: list[Sequence] = []  # oldest first
         self._flights: deque[Flight] = deque()
+        self._quarantine: dict[str, tuple[list[int], float]] = {}  # transfer_id -> blocks, since when
+        self._now = 0.0
         self._effects = Effects()
         self._draining = False
         self._num_seqs = 0  # choices that hold blocks, those that ended in flight included
@@ -140,6 +146,20 @@ class DecodeScheduler:
         if prompt is not None and prompt.state is PromptState.RESERVED:
             prompt.move(PromptState.RECEIVING)
 
+    def on_claim(self, transfer_id: str) -> bool:
+        """A peer asks to write the transfer's blocks itself. If True, they are not given to anybody else before it has
+        been received, or released."""
+        prompt = self._prompt_of(transfer_id)
+        if prompt is None:
+            return False
+        prompt.claimed = True
+        return True
+
+    def on_released(self, transfer_id: str) -> None:
+        """The blocks of a claimed transfer that was abandoned, or failed, are not written any more."""
+        blocks, _ = self._quarantine.pop(transfer_id)
+        self.pool.free(blocks)
+
     def on_received(self, transfer_id: str, logits: Any, now: float) -> None:
         """All blocks are in the pool, and `logits` are those of the prompt's last position."""
         prompt = self._prompt_of(transfer_id)
@@ -158,6 +178,7 @@ class DecodeScheduler:
         """The next step; None if there is nothing to compute until a message, an event or the plan in flight."""
         assert in_flight is (self._flights[-1].plan if self._flights else None)
         assert len(self._flights) < 2, "two plans are in flight"
+        self._now = now
         flight = Flight(now)
         for sequence in tuple(self._running):
             if not sequence.ended and sequence.plannable and self._has_block(sequence):
@@ -255,6 +276,7 @@ class DecodeScheduler:
                 *([sequence.source] for sequence in sequences if sequence.source is not None),
                 *(prompt.paged.table + prompt.spares for prompt in prompts),
                 *([source for source, _ in flight.copies] for flight in self._flights),
+                *(blocks for blocks, _ in self._quarantine.values()),
             ]
         )
 
@@ -356,8 +378,11 @@ class DecodeScheduler:
         return True
 
     def _make_room(self) -> bool:
-        """Takes blocks from the youngest; False if some come back anyway once the plan in flight is applied."""
+        """Takes blocks from the youngest; False if some come back anyway, once the plan in flight is applied or a
+        quarantine is over."""
         if any(flight.frees_blocks for flight in self._flights):
+            return False
+        if any(self._now - since < RELEASE_PATIENCE_S for _, since in self._quarantine.values()):
             return False
         untouched = [prompt for prompt in self._prompts.values() if prompt.untouched]
         if untouched:
@@ -443,5 +468,14 @@ class DecodeScheduler:
             self._effects.retire.append(item.seq_id)
             self._num_seqs -= 1
         else:
-            self.pool.free(item.paged.table + item.spares)
+            self.pool.free(self._unclaimed_blocks(item))
             self._num_seqs -= len(item.seq_ids)
+
+    def _unclaimed_blocks(self, prompt: Prompt) -> list[int]:
+        """All that nobody else writes; the others go into quarantine."""
+        blocks = prompt.paged.table + prompt.spares
+        if not prompt.claimed:
+            return blocks
+        claimed = prompt.blocks_to_receive(self.pool.block_size)
+        self._quarantine[prompt.transfer_id] = claimed, self._now
+        return [block for block in blocks if block not in set(claimed)]

@@ -1,14 +1,15 @@
 """A decode worker: takes reservations and KV, runs the batch, streams tokens."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from msgspec.structs import replace
 
 from ..engine.block_pool import BlockPool
 from ..engine.worker import Limits, Load, Loaded, Worker, now
 from ..kvtransfer.leased_receiver import LeasedReceiver
-from ..kvtransfer.open import LEASE_S, TRANSPORTS, open_receiver
-from ..kvtransfer.transport import Done
+from ..kvtransfer.open import LEASE_S, TRANSPORTS, open_receiver, pool_of
+from ..kvtransfer.transport import Done, Failed, PoolBlocks, Released
 from ..wire.messages import Cancel, FromRouter, FromWorker, Heartbeat, Reserve, WorkerStats
 from .effects import Receive
 from .scheduler import DecodeScheduler
@@ -40,12 +41,15 @@ class DecodeLoop:
 
     def poll_transfers(self, now: float) -> None:
         for event in self._receiver.poll():
-            if isinstance(event, Done):
-                self._transfer_bytes += event.num_bytes
-                logits = self.engine.unpack_logits(event.tail["logits"])
-                self.scheduler.on_received(event.transfer_id, logits, now)
-            else:
-                self.scheduler.on_transfer_failed(event.transfer_id, event.error, now)
+            match event:
+                case Done():
+                    self._transfer_bytes += event.num_bytes
+                    logits = self.engine.unpack_logits(event.tail["logits"])
+                    self.scheduler.on_received(event.transfer_id, logits, now)
+                case Failed():
+                    self.scheduler.on_transfer_failed(event.transfer_id, event.error, now)
+                case Released():
+                    self.scheduler.on_released(event.transfer_id)
 
     def stats(self) -> WorkerStats:
         return replace(
@@ -78,7 +82,10 @@ class DecodeLoop:
             self.engine.write_blocks(receive.block_ids[first_block : first_block + num_blocks], payload)
             self._transfer_s += now() - start_s
 
-        self._receiver.register(receive.transfer_id, len(receive.block_ids), store)
+        transfer_id, scheduler = receive.transfer_id, self.scheduler
+        claim, landed = partial(scheduler.on_claim, transfer_id), partial(scheduler.on_receiving, transfer_id)
+        blocks = PoolBlocks(receive.block_ids, claim, landed)
+        self._receiver.register(transfer_id, len(receive.block_ids), store, blocks)
 
     def restart(self, now: float) -> None:
         self.scheduler.on_welcome(now)
@@ -104,8 +111,8 @@ def make_worker(
 ) -> Worker:
     """A decode worker of the router at `router_address`; `load` is called with `model`, or with what Welcome names.
 
-    KV arrives over the first of `transports` that a prefill worker can use; over ZeroMQ at `data_host`, on a port of
-    the system's choice. A reservation whose KV no prefill worker has announced for `lease_s` fails. No prompt chunk is
+    KV arrives over the first of `transports` that a prefill worker can use; over TCP at `data_host`, on a port of the
+    system's choice. A reservation whose KV no prefill worker has announced for `lease_s` fails. No prompt chunk is
     longer than `max_chunk_tokens` (None: than a step's `max_num_batched_tokens`).
     """
 
@@ -119,7 +126,8 @@ def make_worker(
             max_model_len=loaded.max_model_len,
             epoch=epoch,
         )
-        receiver = open_receiver(wake, host=data_host, transports=transports, lease_s=lease_s)
+        kv = pool_of(loaded.engine)
+        receiver = open_receiver(wake, host=data_host, transports=transports, lease_s=lease_s, pool=kv)
         return DecodeLoop(scheduler, loaded, receiver)
 
     return Worker(

@@ -84,9 +84,7 @@ def begin_step(
             raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not int32 ({num_tokens},)")
     x = torch.empty(num_tokens, hidden_size, dtype=embedding.dtype, device=embedding.device) if out is None else out
     if not launches(embedding):
-        return x.copy_(
-            ref_begin_step(token_ids, rows, new_indices, new_blocks, last_tokens, block_tables, embedding)
-        )
+        return x.copy_(ref_begin_step(token_ids, rows, new_indices, new_blocks, last_tokens, block_tables, embedding))
     if num_tokens:
         _begin_step_kernel[(num_tokens, triton.cdiv(hidden_size, BLOCK))](
             token_ids,

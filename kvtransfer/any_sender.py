@@ -33,13 +33,15 @@ class AnySender:
     def idle(self) -> bool:
         return not self._transfers and not self._events
 
+    def prepare(self, transfer_id: str, endpoint: str) -> None:
+        assert transfer_id not in self._transfers
+        transfer = self._transfers[transfer_id] = _Transfer(self._alternatives(endpoint))
+        self._try_next(transfer_id, transfer, f"no way to {endpoint}")
+
     def send(self, transfer_id: str, endpoint: str, piece: Piece) -> None:
-        transfer = self._transfers.get(transfer_id)
-        if transfer is None:
-            transfer = self._transfers[transfer_id] = _Transfer(self._alternatives(endpoint))
-            transfer.pieces.append(piece)
-            self._try_next(transfer_id, transfer, f"no way to {endpoint}")
-            return
+        if transfer_id not in self._transfers:
+            self.prepare(transfer_id, endpoint)
+        transfer = self._transfers[transfer_id]
         transfer.pieces.append(piece)
         if transfer.sender is not None:
             transfer.sender.send(transfer_id, transfer.endpoint, piece)
@@ -83,5 +85,6 @@ class AnySender:
             return
         transfer.endpoint = transfer.alternatives.pop(0)
         transfer.sender = self._senders[transfer.endpoint.partition(":")[0]]
+        transfer.sender.prepare(transfer_id, transfer.endpoint)
         for piece in transfer.pieces:
             transfer.sender.send(transfer_id, transfer.endpoint, piece)

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from .transport import Done, Failed, Piece, Receiver, Sender, Store
+from .transport import NO_BLOCKS, Done, Event, Failed, Piece, PoolBlocks, Receiver, Sender, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,10 @@ class FaultySender:
         """With the next poll, all connections end in the middle of whatever is on its way, which fails."""
         self._disconnecting = True
 
+    def prepare(self, transfer_id: str, endpoint: str) -> None:
+        self._open.add(transfer_id)
+        self._sender.prepare(transfer_id, endpoint)
+
     def send(self, transfer_id: str, endpoint: str, piece: Piece) -> None:
         self._open.add(transfer_id)
         outgoing = self._outgoing.setdefault(transfer_id, _Outgoing(endpoint))
@@ -171,13 +175,13 @@ class FaultyReceiver:
     def resume(self) -> None:
         self._paused = False
 
-    def register(self, transfer_id: str, num_blocks: int, store: Store) -> None:
-        self._receiver.register(transfer_id, num_blocks, store)
+    def register(self, transfer_id: str, num_blocks: int, store: Store, blocks: PoolBlocks = NO_BLOCKS) -> None:
+        self._receiver.register(transfer_id, num_blocks, store, blocks)
 
     def abandon(self, transfer_id: str) -> None:
         self._receiver.abandon(transfer_id)
 
-    def poll(self) -> list[Done | Failed]:
+    def poll(self) -> list[Event]:
         return [] if self._paused else self._receiver.poll()
 
     def close(self) -> None:

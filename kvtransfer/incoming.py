@@ -46,8 +46,9 @@ class Incoming:
             del self._transfers[transfer_id]
         return [Failed(transfer_id, error) for transfer_id in known]
 
-    def take(self, piece: KvPiece, payload: memoryview, tail: Sequence[memoryview]) -> Done | Failed | None:
-        """Stores a piece; the transfer's end, if that was it."""
+    def take(self, piece: KvPiece, payload: memoryview | int, tail: Sequence[memoryview]) -> Done | Failed | None:
+        """Stores a piece; the transfer's end, if that was it. `payload`: its blocks, or where they are in their place
+        already, how many bytes they are."""
         transfer_id = piece.transfer_id
         transfer = self._transfers.get(transfer_id)
         if transfer is None:
@@ -65,7 +66,9 @@ class Incoming:
             return Failed(transfer_id, f"{len(transfer.stored)} of {transfer.num_blocks} blocks came")
         return Done(transfer_id, transfer.num_bytes, transfer.tail)
 
-    def _store(self, transfer: _Transfer, piece: KvPiece, payload: memoryview, tail: Sequence[memoryview]) -> None:
+    def _store(
+        self, transfer: _Transfer, piece: KvPiece, payload: memoryview | int, tail: Sequence[memoryview]
+    ) -> None:
         end = piece.first_block + piece.num_blocks
         if piece.first_block < 0 or piece.num_blocks < 0 or end > transfer.num_blocks:
             raise ValueError(f"blocks {piece.first_block} to {end} of a transfer of {transfer.num_blocks}")
@@ -74,11 +77,12 @@ class Incoming:
         blocks = range(piece.first_block, end)
         if not transfer.stored.isdisjoint(blocks):
             raise ValueError(f"blocks {piece.first_block} to {end} came twice")
-        if piece.num_blocks:
+        num_block_bytes = payload if isinstance(payload, int) else payload.nbytes
+        if piece.num_blocks and not isinstance(payload, int):
             transfer.store(piece.first_block, piece.num_blocks, payload)
         transfer.stored.update(blocks)
         transfer.num_pieces_stored += 1
-        transfer.num_bytes += payload.nbytes + sum(tensor.nbytes for tensor in tail)
+        transfer.num_bytes += num_block_bytes + sum(tensor.nbytes for tensor in tail)
         if piece.num_pieces is not None:
             transfer.num_pieces = piece.num_pieces
             transfer.tail = {name: self._keep(tensor) for name, tensor in zip(piece.tail, tail, strict=True)}

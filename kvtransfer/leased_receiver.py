@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from .leases import Leases
-from .transport import Done, Failed, Receiver, Store
+from .transport import NO_BLOCKS, Event, Failed, PoolBlocks, Receiver, Released, Store
 
 SEPARATOR = ";"
 """Between the alternatives of an endpoint, the best one first."""
@@ -28,10 +28,10 @@ class LeasedReceiver:
     def num_expired(self) -> int:
         return self._leases.num_expired
 
-    def register(self, transfer_id: str, num_blocks: int, store: Store) -> None:
+    def register(self, transfer_id: str, num_blocks: int, store: Store, blocks: PoolBlocks = NO_BLOCKS) -> None:
         self._leases.grant(transfer_id, self._clock())
         for receiver in self._receivers:
-            receiver.register(transfer_id, num_blocks, store)
+            receiver.register(transfer_id, num_blocks, store, blocks)
 
     def renew(self, transfer_ids: Iterable[str]) -> None:
         """Their senders still hold them."""
@@ -42,11 +42,12 @@ class LeasedReceiver:
         for receiver in self._receivers:
             receiver.abandon(transfer_id)
 
-    def poll(self) -> list[Done | Failed]:
-        events: list[Done | Failed] = []
+    def poll(self) -> list[Event]:
+        events: list[Event] = []
         for receiver in self._receivers:
             for event in receiver.poll():
-                self.abandon(event.transfer_id)  # on the others, too
+                if not isinstance(event, Released):
+                    self.abandon(event.transfer_id)  # on the others, too
                 events.append(event)
         for transfer_id in self._leases.expire(self._clock()):
             self.abandon(transfer_id)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from ..wire.messages import KvPiece
 from .incoming import Incoming
-from .transport import Done, Failed, Piece, Store
+from .transport import NO_BLOCKS, Done, Event, Failed, Piece, PoolBlocks, Store
 
 
 class LoopbackReceiver:
@@ -30,14 +30,14 @@ class LoopbackReceiver:
         self._arrived.append((piece, payload, tail))
         self._notify()
 
-    def register(self, transfer_id: str, num_blocks: int, store: Store) -> None:
+    def register(self, transfer_id: str, num_blocks: int, store: Store, blocks: PoolBlocks = NO_BLOCKS) -> None:
         self._incoming.register(transfer_id, num_blocks, store)
 
     def abandon(self, transfer_id: str) -> None:
         self._incoming.abandon(transfer_id)
 
-    def poll(self) -> list[Done | Failed]:
-        events = []
+    def poll(self) -> list[Event]:
+        events: list[Event] = []
         while self._arrived:
             event = self._incoming.take(*self._arrived.popleft())
             if event is not None:
@@ -57,6 +57,9 @@ class LoopbackSender:
     @property
     def idle(self) -> bool:
         return not self._sent and not self._events
+
+    def prepare(self, transfer_id: str, endpoint: str) -> None:
+        """Nothing to do."""
 
     def send(self, transfer_id: str, endpoint: str, piece: Piece) -> None:
         if transfer_id in self._failed:

@@ -29,7 +29,7 @@ from .landing import (
     peer_is_us,
     socket_address,
 )
-from .transport import Done, Failed, Store
+from .transport import NO_BLOCKS, Done, Event, Failed, PoolBlocks, Store
 
 log = logging.getLogger(__name__)
 
@@ -78,14 +78,14 @@ class ShmReceiver:
         """Announcements that wait for `poll`."""
         return len(self._arrived)
 
-    def register(self, transfer_id: str, num_blocks: int, store: Store) -> None:
+    def register(self, transfer_id: str, num_blocks: int, store: Store, blocks: PoolBlocks = NO_BLOCKS) -> None:
         self._incoming.register(transfer_id, num_blocks, store)
 
     def abandon(self, transfer_id: str) -> None:
         self._incoming.abandon(transfer_id)
 
-    def poll(self) -> list[Done | Failed]:
-        events: list[Done | Failed] = []
+    def poll(self) -> list[Event]:
+        events: list[Event] = []
         while self._arrived:
             peer, message = self._arrived.popleft()
             if not message:

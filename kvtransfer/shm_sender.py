@@ -68,6 +68,9 @@ class ShmSender:
     def idle(self) -> bool:
         return not self._outgoing and not self._events
 
+    def prepare(self, transfer_id: str, endpoint: str) -> None:
+        """Nothing to do."""
+
     def send(self, transfer_id: str, endpoint: str, piece: Piece) -> None:
         if any(isinstance(e, Failed) and e.transfer_id == transfer_id for e in self._events):
             return  # it failed with the piece before

@@ -17,7 +17,7 @@ import zmq
 from ..wire.codec import ProtocolError, decode_kv_header, encode
 from ..wire.messages import KvPiece
 from .incoming import Incoming
-from .transport import Done, Failed, Piece, Store
+from .transport import NO_BLOCKS, Done, Event, Failed, Piece, PoolBlocks, Store
 
 log = logging.getLogger(__name__)
 
@@ -51,14 +51,14 @@ class ZmqReceiver:
         """Pieces that wait for `poll`."""
         return len(self._arrived)
 
-    def register(self, transfer_id: str, num_blocks: int, store: Store) -> None:
+    def register(self, transfer_id: str, num_blocks: int, store: Store, blocks: PoolBlocks = NO_BLOCKS) -> None:
         self._incoming.register(transfer_id, num_blocks, store)
 
     def abandon(self, transfer_id: str) -> None:
         self._incoming.abandon(transfer_id)
 
-    def poll(self) -> list[Done | Failed]:
-        events = []
+    def poll(self) -> list[Event]:
+        events: list[Event] = []
         while self._arrived:
             event = self._take(self._arrived.popleft())
             if event is not None:
@@ -150,6 +150,9 @@ class ZmqSender:
     @property
     def idle(self) -> bool:
         return not self._outgoing
+
+    def prepare(self, transfer_id: str, endpoint: str) -> None:
+        """Nothing to do."""
 
     def send(self, transfer_id: str, endpoint: str, piece: Piece) -> None:
         outgoing = self._outgoing.setdefault(transfer_id, _Outgoing(endpoint))

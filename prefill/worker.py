@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from ..engine.block_pool import BlockPool
 from ..engine.worker import Limits, Load, Loaded, Worker
-from ..kvtransfer.open import open_sender
+from ..kvtransfer.open import open_sender, pool_of
 from ..kvtransfer.transport import Done, Piece, Sender
 from ..wire.messages import Cancel, FromRouter, FromWorker, Prefill, WorkerStats
 from .effects import Send
@@ -28,6 +28,8 @@ class PrefillLoop:
             case Prefill():
                 self._transfer_ids[message.placement] = message.transfer_id
                 self.scheduler.on_prefill(message, now)
+                if message.data_endpoint and message.placement in self.scheduler.placements():
+                    self._sender.prepare(message.transfer_id, message.data_endpoint)
             case Cancel():
                 self.scheduler.on_cancel(message, now)
             case _:
@@ -68,7 +70,8 @@ class PrefillLoop:
             return self.engine.read_blocks(part.block_ids[first : first + num_blocks], out)
 
         tail = {"logits": self.engine.pack_logits(part.logits)} if part.last else {}
-        return Piece(part.first_block, len(part.block_ids), self.engine.bytes_per_block, read, part.last, tail)
+        num_blocks, bytes_per_block = len(part.block_ids), self.engine.bytes_per_block
+        return Piece(part.first_block, num_blocks, bytes_per_block, read, part.last, tail, part.block_ids)
 
     def restart(self, now: float) -> None:
         self.scheduler.on_welcome(now)
@@ -87,12 +90,12 @@ def make_worker(
     max_num_batched_tokens: int,
     max_chunk_tokens: int | None = None,
     enable_prefix_caching: bool = True,
-    make_sender: Callable[[], Sender] = open_sender,
+    make_sender: Callable[[], Sender] | None = None,
     on_ready: Callable[[], None] = lambda: None,
 ) -> Worker:
     """A prefill worker of the router at `router_address`; see `decode.worker.make_worker`.
 
-    KV leaves through what `make_sender` gives.
+    KV leaves through what `make_sender` gives; if None, over every transport there is.
     """
 
     def make_role(loaded: Loaded, epoch: str, wake: Callable[[], None]) -> PrefillLoop:
@@ -104,7 +107,8 @@ def make_worker(
             max_chunk_tokens=max_chunk_tokens,
             max_model_len=loaded.max_model_len,
         )
-        return PrefillLoop(scheduler, loaded, make_sender())
+        sender = make_sender() if make_sender else open_sender(pool_of(loaded.engine))
+        return PrefillLoop(scheduler, loaded, sender)
 
     return Worker(
         role="prefill",

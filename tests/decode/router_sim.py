@@ -55,6 +55,7 @@ class Transfer:
     pieces: list[memoryview]
     logits: memoryview
     num_arrived: int = 0
+    claimed: bool = False
 
 
 class RouterSim:
@@ -71,6 +72,7 @@ class RouterSim:
         eos_probability: float = 0.0,
         enable_prefix_caching: bool = True,
         fail_transfers: float = 0.0,
+        claim_transfers: float = 0.0,
         **options: int,
     ):
         self.random = random.Random(seed)
@@ -88,12 +90,14 @@ class RouterSim:
             **options,
         )
         self.fail_transfers = fail_transfers
+        self.claim_transfers = claim_transfers
         self.now = 0.0
         self.step: Handle | None = None
         self.plans: list[Plan] = []
         self.queue: list[tuple[Request, list[int]]] = []
         self.placed: dict[int, tuple[Request, list[int]]] = {}
         self.transfers: dict[str, Transfer] = {}
+        self.quarantine: dict[str, Transfer] = {}
         self.messages: list[FromWorker] = []
         self.num_placements = 0
         self.costs_sent = 0
@@ -223,8 +227,12 @@ class RouterSim:
             return
         transfer_id = self.random.choice(list(self.transfers))
         transfer = self.transfers[transfer_id]
+        if not transfer.num_arrived and self.random.random() < self.claim_transfers:
+            transfer.claimed = self.scheduler.on_claim(transfer_id)
+            if not transfer.claimed:
+                return
         if self.random.random() < self.fail_transfers:
-            del self.transfers[transfer_id]
+            self.end_transfer(transfer_id)
             self.scheduler.on_transfer_failed(transfer_id, "connection lost", self.now)
             return
         index = transfer.num_arrived
@@ -235,6 +243,20 @@ class RouterSim:
             del self.transfers[transfer_id]
             self.scheduler.on_received(transfer_id, self.engine.unpack_logits(transfer.logits), self.now)
 
+    def end_transfer(self, transfer_id: str) -> None:
+        transfer = self.transfers.pop(transfer_id, None)
+        if transfer is not None and transfer.claimed:
+            self.quarantine[transfer_id] = transfer
+
+    def release(self) -> None:
+        """A claimed transfer's writer stops at last: until now it has written whatever it liked."""
+        if self.quarantine:
+            transfer_id = self.random.choice(list(self.quarantine))
+            block_ids = self.quarantine.pop(transfer_id).block_ids
+            garbage = memoryview(self.random.randbytes(len(block_ids) * self.engine.bytes_per_block))
+            self.engine.write_blocks(block_ids, garbage)
+            self.scheduler.on_released(transfer_id)
+
     # The worker loop.
 
     def carry_out(self) -> None:
@@ -244,7 +266,7 @@ class RouterSim:
         for seed in effects.admit:
             self.engine.admit(seed)
         for transfer_id in effects.abandon:
-            self.transfers.pop(transfer_id, None)
+            self.end_transfer(transfer_id)
         for receive in effects.receive:
             self.transfers[receive.transfer_id] = Transfer(list(receive.block_ids), [], memoryview(b""))
         for message in effects.messages:
@@ -253,7 +275,9 @@ class RouterSim:
 
     def turn(self) -> None:
         """Once around the loop: a step in flight is applied after the next was launched."""
-        self.now += 1
+        self.now += 0.1
+        if self.random.random() < 0.3:
+            self.release()
         plan = self.scheduler.plan(self.now, self.step.plan if self.step else None)
         self.carry_out()
         ahead = self.engine.launch(plan) if plan else None
@@ -273,7 +297,7 @@ class RouterSim:
     def run(self, max_turns: int = 20_000) -> None:
         """Until everything is done."""
         for _ in range(max_turns):
-            if not (self.queue or self.placed or self.step):
+            if not (self.queue or self.placed or self.step or self.quarantine):
                 break
             self.place_what_fits()
             self.deliver()

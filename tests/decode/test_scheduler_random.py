@@ -59,3 +59,11 @@ def test_small_chunks_without_prefix_cache(seed: int, overlap: bool) -> None:
     )
     drive(sim, num_requests=40, max_prompt=35, max_tokens=20, cancel=0.1)
     assert sim.scheduler.stats().prefix_hit_tokens == 0
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["synchronous", "overlapped"])
+@pytest.mark.parametrize("seed", range(8))
+def test_blocks_that_peers_write_are_nobody_elses(seed: int, overlap: bool) -> None:
+    sim = RouterSim(num_blocks=16, seed=seed, overlap=overlap, max_num_seqs=6, fail_transfers=0.1, claim_transfers=0.8)
+    drive(sim, num_requests=40, max_prompt=20, max_tokens=30, cancel=0.2)
+    assert sim.scheduler.stats().num_preemptions > 0

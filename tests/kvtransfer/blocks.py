@@ -32,7 +32,12 @@ class Source:
         self, first_block: int, num_blocks: int, last: bool = False, tail: Mapping[str, bytes] | None = None
     ) -> Piece:
         views = {name: memoryview(tensor) for name, tensor in (tail or {}).items()}
-        return Piece(first_block, num_blocks, BLOCK, self.read, last, views)
+        block_ids = self.place(first_block, num_blocks)
+        return Piece(first_block, num_blocks, BLOCK, self.read, last, views, block_ids)
+
+    def place(self, first_block: int, num_blocks: int) -> list[int]:
+        """Their ids in the sender's pool, where there is one."""
+        return []
 
 
 class Target:

@@ -1,10 +1,11 @@
 """One end of a transfer as a process of its own, to be stopped and killed at a moment of its own choice.
 
-    python -m isthmus.tests.kvtransfer.child send ENDPOINT TRANSFER_ID NUM_BLOCKS SIGNAL
+    python -m isthmus.tests.kvtransfer.child send ENDPOINT TRANSFER_ID NUM_BLOCKS SIGNAL [sending]
     python -m isthmus.tests.kvtransfer.child receive TRANSPORT
 
 The sender goes on to its second piece when it is told to by a line, raises SIGNAL on itself when it has written half of
-it, and reports the transfer's end when it has one.
+it, and reports the transfer's end when it has one. Where blocks go from pool to pool, that is in the middle of the move
+of the second piece (with `sending`: when it is announced, and not sent).
 The receiver prints its endpoint, and takes nothing.
 """
 
@@ -14,30 +15,31 @@ import signal
 import sys
 import time
 
+from isthmus.kvtransfer import cuda_ipc, nccl
+from isthmus.kvtransfer.block_mover import BlockMover
 from isthmus.kvtransfer.open import open_receiver, open_sender
-from isthmus.kvtransfer.transport import Piece
+from isthmus.kvtransfer.pair_group import PairGroup
+from isthmus.kvtransfer.transport import Piece, Read, Receiver, Sender
 from isthmus.tests.kvtransfer.blocks import BLOCK, Source
+from isthmus.tests.kvtransfer.pools import MemfdMapper, PoolSource, SharedPool
 
 
-def send(endpoint: str, transfer_id: str, num_blocks: int, number: signal.Signals) -> None:
-    source, sender = Source(transfer_id), open_sender()
-
-    def stop_in_the_middle(first_block: int, num_blocks: int, out: memoryview | None) -> memoryview:
-        payload = memoryview(bytearray(num_blocks * BLOCK)) if out is None else out
-        whole = source.read(first_block, num_blocks, None)
-        half = len(whole) // 2
-        payload[:half] = whole[:half]
-        os.kill(os.getpid(), number)
-        payload[half:] = whole[half:]
-        return payload
-
-    sender.send(transfer_id, endpoint, source.piece(0, num_blocks // 2))
+def send(endpoint: str, transfer_id: str, num_blocks: int, number: signal.Signals, sending: bool) -> None:
+    first, second = num_blocks // 2, num_blocks - num_blocks // 2
+    sender: Sender
+    if endpoint.startswith(("cuda_ipc:", "nccl:")):
+        shared = SharedPool()
+        source: Source = PoolSource(transfer_id, shared)
+        sender = stopping_sender(endpoint, shared, number, sending)
+        last = source.piece(first, second, True)
+    else:
+        source, sender = Source(transfer_id), open_sender()
+        last = Piece(first, second, BLOCK, stopping_read(source, number), True)
+    sender.send(transfer_id, endpoint, source.piece(0, first))
     while not select.select([sys.stdin], [], [], 0.001)[0]:
         sender.poll()
     sys.stdin.readline()
-    sender.send(
-        transfer_id, endpoint, Piece(num_blocks // 2, num_blocks - num_blocks // 2, BLOCK, stop_in_the_middle, True)
-    )
+    sender.send(transfer_id, endpoint, last)
     deadline = time.monotonic() + 20
     while not (events := sender.poll()) and time.monotonic() < deadline:
         time.sleep(0.001)
@@ -46,14 +48,65 @@ def send(endpoint: str, transfer_id: str, num_blocks: int, number: signal.Signal
     sender.close()
 
 
+def stopping_read(source: Source, number: signal.Signals) -> Read:
+    def read(first_block: int, num_blocks: int, out: memoryview | None) -> memoryview:
+        payload = memoryview(bytearray(num_blocks * BLOCK)) if out is None else out
+        whole = source.read(first_block, num_blocks, None)
+        half = len(whole) // 2
+        payload[:half] = whole[:half]
+        os.kill(os.getpid(), number)
+        payload[half:] = whole[half:]
+        return payload
+
+    return read
+
+
+def stopping_sender(endpoint: str, shared: SharedPool, number: signal.Signals, sending: bool) -> Sender:
+    """Stops in its second move."""
+    moves = iter(range(100))
+
+    class StoppingMover(BlockMover):
+        def store(self, block_ids, peer_address, peer_shape, peer_block_ids, **options):
+            half = len(block_ids) // 2
+            super().store(block_ids[:half], peer_address, peer_shape, peer_block_ids[:half], **options)
+            if next(moves) == 1:
+                os.kill(os.getpid(), number)
+            super().store(block_ids[half:], peer_address, peer_shape, peer_block_ids[half:], **options)
+
+        def gather(self, *arguments, **options):
+            if not sending and next(moves) == 1:
+                os.kill(os.getpid(), number)
+            return super().gather(*arguments, **options)
+
+    class StoppingGroup(PairGroup):
+        def start_send(self, buffer):
+            if sending and next(moves) == 2:  # after the first byte of the pair, and the first piece
+                os.kill(os.getpid(), number)
+            super().start_send(buffer)
+
+    cuda_ipc.BlockMover = nccl.BlockMover = StoppingMover  # type: ignore[misc]
+    nccl.PairGroup = StoppingGroup  # type: ignore[misc]
+    if endpoint.startswith("nccl:"):
+        return nccl.open_nccl_sender(shared.pool)
+    return cuda_ipc.open_ipc_sender(shared.pool, mapper=MemfdMapper())
+
+
 def receive(transport: str) -> None:
-    receiver = open_receiver(lambda: None, transports=[transport])
+    receiver: Receiver
+    shared = SharedPool()
+    if transport == "cuda_ipc":
+        receiver = cuda_ipc.open_ipc_receiver(shared.pool, lambda: None, mapper=MemfdMapper(shared))
+    elif transport == "nccl":
+        receiver = nccl.open_nccl_receiver(shared.pool, lambda: None)
+    else:
+        receiver = open_receiver(lambda: None, transports=[transport])
     print(receiver.endpoint, flush=True)
     sys.stdin.read()
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "send":
-        send(sys.argv[2], sys.argv[3], int(sys.argv[4]), signal.Signals(int(sys.argv[5])))
+        number, *sending = sys.argv[5:]
+        send(sys.argv[2], sys.argv[3], int(sys.argv[4]), signal.Signals(int(number)), bool(sending))
     else:
         receive(sys.argv[2])

@@ -82,7 +82,7 @@ def test_without_shared_memory_the_rest_is_opened(
     monkeypatch.setattr(opening, "ShmReceiver", fail)
     receiver = open_receiver(lambda: None)
     assert receiver.endpoint.startswith("tcp:")
-    assert "no KV through shared memory: this system has no memfd" in caplog.text
+    assert "no KV over shm: this system has no memfd" in caplog.text
     receiver.close()
     with pytest.raises(ValueError, match="none of shm works here"):
         open_receiver(lambda: None, transports=["shm"])

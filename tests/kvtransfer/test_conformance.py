@@ -5,21 +5,36 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import psutil
 import pytest
+from isthmus.kvtransfer import nccl
 from isthmus.kvtransfer.any_sender import AnySender
+from isthmus.kvtransfer.cuda_ipc import GRACE_S, open_ipc_receiver, open_ipc_sender
+from isthmus.kvtransfer.device_pool import DevicePool
 from isthmus.kvtransfer.faulty import FaultyReceiver, FaultySender
 from isthmus.kvtransfer.leased_receiver import LeasedReceiver
 from isthmus.kvtransfer.loopback import LoopbackReceiver, LoopbackSender
+from isthmus.kvtransfer.nccl import open_nccl_receiver, open_nccl_sender
 from isthmus.kvtransfer.shm_receiver import ShmReceiver
 from isthmus.kvtransfer.shm_sender import ShmSender
-from isthmus.kvtransfer.transport import Done, Failed, Piece, Receiver, Sender
+from isthmus.kvtransfer.transport import (
+    NO_BLOCKS,
+    Done,
+    Event,
+    Failed,
+    Piece,
+    PoolBlocks,
+    Receiver,
+    Released,
+    Sender,
+)
 from isthmus.kvtransfer.zmq_transport import ZmqReceiver, ZmqSender
 from isthmus.tests.kvtransfer.blocks import BLOCK, Source, Target
+from isthmus.tests.kvtransfer.pools import MemfdMapper, PoolSource, PoolTarget, SharedPool
 
 PATIENCE_S = 5.0
 STALLED_S = 0.3
@@ -29,41 +44,82 @@ SEGMENT_BYTES = 64 * BLOCK
 TAIL = {"logits": b"l" * 4000, "hidden": b"h"}
 
 
+Clock = Callable[[], float]
+
+
 @dataclass(frozen=True)
 class Backend:
-    receiver: Callable[[], Receiver]
-    sender: Callable[[], Sender]
+    receiver: Callable[[SharedPool, Clock], Receiver]
+    sender: Callable[[DevicePool], Sender]
+    pooled: bool = False
+    """It works on pools, which the other backends leave alone."""
 
 
-def shm_receiver() -> Receiver:
+def shm_receiver(*_: object) -> Receiver:
     return ShmReceiver(lambda: None, segment_bytes=SEGMENT_BYTES)
 
 
-def zmq_receiver() -> Receiver:
+def zmq_receiver(*_: object) -> Receiver:
     return ZmqReceiver(lambda: None)
 
 
-def shm_sender() -> Sender:
+def ipc_receiver(shared: SharedPool, clock: Clock) -> Receiver:
+    return open_ipc_receiver(shared.pool, lambda: None, mapper=MemfdMapper(shared), clock=clock)
+
+
+def nccl_receiver(shared: SharedPool, clock: Clock) -> Receiver:
+    return open_nccl_receiver(shared.pool, lambda: None, clock=clock)
+
+
+def shm_sender(*_: object) -> Sender:
     return ShmSender(stalled_s=STALLED_S)
 
 
-def zmq_sender() -> Sender:
+def zmq_sender(*_: object) -> Sender:
     return ZmqSender(stalled_s=STALLED_S)
 
 
-def any_sender() -> Sender:
-    return AnySender({"shm": shm_sender(), "tcp": zmq_sender()})
+def ipc_sender(pool: DevicePool) -> Sender:
+    return open_ipc_sender(pool, mapper=MemfdMapper(), stalled_s=STALLED_S)
 
+
+def nccl_sender(pool: DevicePool) -> Sender:
+    return open_nccl_sender(pool)
+
+
+def any_sender(pool: DevicePool) -> Sender:
+    senders = {"cuda_ipc": ipc_sender(pool), "nccl": nccl_sender(pool), "shm": shm_sender(), "tcp": zmq_sender()}
+    return AnySender(senders)
+
+
+def faulty(backend: Backend) -> Backend:
+    return Backend(
+        lambda shared, clock: FaultyReceiver(backend.receiver(shared, clock)),
+        lambda pool: FaultySender(lambda: backend.sender(pool)),
+        backend.pooled,
+    )
+
+
+LOOPBACK = Backend(lambda *_: LoopbackReceiver(), lambda *_: LoopbackSender())
+ZMQ = Backend(zmq_receiver, zmq_sender)
+SHM = Backend(shm_receiver, shm_sender)
+IPC = Backend(ipc_receiver, ipc_sender, pooled=True)
+NCCL = Backend(nccl_receiver, nccl_sender, pooled=True)
 
 BACKENDS = {
-    "loopback": Backend(LoopbackReceiver, LoopbackSender),
-    "zmq": Backend(zmq_receiver, zmq_sender),
-    "shm": Backend(shm_receiver, shm_sender),
+    "loopback": LOOPBACK,
+    "zmq": ZMQ,
+    "shm": SHM,
+    "cuda_ipc": IPC,
+    "nccl": NCCL,
     "shm of any": Backend(shm_receiver, any_sender),
     "zmq of any": Backend(zmq_receiver, any_sender),
-    "faulty loopback": Backend(lambda: FaultyReceiver(LoopbackReceiver()), lambda: FaultySender(LoopbackSender)),
-    "faulty zmq": Backend(lambda: FaultyReceiver(zmq_receiver()), lambda: FaultySender(zmq_sender)),
-    "faulty shm": Backend(lambda: FaultyReceiver(shm_receiver()), lambda: FaultySender(shm_sender)),
+    "cuda_ipc of any": Backend(ipc_receiver, any_sender, pooled=True),
+    "nccl of any": Backend(nccl_receiver, any_sender, pooled=True),
+    "faulty loopback": faulty(LOOPBACK),
+    "faulty zmq": faulty(ZMQ),
+    "faulty shm": faulty(SHM),
+    "faulty cuda_ipc": faulty(IPC),
 }
 
 
@@ -71,17 +127,24 @@ BACKENDS = {
 class End:
     """One end, and what it reported: twice is an error."""
 
-    poll: Callable[[], list[Done | Failed]]
+    poll: Callable[[], Sequence[Event]]
     close: Callable[[], None]
     ended: dict[str, Done | Failed] = field(default_factory=dict)
-    parts: dict[str, Source | Target] = field(default_factory=dict)
+    parts: dict[str, Source | Target | PoolTarget] = field(default_factory=dict)
     open: bool = True
 
     def look(self) -> None:
         for event in self.poll() if self.open else []:
+            part = self.parts[event.transfer_id]
+            if isinstance(event, Released):
+                assert isinstance(part, PoolTarget)
+                part.release()
+                continue
             assert event.transfer_id not in self.ended, "reported twice"
             self.ended[event.transfer_id] = event
-            self.parts[event.transfer_id].gone = True
+            if isinstance(part, PoolTarget):
+                part.done = isinstance(event, Done)
+            part.gone = True
 
     def shut(self) -> None:
         if self.open:
@@ -95,24 +158,36 @@ class Line:
     def __init__(self, backend: Backend):
         self._backend = backend
         self.now = 0.0
-        self.receiver = LeasedReceiver([backend.receiver()], lease_s=LEASE_S, clock=lambda: self.now)
-        self.endpoint = self.receiver.endpoint
-        self.incoming = End(self.receiver.poll, self.receiver.close)
-        self.targets: dict[str, Target] = {}
+        self.pool, self.source_pool = SharedPool(), SharedPool()
+        self.open_receiver()
+        self.targets: dict[str, Target | PoolTarget] = {}
         self.senders: list[Sender] = []
         self.outgoing: list[End] = []
         self.add_sender()
 
+    def open_receiver(self) -> None:
+        def clock() -> float:
+            return self.now
+
+        self.receiver = LeasedReceiver([self._backend.receiver(self.pool, clock)], lease_s=LEASE_S, clock=clock)
+        self.endpoint = self.receiver.endpoint
+        self.incoming = End(self.receiver.poll, self.receiver.close)
+
     def add_sender(self) -> int:
-        sender = self._backend.sender()
+        sender = self._backend.sender(self.source_pool.pool)
         self.senders.append(sender)
         self.outgoing.append(End(sender.poll, sender.close))
         return len(self.senders) - 1
 
-    def register(self, transfer_id: str, num_blocks: int) -> Target:
-        target = self.targets[transfer_id] = Target(transfer_id, num_blocks)
-        self.incoming.parts[transfer_id] = target
-        self.receiver.register(transfer_id, num_blocks, target.store)
+    def register(self, transfer_id: str, num_blocks: int) -> Target | PoolTarget:
+        target: Target | PoolTarget
+        if self._backend.pooled:
+            target = PoolTarget(transfer_id, self.pool, self.pool.allocate(num_blocks))
+            blocks = PoolBlocks(target.block_ids, target.claim)
+        else:
+            target, blocks = Target(transfer_id, num_blocks), NO_BLOCKS
+        self.targets[transfer_id] = self.incoming.parts[transfer_id] = target
+        self.receiver.register(transfer_id, num_blocks, target.store, blocks)
         return target
 
     def send(self, transfer_id: str, *pieces: Piece, sender: int = 0) -> None:
@@ -120,11 +195,11 @@ class Line:
             self.senders[sender].send(transfer_id, self.endpoint, piece)
 
     def source(self, transfer_id: str, sender: int = 0) -> Source:
-        source = Source(transfer_id)
+        source = PoolSource(transfer_id, self.source_pool) if self._backend.pooled else Source(transfer_id)
         self.outgoing[sender].parts[transfer_id] = source
         return source
 
-    def transfer(self, transfer_id: str, num_blocks: int, sender: int = 0) -> Target:
+    def transfer(self, transfer_id: str, num_blocks: int, sender: int = 0) -> Target | PoolTarget:
         target = self.register(transfer_id, num_blocks)
         self.send(transfer_id, self.source(transfer_id, sender).piece(0, num_blocks, True), sender=sender)
         return target
@@ -152,14 +227,32 @@ class Line:
         self.until_ended(transfer_id, sender=sender)
         assert target.whole
 
+    @property
+    def quarantined(self) -> list[str]:
+        """Transfers that have ended, whose blocks must not be used yet."""
+        targets = [target for target in self.targets.values() if isinstance(target, PoolTarget)]
+        return [target.transfer_id for target in targets if target.gone and target.claimed and not target.done]
+
     def close(self) -> None:
-        for end in (*self.outgoing, self.incoming):
+        """Nothing is left in quarantine, unless the receiver is gone, and nothing was written that must not be."""
+        for end in self.outgoing:
             end.shut()
+        if self.incoming.open:
+            self.look()
+            self.now += GRACE_S
+            self.until(lambda: not self.quarantined)
+        self.incoming.shut()
+        self.pool.check()
 
     def failed(self, transfer_id: str) -> str:
         event = self.incoming.ended[transfer_id]
         assert isinstance(event, Failed), event
         return event.error
+
+
+@pytest.fixture(autouse=True)
+def _small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nccl, "SLICE_BYTES", 40 * BLOCK)
 
 
 @pytest.fixture(params=BACKENDS)
@@ -200,6 +293,8 @@ def test_many_at_once_interleaved(line: Line) -> None:
     for n in range(60):
         sizes = [rng.randint(1, 9) for _ in range(rng.randint(1, 6))]
         line.register(f"t{n}", sum(sizes))
+        if n % 2:
+            line.senders[0].prepare(f"t{n}", line.endpoint)
         queues[f"t{n}"] = pieces_of(line.source(f"t{n}"), sizes)
     while queues:
         transfer_id = rng.choice(list(queues))
@@ -256,6 +351,27 @@ def test_abandoned_by_the_sender_after_any_piece(line: Line, num_sent: int) -> N
     line.until_ended("t", sender=None)
     assert line.failed("t") == "lease expired"
     line.settle()
+
+
+@pytest.mark.parametrize("looks", [0, 50])
+def test_prepared_and_then_abandoned(line: Line, looks: int) -> None:
+    for transfer_id in ("t", "t2"):
+        line.register(transfer_id, 3)
+        line.source(transfer_id)
+        line.senders[0].prepare(transfer_id, line.endpoint)
+    for _ in range(looks):
+        line.look()
+        time.sleep(0.001)
+    line.senders[0].abandon("t")
+    line.receiver.abandon("t2")
+    line.targets["t2"].gone = True
+    line.senders[0].abandon("t2")
+    assert line.senders[0].idle
+    line.settle()
+    assert not line.incoming.ended.keys() & {"t", "t2"}
+    assert not line.outgoing[0].ended.keys() & {"t", "t2"}
+    line.now += LEASE_S
+    line.until_ended("t", sender=None)
 
 
 def test_unknown_transfers_can_be_abandoned(line: Line) -> None:
@@ -356,11 +472,9 @@ def test_a_receiver_that_started_over_takes_nothing_old(line: Line) -> None:
     line.send("t", source.piece(0, 2))
     line.look()
     line.incoming.shut()
-    old, backend = line.endpoint, line._backend
-    line.receiver = LeasedReceiver([backend.receiver()], lease_s=LEASE_S, clock=lambda: line.now)
-    line.endpoint = line.receiver.endpoint
+    old = line.endpoint
+    line.open_receiver()
     assert line.endpoint != old
-    line.incoming = End(line.receiver.poll, line.receiver.close)
     if "t" not in line.outgoing[0].ended:
         line.senders[0].send("t", old, source.piece(2, 2, True))
     line.until(lambda: "t" in line.outgoing[0].ended)
@@ -379,6 +493,8 @@ def test_random_lives(line: Line) -> None:
         sizes = [rng.randint(1, 20) for _ in range(rng.randint(1, 4))]
         line.register(transfer_id, sum(sizes))
         unsent[transfer_id] = sender, pieces_of(line.source(transfer_id, sender), sizes)
+        if rng.random() < 0.5:
+            line.senders[sender].prepare(transfer_id, line.endpoint)
         for _ in range(rng.randint(0, 6)):
             step(line, rng, unsent)
     while unsent:
@@ -417,7 +533,7 @@ def step(line: Line, rng: random.Random, unsent: dict[str, tuple[int, list[Piece
 
 # Ends that are processes of their own.
 
-REAL = {"zmq": BACKENDS["zmq"], "shm": BACKENDS["shm"]}
+REAL = {"zmq": ZMQ, "shm": SHM, "cuda_ipc": IPC, "nccl": NCCL}
 
 
 @contextmanager
@@ -448,7 +564,7 @@ def test_a_sender_killed_in_the_middle_of_a_piece(name: str) -> None:
         line.now += LEASE_S
         line.until_ended("t", sender=None)
     assert isinstance(line.incoming.ended["t"], Failed)
-    assert target.blocks[10:] == [None] * 10
+    assert None in target.blocks[10:]
     line.settle()
     line.close()
 
@@ -464,6 +580,7 @@ def test_a_sender_paused_past_its_lease_changes_no_byte_when_it_goes_on(name: st
         line.now += LEASE_S
         line.until_ended("t", sender=None)
         assert line.failed("t") == "lease expired"
+        line.until(lambda: line.quarantined == (["t"] if name == "cuda_ipc" else []))
         before = list(target.blocks)
         for n in range(10):  # what the blocks are used for meanwhile
             line.transfer(f"later{n}", 50)
@@ -475,8 +592,30 @@ def test_a_sender_paused_past_its_lease_changes_no_byte_when_it_goes_on(name: st
         for _ in range(50):
             line.look()
             time.sleep(0.001)
+    assert not line.quarantined
     assert target.blocks == before
     assert all(line.targets[f"later{n}"].whole for n in range(10))
+    line.close()
+
+
+@pytest.mark.parametrize("name", [name for name, backend in REAL.items() if backend.pooled])
+@pytest.mark.parametrize("sending", [[], ["sending"]], ids=["reading", "sending"])
+def test_a_sender_that_is_killed_harms_nobody_else(name: str, sending: list[str]) -> None:
+    """Its transfers fail at once, without a lease that expires, and what it had claimed comes back."""
+    line = Line(REAL[name])
+    target = line.register("t", 20)
+    line.settle()  # another pair
+    with child("send", line.endpoint, "t", "20", str(int(signal.SIGKILL)), *sending) as process:
+        line.until(lambda: target.blocks[9] is not None)
+        line.register("untouched", 5)
+        go_on(process)
+        assert process.wait(10) == -signal.SIGKILL
+        line.until_ended("t", sender=None)
+    assert line.failed("t") == "its sender is gone"
+    line.settle()
+    line.now += GRACE_S
+    line.until(lambda: not line.quarantined)
+    assert line.incoming.ended.keys() & {"untouched"} == set()
     line.close()
 
 

@@ -10,7 +10,7 @@ from isthmus.kvtransfer.leased_receiver import LeasedReceiver
 from isthmus.kvtransfer.loopback import LoopbackReceiver, LoopbackSender
 from isthmus.kvtransfer.shm_receiver import ShmReceiver
 from isthmus.kvtransfer.shm_sender import ShmSender
-from isthmus.kvtransfer.transport import Done, Failed, Receiver, Sender
+from isthmus.kvtransfer.transport import Done, Event, Failed, Receiver, Sender
 from isthmus.kvtransfer.zmq_transport import ZmqReceiver, ZmqSender
 from isthmus.tests.kvtransfer.blocks import BLOCK, Source, Target
 
@@ -37,8 +37,8 @@ def test_nothing_wrong_is_taken_for_right_and_everything_ends(name: str, fault: 
     fates = FATES.get(fault, random_fates(5, max_delay_s=0.01))
     sender = FaultySender(make_sender, lambda name, index: Fate() if name == "probe" else fates(name, index))
     targets = {f"t{n}": Target(f"t{n}", rng.randint(1, 30)) for n in range(80)}
-    sent: dict[str, Done | Failed] = {}
-    received: dict[str, Done | Failed] = {}
+    sent: dict[str, Event] = {}
+    received: dict[str, Event] = {}
 
     def look() -> bool:
         """False, for conditions to go on with what there is to see."""
@@ -109,7 +109,7 @@ class Script:
             piece = self.source.piece(block, 1, last, {"logits": b"l"} if last else None)
             self.sender.send("t", self.receiver.endpoint, piece)
 
-    def at(self, now: float) -> tuple[list[Done | Failed], list[Done | Failed]]:
+    def at(self, now: float) -> tuple[list[Done | Failed], list[Event]]:
         """What the sender and the receiver report then."""
         self.now = now
         return self.sender.poll(), self.receiver.poll()

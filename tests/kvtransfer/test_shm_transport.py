@@ -10,7 +10,7 @@ from isthmus.kvtransfer import landing, shm_receiver, shm_sender
 from isthmus.kvtransfer.landing import Landed, Segment, Taken, create_segment, encode, open_segment, socket_address
 from isthmus.kvtransfer.shm_receiver import ShmReceiver
 from isthmus.kvtransfer.shm_sender import ShmSender
-from isthmus.kvtransfer.transport import Done, Failed, Piece
+from isthmus.kvtransfer.transport import Done, Event, Failed, Piece
 from isthmus.tests.kvtransfer.blocks import BLOCK, Source, Target
 from isthmus.wire.messages import KvPiece
 
@@ -38,7 +38,7 @@ def wait(condition: Callable[[], object]) -> None:
         time.sleep(0.001)
 
 
-def end_of(end: ShmReceiver | ShmSender) -> Done | Failed:
+def end_of(end: ShmReceiver | ShmSender) -> Event:
     deadline = time.monotonic() + 5
     while not (events := end.poll()):
         assert time.monotonic() < deadline
