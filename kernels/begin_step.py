@@ -38,7 +38,7 @@ def ref_begin_step(
     return embedding[torch.where(is_token, ids, 0).long()] * is_token[:, None]
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["token_ids", "rows", "new_indices", "new_blocks", "last_tokens"])
 def _begin_step_kernel(
     token_ids,
     rows,

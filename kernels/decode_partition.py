@@ -1,18 +1,24 @@
 """Even shares of a batch's KV for the programs of paged decode attention, worked out on the device once a step.
 
-A row's context (what its window lets it see) is cut into tiles of `tile` keys, at least one a row. The tiles of all
-rows in a line are dealt to N parts, part p taking tiles ⌊p·T / N⌋ … ⌊(p + 1)·T / N⌋ − 1 of T. N is the workspace's
-num_parts, or less if parts would have fewer than `min_tiles`; the rest are empty. A program is one part of one KV head:
-however ragged the batch, no program has more than one tile more than another. Neither grid nor memory depends on
-lengths, so a CUDA graph can hold them.
+A row's context (what its window lets it see) is cut into tiles of `tile` keys, at least one a row, T in all. Up to N
+parts share them, N being the workspace's num_parts, or less if parts would have fewer than `min_tiles`:
+  - where every row can have parts of its own, none of more than ⌈T / N⌉ + 1 tiles, it has: going on to another row
+    within a part costs as much as a tile. A row of t tiles is cut into as few as that allows, part i of n taking its
+    tiles ⌊i·t / n⌋ … ⌊(i + 1)·t / n⌋ − 1;
+  - else the tiles of all rows in a line are dealt, part p taking ⌊p·T / N⌋ … ⌊(p + 1)·T / N⌋ − 1.
+A program is one part of one KV head: however ragged the batch, none has much more to do than another. Neither grid nor
+memory depends on lengths, so a CUDA graph can hold them.
 Source: the "stream-K" decomposition of Osama et al., PPoPP 2023, with a row's KV in the place of a matrix tile's K.
 
 Shapes, all int32: `rows` [B] (the row in the block tables, −1 = padding), `positions` [B], and in the workspace
-    row_tiles [B + 1]             the first tile of a row, and T
-    row_slots [B, 2]              the slot of a row's first part, and its last part
-    part_tiles [num_parts + 1]    the first tile of a part (T, where a part is empty)
-    part_rows [num_parts]         the row of that tile (B, where a part is empty)
+    row_records [max_batch + 1, ROW_FIELDS]    of each row: its first tile, the tile after its last, its row in the
+                                               block tables, its context (0 of padding), the slot of its first part,
+                                               its last part
+    part_records [num_parts, PART_FIELDS]      of each part: its first tile, the tile after its last, the first row b it
+                                               has a share in, the number of them (0: an empty part), and at
+                                               ROW_OF_PART row b's record: a program begins after one load
 Part p has two slots for partial results: 2p for the row it begins with, 2p + 1 for the row it ends in, if another.
+Of an empty part the first two numbers are T, and b and the record mean nothing.
 Asserted: T < 2³¹. Positions of padding may be anything.
 """
 
@@ -24,6 +30,12 @@ import triton.language as tl
 from torch import Tensor
 
 from .dispatch import launches, num_multiprocessors
+
+ROW_FIELDS = tl.constexpr(8)
+"""Six, and room: a record is one sector of 32 bytes."""
+PART_FIELDS = tl.constexpr(16)
+ROW_OF_PART = tl.constexpr(8)
+"""Where the copy of the row's record begins."""
 
 _PARTS_A_PROGRAM = 16
 
@@ -51,24 +63,22 @@ class DecodeWorkspace:
     window: int | None
     num_heads: int
     num_kv_heads: int
-    row_tiles: Tensor
-    row_slots: Tensor
-    part_tiles: Tensor
-    part_rows: Tensor
+    row_records: Tensor
+    part_records: Tensor
     partials: Tensor
-    """fp32 [num_parts, 2, num_heads, head_dim]: sums of exp(score − max)·V of a part's first row and of its last."""
-    softmax: Tensor
-    """fp32 [num_parts, 2, num_heads, 2]: for each of them the maximum of the scores (base 2) and the sum."""
+    """fp32 [num_parts, 2, num_heads, head_dim]: what a part makes of its first row, and of its last."""
+    log_sums: Tensor
+    """fp32 [num_parts, 2, num_heads]: for each of them log2 Σ exp2(score)."""
     arrivals: Tensor
     """int32 [max_batch, num_kv_heads], 0 between launches: how many parts of a row are done."""
 
     @property
     def max_batch(self) -> int:
-        return len(self.row_slots)
+        return len(self.arrivals)
 
     @property
     def num_parts(self) -> int:
-        return len(self.part_rows)
+        return len(self.part_records)
 
 
 def decode_config(head_dim: int, kv_dtype: torch.dtype) -> DecodeConfig:
@@ -77,7 +87,7 @@ def decode_config(head_dim: int, kv_dtype: torch.dtype) -> DecodeConfig:
     if kv_dtype == torch.float32:
         return DecodeConfig(tile=32 if num_bytes <= 512 else 16, num_warps=4, num_stages=2, programs_per_sm=1)
     tile = min(128, max(16, 64 * 256 // num_bytes))
-    return DecodeConfig(tile=tile, num_warps=4, num_stages=3, programs_per_sm=2)
+    return DecodeConfig(tile=tile, num_warps=4, num_stages=3, programs_per_sm=2, min_tiles=128 // tile)
 
 
 def decode_workspace(
@@ -107,12 +117,10 @@ def decode_workspace(
         window=window,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
-        row_tiles=integers(max_batch + 1),
-        row_slots=integers(max_batch, 2),
-        part_tiles=integers(num_parts + 1),
-        part_rows=integers(num_parts),
+        row_records=integers(max_batch + 1, ROW_FIELDS.value),
+        part_records=integers(num_parts, PART_FIELDS.value),
         partials=torch.empty(num_parts, 2, num_heads, head_dim, device=device),
-        softmax=torch.empty(num_parts, 2, num_heads, 2, device=device),
+        log_sums=torch.empty(num_parts, 2, num_heads, device=device),
         arrivals=integers(max_batch, num_kv_heads),
     )
 
@@ -123,31 +131,80 @@ def ref_partition_decode(rows: Tensor, positions: Tensor, *, workspace: DecodeWo
     first_keys = (contexts - (workspace.window or 2**31)).clamp(min=0)
     tiles = (-(-contexts // config.tile) - first_keys // config.tile).clamp(min=1)
     ends = tiles.cumsum(0)
-    total = int(ends[-1])
+    begins, total = ends - tiles, int(ends[-1])
     num_parts = min(max_parts, -(-total // config.min_tiles))
-    part_tiles = torch.arange(max_parts + 1, device=rows.device).clamp(max=num_parts) * total // num_parts
-    first_parts = -(-(ends - tiles + 1) * num_parts // total) - 1
-    workspace.row_tiles[0] = 0
-    workspace.row_tiles[1 : batch + 1] = ends
-    workspace.row_slots[:batch, 0] = first_parts * 2 + (ends - tiles > part_tiles[first_parts])
-    workspace.row_slots[:batch, 1] = -(-ends * num_parts // total) - 1
-    workspace.part_tiles[:] = part_tiles
-    workspace.part_rows[:] = torch.searchsorted(ends, part_tiles[:-1], right=True)
+    least = -(-total // num_parts)
+    for most in (least, least + 1):
+        row_parts = -(-tiles // most)
+        if int(row_parts.sum()) <= max_parts:
+            first_parts = row_parts.cumsum(0) - row_parts
+            first_slots, last_parts = first_parts * 2, first_parts + row_parts - 1
+            part_rows = torch.arange(batch, device=rows.device).repeat_interleave(row_parts)
+            nth = torch.arange(len(part_rows), device=rows.device) - first_parts[part_rows]
+            starts = begins[part_rows] + nth * tiles[part_rows] // row_parts[part_rows]
+            empty = max_parts - len(part_rows)
+            borders = torch.cat((starts, starts.new_full((empty + 1,), total)))
+            part_rows = torch.cat((part_rows, part_rows.new_full((empty,), batch)))
+            break
+    else:
+        borders = torch.arange(max_parts + 1, device=rows.device).clamp(max=num_parts) * total // num_parts
+        first_parts = -(-(begins + 1) * num_parts // total) - 1
+        first_slots = first_parts * 2 + (begins > borders[first_parts])
+        last_parts = -(-ends * num_parts // total) - 1
+        part_rows = torch.searchsorted(ends, borders[:-1], right=True)
+    records = torch.stack((begins, ends, rows.long(), contexts, first_slots, last_parts), 1)
+    workspace.row_records[:batch, :6] = records
+    starts, stops = borders[:-1], borders[1:]
+    num_rows = torch.where(starts < stops, torch.searchsorted(ends, stops - 1, right=True) + 1 - part_rows, 0)
+    workspace.part_records[:, :4] = torch.stack((starts, stops, part_rows, num_rows), 1)
+    workspace.part_records[:, ROW_OF_PART.value :][:, :6] = records[part_rows.clamp(max=batch - 1)]
 
 
 @triton.jit
+def _num_tiles(context, WINDOW: tl.constexpr, TILE: tl.constexpr):
+    first_key = tl.maximum(context - WINDOW, 0) if WINDOW else 0
+    return tl.maximum((context + TILE - 1) // TILE - first_key // TILE, 1)
+
+
+@triton.jit
+def _dealt(begin, end, num_parts, total):
+    """Slot of the first part and last part of tiles begin … end − 1 in a line."""
+    # The part of tile t is the last p with ⌊p·T / N⌋ ≤ t: ⌈(t + 1)·N / T⌉ − 1.
+    first_part = ((begin + 1) * num_parts + total - 1) // total - 1
+    last_part = (end * num_parts + total - 1) // total - 1
+    first_slot = first_part * 2 + (begin > first_part * total // num_parts)
+    return first_slot.to(tl.int32), last_part.to(tl.int32)
+
+
+@triton.jit
+def _store_row(record, begin, end, table_row, context, first_slot, last_part, mask):
+    tl.store(record, begin, mask=mask)
+    tl.store(record + 1, end, mask=mask)
+    tl.store(record + 2, table_row, mask=mask)
+    tl.store(record + 3, context, mask=mask)
+    tl.store(record + 4, first_slot, mask=mask)
+    tl.store(record + 5, last_part, mask=mask)
+
+
+@triton.jit
+def load_row(record):
+    """First tile, tile after the last, row in the block tables, context, slot of the first part, last part."""
+    begin, end = tl.load(record), tl.load(record + 1)
+    table_row, context = tl.load(record + 2), tl.load(record + 3)
+    return begin, end, table_row, context, tl.load(record + 4), tl.load(record + 5)
+
+
+@triton.jit(do_not_specialize=["batch", "max_parts", "min_tiles"], do_not_specialize_on_alignment=["rows", "positions"])
 def _partition_kernel(
     rows,
     positions,
-    row_tiles,
-    row_slots,
-    part_tiles,
-    part_rows,
+    row_records,
+    part_records,
     batch,
     max_parts,
+    min_tiles,
     WINDOW: tl.constexpr,
     TILE: tl.constexpr,
-    MIN_TILES: tl.constexpr,
     BATCH: tl.constexpr,
     PARTS: tl.constexpr,
     PDL: tl.constexpr,
@@ -157,31 +214,58 @@ def _partition_kernel(
         tl.extra.cuda.gdc_launch_dependents()
     row = tl.arange(0, BATCH)  # [BATCH]
     exists = row < batch
-    padding = tl.load(rows + row, mask=exists, other=-1) < 0
-    context = tl.where(padding, 0, tl.load(positions + row, mask=exists, other=0) + 1)
-    first_key = tl.maximum(context - WINDOW, 0) if WINDOW else 0
-    tiles = tl.where(exists, tl.maximum((context + TILE - 1) // TILE - first_key // TILE, 1), 0)
+    table_row = tl.load(rows + row, mask=exists, other=-1)
+    position = tl.load(positions + row, mask=exists, other=0)
+    context = tl.where(table_row < 0, 0, position + 1)
+    tiles = tl.where(exists, _num_tiles(context, WINDOW, TILE), 0)
     ends = tl.cumsum(tiles, 0)
     total = tl.sum(tiles, 0)
     # A tile times a number of parts can pass 2^31.
-    num_parts = tl.minimum((total + MIN_TILES - 1) // MIN_TILES, max_parts).to(tl.int64)
+    num_parts = tl.minimum((total + min_tiles - 1) // min_tiles, max_parts).to(tl.int64)
+    least = ((total + num_parts - 1) // num_parts).to(tl.int32)
+    fits = tl.sum((tiles + least - 1) // least, 0) <= max_parts
+    most = tl.where(fits, least, least + 1)
+    row_parts = (tiles + most - 1) // most  # [BATCH], of its own
+    row_part_ends = tl.cumsum(row_parts, 0)
+    by_rows = tl.sum(row_parts, 0) <= max_parts
 
     part = tl.program_id(0) * PARTS + tl.arange(0, PARTS)  # [PARTS]
-    starts = (tl.minimum(part, num_parts) * total // num_parts).to(tl.int32)
-    before = (ends[None, :] <= starts[:, None]) & exists[None, :]  # [PARTS, BATCH]
-    tl.store(part_tiles + part, starts, mask=part <= max_parts)
-    tl.store(part_rows + part, tl.sum(before.to(tl.int32), 1), mask=part < max_parts)
+    start = (tl.minimum(part, num_parts) * total // num_parts).to(tl.int32)
+    stop = (tl.minimum(part + 1, num_parts) * total // num_parts).to(tl.int32)
+    dealt_before = ends[None, :] <= start[:, None]  # [PARTS, BATCH]
+    before = tl.where(by_rows, row_part_ends[None, :] <= part[:, None], dealt_before) & exists[None, :]
+    b = tl.sum(before.to(tl.int32), 1)
+    begin = tl.sum(tl.where(before, tiles[None, :], 0), 1)
+    first_part = tl.sum(tl.where(before, row_parts[None, :], 0), 1)
+
+    valid, filled = part < max_parts, b < batch
+    own_table_row = tl.load(rows + b, mask=filled, other=-1)
+    own_position = tl.load(positions + b, mask=filled, other=0)
+    own_context = tl.where(own_table_row < 0, 0, own_position + 1)
+    own_tiles = _num_tiles(own_context, WINDOW, TILE)
+    own_parts = (own_tiles + most - 1) // most
+    last_before = (ends[None, :] < stop[:, None]) & exists[None, :]
+    dealt_rows = tl.where(start < stop, tl.sum(last_before.to(tl.int32), 1) + 1 - b, 0)
+    nth = (part - first_part).to(tl.int64)
+    own_start = tl.where(filled, begin + (nth * own_tiles // own_parts).to(tl.int32), total)
+    own_stop = tl.where(filled, begin + ((nth + 1) * own_tiles // own_parts).to(tl.int32), total)
+    dealt_slot, dealt_last = _dealt(begin, begin + own_tiles, num_parts, total)
+    slot = tl.where(by_rows, first_part * 2, dealt_slot)
+    last = tl.where(by_rows, first_part + own_parts - 1, dealt_last)
+    record = part_records + part * PART_FIELDS
+    tl.store(record, tl.where(by_rows, own_start, start), mask=valid)
+    tl.store(record + 1, tl.where(by_rows, own_stop, stop), mask=valid)
+    tl.store(record + 2, b, mask=valid)
+    tl.store(record + 3, tl.where(by_rows, filled.to(tl.int32), dealt_rows), mask=valid)
+    own_record = record + ROW_OF_PART
+    _store_row(own_record, begin, begin + own_tiles, own_table_row, own_context, slot, last, valid & filled)
 
     if tl.program_id(0) == 0:
-        tl.store(row_tiles + row, ends - tiles, mask=exists)
-        tl.store(row_tiles + batch, total)
-        # The part of tile t is the last p with ⌊p·T / N⌋ ≤ t: ⌈(t + 1)·N / T⌉ − 1.
-        begin = ends - tiles
-        first_part = ((begin + 1) * num_parts + total - 1) // total - 1
-        last_part = (ends * num_parts + total - 1) // total - 1
-        first_slot = first_part * 2 + (begin > first_part * total // num_parts)
-        tl.store(row_slots + row * 2, first_slot.to(tl.int32), mask=exists)
-        tl.store(row_slots + row * 2 + 1, last_part.to(tl.int32), mask=exists)
+        dealt_slots, dealt_lasts = _dealt(ends - tiles, ends, num_parts, total)
+        slots = tl.where(by_rows, (row_part_ends - row_parts) * 2, dealt_slots)
+        lasts = tl.where(by_rows, row_part_ends - 1, dealt_lasts)
+        row_record = row_records + row * ROW_FIELDS
+        _store_row(row_record, ends - tiles, ends, table_row, context, slots, lasts, exists)
 
 
 def partition_decode(rows: Tensor, positions: Tensor, *, workspace: DecodeWorkspace, pdl: bool = False) -> None:
@@ -194,18 +278,16 @@ def partition_decode(rows: Tensor, positions: Tensor, *, workspace: DecodeWorksp
         ref_partition_decode(rows, positions, workspace=workspace)
         return
     config = workspace.config
-    _partition_kernel[(triton.cdiv(workspace.num_parts + 1, _PARTS_A_PROGRAM),)](
+    _partition_kernel[(triton.cdiv(workspace.num_parts, _PARTS_A_PROGRAM),)](
         rows,
         positions,
-        workspace.row_tiles,
-        workspace.row_slots,
-        workspace.part_tiles,
-        workspace.part_rows,
+        workspace.row_records,
+        workspace.part_records,
         len(rows),
         workspace.num_parts,
+        config.min_tiles,
         WINDOW=workspace.window or 0,
         TILE=config.tile,
-        MIN_TILES=config.min_tiles,
         BATCH=triton.next_power_of_2(len(rows)),
         PARTS=_PARTS_A_PROGRAM,
         PDL=pdl,

@@ -7,11 +7,13 @@ positions[b] of table row rows[b], with a window only the last `window` of them;
 of what it sees are never read, and table entries there may be garbage. Checked: up to 16 query heads share a KV head,
 block_size is a power of two. Of the device's values nothing is.
 
-A program takes one part (decode_partition.py) of one KV head: a run of tiles across rows. The query heads that share
-the KV head are the rows of one matrix tile, padded to the 16 of the matrix units. A row that lies in one part is
-written at once; of others each part writes its partial maximum, sum and output, and the last part to arrive merges
-them in the order of parts: results do not change from run to run, though they do, by rounding, with the rest of the
-batch. Products are in q's dtype, with fp8 in fp16, and sums in fp32. NaN is no value of e4m3 here: it counts as 480.
+A program takes one part (decode_partition.py) of one KV head: a run of tiles across rows. What it has to know comes in
+one record, and a row's record, blocks and queries are on their way before the row ahead of it is done, so that few
+loads wait for one another. The query heads that share the KV head are the rows of one matrix tile, padded to the 16 of
+the matrix units. A row that lies in one part is written at once; of others each part leaves its output and the log of
+its sum, and the last part to arrive merges them in the order of parts: results do not change from run to run, though
+they do, by rounding, with the rest of the batch.
+Products are in q's dtype, with fp8 in fp16, and sums in fp32. NaN is no value of e4m3 here: it counts as 480.
 Sources: Milakov & Gimelshein 2018 (online softmax); "Flash-Decoding", Dao et al. 2023 (split KV and merge).
 """
 
@@ -22,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .decode_partition import DecodeConfig, DecodeWorkspace, check_step
+from .decode_partition import PART_FIELDS, ROW_FIELDS, ROW_OF_PART, DecodeConfig, DecodeWorkspace, check_step, load_row
 from .dispatch import INTERPRETED, launches
 
 _ROWS = 16
@@ -84,6 +86,23 @@ def _token_offsets(key, block, NUM_KV_HEADS: tl.constexpr, WIDTH: tl.constexpr, 
 
 
 @triton.jit
+def _first_blocks(table, first_key, context, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr):
+    """[TILE]: the block of each key of a tile."""
+    key = first_key + tl.arange(0, TILE)
+    return tl.load(table + key // BLOCK_SIZE, mask=key < context, other=0)
+
+
+@triton.jit
+def _load_query(
+    q_row, head_stride, exists, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr
+):
+    """[ROWS, D]: the queries of a group, zeros below them."""
+    head, dim = tl.arange(0, ROWS)[:, None], tl.arange(0, D)[None, :]
+    mask = (head < tl.where(exists, GROUP, 0)) & (dim < HEAD_DIM)
+    return tl.load(q_row + head * head_stride + dim, mask=mask, other=0.0)
+
+
+@triton.jit
 def _reweigh(scores, seen, top):
     """Weights [ROWS, TILE] = exp2(score − new top), what earlier weights decay by and the new top, both [ROWS]."""
     scores = tl.where(seen[None, :], scores, -float("inf"))
@@ -93,34 +112,24 @@ def _reweigh(scores, seen, top):
 
 @triton.jit
 def _attend(
-    q_row,  # pointer to the first query head
-    q_head_stride,
+    q,  # [ROWS, D]
     kv_head,  # pointer to (block 0, the head)
-    table_row,  # pointer
+    table,  # pointer to the row's
+    block,  # [TILE], of the first tile's keys
     first_key,  # of the first tile
     lower,  # keys lower … context − 1 are seen
     context,
     num_tiles,
     qk_scale,
     NUM_KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     TILE: tl.constexpr,
     ROWS: tl.constexpr,
     D: tl.constexpr,
-    PDL: tl.constexpr,
 ):
     """Unnormalised output [ROWS, D], maximum of the scores in base 2 and sum of weights, [ROWS], of a run of tiles."""
-    head, dim = tl.arange(0, ROWS)[:, None], tl.arange(0, D)[None, :]
-    key = first_key + tl.arange(0, TILE)  # [TILE]
-    # A tile's blocks are looked up a tile ahead: its loads of KV need not wait for them.
-    block = tl.load(table_row + key // BLOCK_SIZE, mask=key < context, other=0)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-    q = tl.load(q_row + head * q_head_stride + dim, mask=(head < GROUP) & (dim < HEAD_DIM), other=0.0)  # [ROWS, D]
-
+    key, dim = first_key + tl.arange(0, TILE), tl.arange(0, D)[None, :]
     acc = tl.zeros([ROWS, D], tl.float32)
     # Finite, so that a tile without a key (of padding) subtracts no infinities.
     top = tl.full([ROWS], -1.0e30, tl.float32)
@@ -133,7 +142,8 @@ def _attend(
         k = tl.load(token[:, None] + dim, mask=mask, other=0.0)  # [TILE, D]
         v = tl.load(token[:, None] + (dim + BLOCK_SIZE * HEAD_DIM), mask=mask, other=0.0)
         key += TILE
-        block = tl.load(table_row + key // BLOCK_SIZE, mask=key < context, other=0)
+        # A tile's blocks are looked up a tile ahead: its loads of KV need not wait for them.
+        block = tl.load(table + key // BLOCK_SIZE, mask=key < context, other=0)
 
         scores = tl.dot(q, k.to(q.dtype).T, input_precision="ieee") * qk_scale  # [ROWS, TILE]
         weights, decay, top = _reweigh(scores, seen, top)
@@ -161,41 +171,32 @@ def _halves(pairs, E4M3: tl.constexpr):
 
 @triton.jit
 def _attend_fp8(
-    q_row,
-    q_head_stride,
+    q,
     kv_head,  # int16
-    table_row,
+    table,
+    block,
     first_key,
     lower,
     context,
     num_tiles,
     qk_scale,
     NUM_KV_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     TILE: tl.constexpr,
     ROWS: tl.constexpr,
     D: tl.constexpr,
-    PDL: tl.constexpr,
     E4M3: tl.constexpr,
 ):
     """`_attend` over fp8, two numbers to a word: matrix units read 16-bit tiles from shared memory whole, bytes one by
     one. Products are of even dimensions and of odd ones, in fp16."""
     WORDS: tl.constexpr = HEAD_DIM // 2
-    head, word = tl.arange(0, ROWS)[:, None], tl.arange(0, D // 2)[None, :]
-    key = first_key + tl.arange(0, TILE)
-    block = tl.load(table_row + key // BLOCK_SIZE, mask=key < context, other=0)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-    q_pair, q_mask = q_row + head * q_head_stride + word * 2, (head < GROUP) & (word < WORDS)
-    q_even = tl.load(q_pair, mask=q_mask, other=0.0).to(tl.float32)  # [ROWS, D / 2]
-    q_odd = tl.load(q_pair + 1, mask=q_mask, other=0.0).to(tl.float32)
+    key, word = first_key + tl.arange(0, TILE), tl.arange(0, D // 2)[None, :]
     # A head's queries are scaled to at most 1: fp16 has not the range of bf16.
-    q_top = tl.max(tl.maximum(tl.abs(q_even), tl.abs(q_odd)), 1)
+    q = q.to(tl.float32)
+    q_top = tl.max(tl.abs(q), 1)
     q_top = tl.where(q_top == 0.0, 1.0, q_top)[:, None]  # [ROWS, 1]
-    q_even, q_odd = (q_even / q_top).to(tl.float16), (q_odd / q_top).to(tl.float16)
+    q_even, q_odd = tl.split((q / q_top).to(tl.float16).reshape([ROWS, D // 2, 2]))  # [ROWS, D / 2]
     unit: tl.constexpr = 256.0 if E4M3 else 1.0
     row_scale = q_top * (qk_scale * unit)
 
@@ -210,7 +211,7 @@ def _attend_fp8(
         k = tl.load(token[:, None] + word, mask=mask, other=0)  # [TILE, D / 2]
         v = tl.load(token[:, None] + (word + BLOCK_SIZE * WORDS), mask=mask, other=0)
         key += TILE
-        block = tl.load(table_row + key // BLOCK_SIZE, mask=key < context, other=0)
+        block = tl.load(table + key // BLOCK_SIZE, mask=key < context, other=0)
 
         k_even, k_odd = _halves(k, E4M3)
         scores = tl.dot(q_odd, k_odd.T, tl.dot(q_even, k_even.T)) * row_scale  # [ROWS, TILE]
@@ -225,7 +226,7 @@ def _attend_fp8(
 @triton.jit
 def _merge(
     partials,  # pointer to this head's in slot 0
-    softmax,
+    log_sums,
     first_slot,  # of the first part; part p after it has slot 2p
     last_part,
     NUM_HEADS: tl.constexpr,
@@ -235,7 +236,7 @@ def _merge(
     GROUP_PAD: tl.constexpr,
     D: tl.constexpr,
 ):
-    """Unnormalised output [GROUP_PAD, D] and sum [GROUP_PAD] of a row's parts."""
+    """Output [GROUP_PAD, D] of a row's parts, whose outputs count as much as the sums of their weights."""
     head, dim = tl.arange(0, GROUP_PAD), tl.arange(0, D)
     acc = tl.zeros([GROUP_PAD, D], tl.float32)
     top = tl.full([GROUP_PAD], -1.0e30, tl.float32)
@@ -243,24 +244,61 @@ def _merge(
     first_part = first_slot // 2
     for start in tl.range(first_part, last_part + 1, PARTS):
         part = start + tl.arange(0, PARTS)
-        row = (tl.where(part == first_part, first_slot, part * 2) * NUM_HEADS)[:, None] + head[None, :]
-        mask = (part <= last_part)[:, None] & (head < GROUP)[None, :]  # [PARTS, GROUP_PAD]
+        slot = tl.where(part == first_part, first_slot, part * 2) * NUM_HEADS
+        row = head[:, None] + slot[None, :]  # [GROUP_PAD, PARTS]: parts within a thread, where they are summed
+        mask = (head < GROUP)[:, None] & (part <= last_part)[None, :]
         # Past the L1 cache, which may hold what lay there before.
-        tops = tl.load(softmax + row * 2, mask=mask, other=-float("inf"), cache_modifier=".cg")
-        totals = tl.load(softmax + row * 2 + 1, mask=mask, other=0.0, cache_modifier=".cg")
-        outputs = tl.load(  # [PARTS, GROUP_PAD, D]
+        logs = tl.load(log_sums + row, mask=mask, other=-float("inf"), cache_modifier=".cg")
+        outputs = tl.load(  # [GROUP_PAD, PARTS, D]
             partials + row[:, :, None] * HEAD_DIM + dim[None, None, :],
             mask=mask[:, :, None] & (dim < HEAD_DIM)[None, None, :],
             other=0.0,
             cache_modifier=".cg",
         )
-        new_top = tl.maximum(top, tl.max(tops, 0))
-        weights = tl.exp2(tops - new_top[None, :])
+        new_top = tl.maximum(top, tl.max(logs, 1))
+        weights = tl.exp2(logs - new_top[:, None])
         decay = tl.exp2(top - new_top)
-        total = total * decay + tl.sum(weights * totals, 0)
-        acc = acc * decay[:, None] + tl.sum(outputs * weights[:, :, None], 0)
+        total = total * decay + tl.sum(weights, 1)
+        acc = acc * decay[:, None] + tl.sum(outputs * weights[:, :, None], 1)
         top = new_top
-    return acc, total
+    return acc / tl.where(total == 0.0, 1.0, total)[:, None]
+
+
+@triton.jit
+def _share(
+    output,  # [ROWS, D]
+    log_sum,  # [ROWS]
+    partials,
+    log_sums,
+    arrival,
+    out_row,
+    out_head_stride,
+    slot,
+    first_slot,
+    last_part,
+    NUM_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    MERGED_PARTS: tl.constexpr,
+    GROUP_PAD: tl.constexpr,
+):
+    """Leaves what a part makes of a row in its slot; the last part of the row to arrive merges them and starts over."""
+    ROWS: tl.constexpr = output.shape[0]
+    D: tl.constexpr = output.shape[1]
+    head, merged_head, dim = tl.arange(0, ROWS), tl.arange(0, GROUP_PAD), tl.arange(0, D)[None, :]
+    row = slot * NUM_HEADS + head  # [ROWS]
+    of_group = (head < GROUP)[:, None] & (dim < HEAD_DIM)
+    tl.store(partials + row[:, None] * HEAD_DIM + dim, output, mask=of_group)
+    tl.store(log_sums + row, log_sum, mask=head < GROUP)
+    # All warps have stored before one of them announces it, and releases what it has seen.
+    tl.debug_barrier()
+    if tl.atomic_add(arrival, 1, sem="acq_rel") == last_part - first_slot // 2:
+        tl.store(arrival, 0)
+        merged = _merge(
+            partials, log_sums, first_slot, last_part, NUM_HEADS, GROUP, HEAD_DIM, MERGED_PARTS, GROUP_PAD, D
+        )
+        of_merged = (merged_head < GROUP)[:, None] & (dim < HEAD_DIM)
+        tl.store(out_row + merged_head[:, None] * out_head_stride + dim, merged, mask=of_merged)
 
 
 @triton.jit
@@ -274,14 +312,10 @@ def _decode_kernel(
     q,
     kv_layer,
     block_tables,
-    rows,
-    positions,
-    row_tiles,
-    row_slots,
-    part_tiles,
-    part_rows,
+    row_records,
+    part_records,
     partials,
-    softmax,
+    log_sums,
     arrivals,
     out,
     q_row_stride,
@@ -305,99 +339,105 @@ def _decode_kernel(
     PDL: tl.constexpr,
 ):
     kv_head, part = tl.program_id(0), tl.program_id(1)
-    NUM_HEADS: tl.constexpr = NUM_KV_HEADS * GROUP
-    head, dim = tl.arange(0, ROWS), tl.arange(0, D)
-    of_group = (head < GROUP)[:, None] & (dim < HEAD_DIM)[None, :]  # [ROWS, D]
-    merged_head = tl.arange(0, GROUP_PAD)
-    of_merged = (merged_head < GROUP)[:, None] & (dim < HEAD_DIM)[None, :]  # [GROUP_PAD, D]
+    head, dim = tl.arange(0, ROWS)[:, None], tl.arange(0, D)[None, :]
     # Of fp8, an element of kv_layer is two numbers.
-    kv_base = kv_layer + kv_head * 2 * BLOCK_SIZE * (HEAD_DIM if FP8 == "" else HEAD_DIM // 2)
+    WIDTH: tl.constexpr = HEAD_DIM if FP8 == "" else HEAD_DIM // 2
+    kv_base = kv_layer + kv_head * 2 * BLOCK_SIZE * WIDTH
 
-    part_start, part_end = tl.load(part_tiles + part), tl.load(part_tiles + part + 1)
-    b = tl.load(part_rows + part)
-    tile = part_start
-    while tile < part_end:
-        row_start, row_end = tl.load(row_tiles + b), tl.load(row_tiles + b + 1)
-        table_row = tl.load(rows + b)
-        context = tl.where(table_row < 0, 0, tl.load(positions + b) + 1)
-        lower = tl.maximum(context - WINDOW, 0) if WINDOW else 0
-        stop = tl.minimum(part_end, row_end)
-        q_row = q + b.to(tl.int64) * q_row_stride + kv_head * GROUP * q_head_stride
+    record = part_records + part * PART_FIELDS
+    part_start, part_end = tl.load(record), tl.load(record + 1)
+    first_row, num_rows = tl.load(record + 2), tl.load(record + 3)
+    row_start, row_end, table_row, context, first_slot, last_part = load_row(record + ROW_OF_PART)
+    context = tl.where(num_rows > 0, context, 0)  # an empty part's record is of no row
+    lower = tl.maximum(context - WINDOW, 0) if WINDOW else 0
+    first_key = (lower // TILE + part_start - row_start) * TILE
+    table = block_tables + tl.maximum(table_row, 0).to(tl.int64) * table_stride
+    block = _first_blocks(table, first_key, context, BLOCK_SIZE, TILE)
+    q_head = q + kv_head * GROUP * q_head_stride
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    q_row = q_head + first_row.to(tl.int64) * q_row_stride
+    query = _load_query(q_row, q_head_stride, num_rows > 0, GROUP, HEAD_DIM, ROWS, D)
+
+    # The first row and the last, in which other parts have a share, come before those between: merges then happen while
+    # there is KV to read, and not at the end.
+    b, nth = first_row, 0
+    while nth < num_rows:
+        next_b = tl.where(nth == 0, first_row + num_rows - 1, tl.where(nth == 1, first_row + 1, b + 1))
+        next_start, next_end, next_table_row, next_context, next_slot, next_last = load_row(
+            row_records + next_b * ROW_FIELDS
+        )
+        tile, stop = tl.maximum(part_start, row_start), tl.minimum(part_end, row_end)
         out_row = out + b.to(tl.int64) * out_row_stride + kv_head * GROUP * out_head_stride
-        table = block_tables + tl.maximum(table_row, 0).to(tl.int64) * table_stride
-        first_key = (lower // TILE + tile - row_start) * TILE
         if FP8 == "":
             acc, top, total = _attend(
-                q_row,
-                q_head_stride,
+                query,
                 kv_base,
                 table,
+                block,
                 first_key,
                 lower,
                 context,
                 stop - tile,
                 qk_scale,
                 NUM_KV_HEADS,
-                GROUP,
                 HEAD_DIM,
                 BLOCK_SIZE,
                 TILE,
                 ROWS,
                 D,
-                PDL,
             )
         else:
             acc, top, total = _attend_fp8(
-                q_row,
-                q_head_stride,
+                query,
                 kv_base,
                 table,
+                block,
                 first_key,
                 lower,
                 context,
                 stop - tile,
                 qk_scale,
                 NUM_KV_HEADS,
-                GROUP,
                 HEAD_DIM,
                 BLOCK_SIZE,
                 TILE,
                 ROWS,
                 D,
-                PDL,
                 FP8 == "e4m3",
             )
+        nth += 1
+        next_context = tl.where(nth < num_rows, next_context, 0)
+        lower = tl.maximum(next_context - WINDOW, 0) if WINDOW else 0
+        first_key = lower // TILE * TILE
+        table = block_tables + tl.maximum(next_table_row, 0).to(tl.int64) * table_stride
+        block = _first_blocks(table, first_key, next_context, BLOCK_SIZE, TILE)
+        q_row = q_head + next_b.to(tl.int64) * q_row_stride
+        query = _load_query(q_row, q_head_stride, nth < num_rows, GROUP, HEAD_DIM, ROWS, D)
         if (tile == row_start) & (stop == row_end):
-            row_out = out_row + head[:, None] * out_head_stride + dim[None, :]
-            tl.store(row_out, _normalise(acc, total, v_scale), mask=of_group)
+            mask = (head < GROUP) & (dim < HEAD_DIM)
+            tl.store(out_row + head * out_head_stride + dim, _normalise(acc, total, v_scale), mask=mask)
         else:
-            # A part's first row has its slot 0, its last row slot 1.
-            slot = (2 * part + (tile > part_start)) * NUM_HEADS + kv_head * GROUP + head  # [ROWS]
-            tl.store(partials + slot[:, None] * HEAD_DIM + dim[None, :], acc, mask=of_group)
-            tl.store(softmax + slot * 2, top, mask=head < GROUP)
-            tl.store(softmax + slot * 2 + 1, total, mask=head < GROUP)
-            first_slot, last_part = tl.load(row_slots + b * 2), tl.load(row_slots + b * 2 + 1)
-            # All warps have stored before one of them announces it, and releases what it has seen.
-            tl.debug_barrier()
-            arrival = arrivals + b * NUM_KV_HEADS + kv_head
-            if tl.atomic_add(arrival, 1, sem="acq_rel") == last_part - first_slot // 2:
-                tl.store(arrival, 0)
-                merged, merged_total = _merge(
-                    partials + kv_head * GROUP * HEAD_DIM,
-                    softmax + kv_head * GROUP * 2,
-                    first_slot,
-                    last_part,
-                    NUM_HEADS,
-                    GROUP,
-                    HEAD_DIM,
-                    MERGED_PARTS,
-                    GROUP_PAD,
-                    D,
-                )
-                row_out = out_row + merged_head[:, None] * out_head_stride + dim[None, :]
-                tl.store(row_out, _normalise(merged, merged_total, v_scale), mask=of_merged)
-        tile = stop
-        b += 1
+            _share(
+                _normalise(acc, total, v_scale),
+                top + tl.log2(total),
+                partials + kv_head * GROUP * HEAD_DIM,
+                log_sums + kv_head * GROUP,
+                arrivals + b * NUM_KV_HEADS + kv_head,
+                out_row,
+                out_head_stride,
+                2 * part + (b > first_row),  # a part's first row has its slot 0, its last row slot 1
+                first_slot,
+                last_part,
+                NUM_KV_HEADS * GROUP,
+                GROUP,
+                HEAD_DIM,
+                MERGED_PARTS,
+                GROUP_PAD,
+            )
+        b, row_start, row_end, context = next_b, next_start, next_end, next_context
+        first_slot, last_part = next_slot, next_last
 
 
 def paged_decode_attention(
@@ -417,8 +457,9 @@ def paged_decode_attention(
 ) -> Tensor:
     """[B, num_heads, head_dim]. `partition_decode` has been given these rows and positions on this workspace.
 
-    `pdl`: a programmatic dependent launch. The partition is then read before the launches ahead of this one are
-    done, so between partition_decode and the first layer's attention stands a launch without it.
+    `pdl`: a programmatic dependent launch. Partition and block tables are then read, and KV asked for in the L2 cache,
+    before the launches ahead of this one are done, so between what wrote the first two and the first layer's attention
+    stands a launch without it. Of compute capability 9.0 on.
     Raises ValueError on shapes, dtypes or strides it does not take, or a workspace for others."""
     _check(q, kv_layer, block_tables, rows, positions, workspace, window)
     if out is None:
@@ -437,14 +478,10 @@ def paged_decode_attention(
         q,
         kv_layer.view(torch.int16) if fp8 else kv_layer,
         block_tables,
-        rows,
-        positions,
-        workspace.row_tiles,
-        workspace.row_slots,
-        workspace.part_tiles,
-        workspace.part_rows,
+        workspace.row_records,
+        workspace.part_records,
         workspace.partials,
-        workspace.softmax,
+        workspace.log_sums,
         workspace.arrivals,
         out,
         q.stride(0),
@@ -468,9 +505,16 @@ def paged_decode_attention(
         PDL=pdl,
         num_warps=workspace.config.num_warps,
         num_stages=workspace.config.num_stages,
+        # Left to itself the assembler spills some to make room for programs that do not come. The next launch's do.
+        maxnreg=None if pdl else _registers(workspace.config),
         launch_pdl=pdl,
     )
     return out
+
+
+def _registers(config: DecodeConfig) -> int:
+    """Of a thread, when all programs of a multiprocessor share its 64 K."""
+    return min(255, 65536 // (32 * config.num_warps * config.programs_per_sm) // 8 * 8)
 
 
 def _merged_parts(config: DecodeConfig, elements: int) -> int:

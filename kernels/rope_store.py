@@ -113,7 +113,7 @@ def _stored(value, factor, FP8_MAX: tl.constexpr, dtype: tl.constexpr):
     return value.to(dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["rows", "positions"])
 def _rope_store_kernel(
     qkv,
     kv_layer,
@@ -156,8 +156,8 @@ def _rope_store_kernel(
     sin = tl.load(angle + HEAD_DIM // 2, mask=is_read, other=0)[None, :]
     block = tl.load(block_tables + row * table_stride + position // BLOCK_SIZE, mask=row >= 0, other=0).to(tl.int64)
     if PDL:
+        tl.extra.cuda.gdc_launch_dependents()  # attention looks up its blocks and prefetches KV before it waits
         tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
 
     source = qkv + token * qkv_stride + head[:, None] * HEAD_DIM + column[None, :]  # [HEADS, HALF]
     mask = (is_query | is_kv)[:, None] & is_read[None, :]

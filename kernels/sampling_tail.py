@@ -7,10 +7,11 @@ parameters, and a token does not depend on its row's neighbours. Order, ties and
 (penalties, temperature, top-k, top-p, min-p; noise of kernels/philox.py), to the bit but for top-p's sums: a token
 whose cumulative probability is within 1e-6 of top_p may fall on the other side, as fp32 exponentials have it.
 
-Two launches. `_scan`, a program for each tile of a row, reads all logits once; it draws for rows without truncation,
-and for others stores the changed logits, and the largest of each GROUP ids. `_finish`, a program for each row, takes
-the best of the tiles, or finds the thresholds and draws among what they leave (sampling_truncation.py). There is no
-sort and no [B, V] temporary.
+Two launches. `_scan`, a program for each tile of a row, reads all logits once and keeps numbers of each GROUP ids: the
+largest logit, for top-p the sum of weights, and where a token may be drawn from the whole row, the largest score, with
+noise known nearly. Nothing in it waits for another warp. `_finish`, a program for each row, knows from these which
+groups to look into, most often one; for rows with truncation see sampling_truncation.py. There is no sort and no [B, V]
+temporary, and logits are left alone.
 
 Asserted: contiguous logits, slots of the table or −1 (padding: token 0, nothing changed), each slot at most once.
 Source: Gumbel-max (Gumbel, 1954; Maddison et al., "A* sampling", 2014); top-p: Holtzman et al., 2019.
@@ -28,56 +29,56 @@ from torch import Tensor
 from . import sampling_table
 from .dispatch import launches
 from .philox import gumbel_noise
-from .sampling_draw import NO_TOKEN, draw_tile, largest
+from .sampling_draw import draw_groups, upper_scores
+from .sampling_row import LOWEST_KEY, adjust_logits, is_penalised
 from .sampling_table import SamplingTable
 from .sampling_truncation import draw_truncated
 
 GROUP = 32
-"""Neighbouring ids whose largest logit is kept."""
-SCAN = {"TILE": 2048, "num_warps": 4}
-"""One for every shape: sums are taken a tile at a time, and shall not depend on the batch."""
-MIN_NUM_TILES = 64
+"""Neighbouring ids that numbers are kept of."""
+SCAN = {"TILE": 4096, "num_warps": 8}
+FINISH = {"TILE": 2048, "CAPACITY": 1024, "num_warps": 4, "maxnreg": 255}
+"""TILE logits are read at once, and CAPACITY searched in registers; a warp at least for 1024 groups. So small that two
+programs share a multiprocessor; without `maxnreg`, a compiler aims at three, for which the registers do not do."""
+MAX_CAPACITY = 2048
+MIN_NUM_GROUPS = 4096
 """One size for most vocabularies, so that few variants are compiled."""
-FINISH = {"GROUPS_TILE": 2048, "TILE": 1024, "NUM_PIVOTS": 8, "num_warps": 8}
-"""GROUPS_TILE groups' maxima, or TILE logits, are compared with NUM_PIVOTS numbers at once."""
+_ROW_ALIGNMENT = 64
+"""Of the groups' numbers, so that they are read in wide loads."""
 
 _INF: tl.constexpr = tl.constexpr(float("inf"))
-_IN_PROMPT: tl.constexpr = tl.constexpr(sampling_table.IN_PROMPT)
 _WORDS: tl.constexpr = tl.constexpr(sampling_table.WORDS)
 _TEMPERATURE: tl.constexpr = tl.constexpr(sampling_table.TEMPERATURE)
 _TOP_K: tl.constexpr = tl.constexpr(sampling_table.TOP_K)
 _TOP_P: tl.constexpr = tl.constexpr(sampling_table.TOP_P)
 _LOG_MIN_P: tl.constexpr = tl.constexpr(sampling_table.LOG_MIN_P)
-_REPETITION: tl.constexpr = tl.constexpr(sampling_table.REPETITION)
-_FREQUENCY: tl.constexpr = tl.constexpr(sampling_table.FREQUENCY)
-_PRESENCE: tl.constexpr = tl.constexpr(sampling_table.PRESENCE)
 _KEY: tl.constexpr = tl.constexpr(sampling_table.KEY)
 
 
 class TailWorkspace:
-    """What the two kernels hand over, for up to `max_rows` rows; about V / 4 bytes a row."""
+    """What the two kernels hand over, for up to `max_rows` rows; about V / 2 bytes a row."""
 
-    def __init__(self, max_rows: int, vocab_size: int, device: torch.device | str, *, tile: int = SCAN["TILE"]) -> None:
-        num_tiles, num_groups = triton.cdiv(vocab_size, tile), triton.cdiv(vocab_size, GROUP)
-        self.tile = tile
+    def __init__(self, max_rows: int, vocab_size: int, device: torch.device | str) -> None:
         self.vocab_size = vocab_size
-        self.scores = torch.empty(max_rows, num_tiles, dtype=torch.float32, device=device)
-        """The best score of each tile; the largest logit in rows with truncation."""
-        self.tokens = torch.empty(max_rows, num_tiles, dtype=torch.int32, device=device)
-        self.sums = torch.empty(max_rows, num_tiles, dtype=torch.float32, device=device)
-        """Σ e^(logit − the tile's largest), of rows with truncation."""
-        self.group_max = torch.empty(max_rows, num_groups, dtype=torch.float32, device=device)
-        self.live = torch.empty(max_rows, num_groups, dtype=torch.int32, device=device)
+        stride = triton.cdiv(vocab_size, GROUP * _ROW_ALIGNMENT) * _ROW_ALIGNMENT
+        self.scores = torch.empty(max_rows, stride, dtype=torch.float32, device=device)
+        """At or a little above the best score of each group, in rows that a token is drawn from the whole of."""
+        self.maxima = torch.empty_like(self.scores)
+        """The largest logit of each group, in rows with truncation."""
+        self.sums = torch.empty_like(self.scores)
+        """Σ e^(logit − the group's largest), in rows with top-p and no top-k."""
+        self.live = torch.empty_like(self.scores, dtype=torch.int32)
+        self.found = torch.empty(max_rows, MAX_CAPACITY, dtype=torch.int64, device=device)
 
 
 def sample_tail(
     logits: Tensor, slots: Tensor, positions: Tensor, table: SamplingTable, *, workspace: TailWorkspace, out: Tensor
 ) -> Tensor:
-    """`out`, int32 or int64 [B], with one token for each row; −1 where a row has no finite largest logit.
+    """`out`, int32 or int64 [B], with one token for each row of `logits` fp32 [B, V]; −1 where a row has no finite
+    largest logit.
 
-    `logits` fp32 [B, V] are overwritten in rows with penalties or with temperature and truncation. `positions` int32
-    [B] is each token's place in its output, the counter of its noise. `table.last_token`, and `table.counts` of rows
-    with penalties, take the tokens up. Raises ValueError for wrong shapes, dtypes or layouts."""
+    `positions` int32 [B] is each token's place in its output, the counter of its noise. `table.last_token`, and
+    `table.counts` of rows with penalties, take the tokens up. Raises ValueError for wrong shapes, dtypes or layouts."""
     _check(logits, slots, positions, table, workspace, out)
     if not launches(logits):
         return ref_sample_tail(logits, slots, positions, table, out=out)
@@ -95,36 +96,28 @@ def launch_tail(
     scan: dict[str, int],
     finish: dict[str, int],
 ) -> Tensor:
-    """The kernels of `sample_tail` in given configurations; the workspace must be made for `scan`'s tile."""
-    assert workspace.tile == scan["TILE"]
+    """The kernels of `sample_tail` in given configurations."""
     num_rows, vocab_size = logits.shape
     if num_rows == 0:
         return out
     w = workspace
-    num_tiles, num_groups = w.scores.shape[1], w.group_max.shape[1]
-    shared = (table.words, table.floats, table.doubles, table.counts, w.scores, w.tokens, w.sums, w.group_max)
+    stride = w.scores.shape[1]
+    padded_groups = max(triton.next_power_of_2(stride), MIN_NUM_GROUPS)
+    shared = (table.words, table.floats, table.doubles, table.counts, w.scores, w.maxima, w.sums)
     # Contracted multiply-adds would round penalties otherwise than the steps do.
-    _scan[(num_tiles, num_rows)](
-        logits,
-        slots,
-        positions,
-        *shared,
-        vocab_size,
-        num_tiles,
-        num_groups,
-        GROUP=GROUP,
-        enable_fp_fusion=False,
-        **scan,
+    _scan[(triton.cdiv(vocab_size, scan["TILE"]), num_rows)](
+        logits, slots, positions, *shared, vocab_size, stride, GROUP=GROUP, enable_fp_fusion=False, **scan
     )
     _finish[(num_rows,)](
-        logits, slots, positions, *shared, w.live, table.last_token, out, vocab_size, num_tiles, num_groups,
-        GROUP=GROUP, NUM_TILES=max(triton.next_power_of_2(num_tiles), MIN_NUM_TILES), **finish,
+        logits, slots, positions, *shared, w.live, w.found, table.last_token, out, vocab_size, stride,
+        w.found.shape[1], GROUP=GROUP, NUM_GROUPS=padded_groups,
+        enable_fp_fusion=False, **(finish | {"num_warps": max(finish["num_warps"], padded_groups // 1024)}),
     )  # fmt: skip
     return out
 
 
 def ref_sample_tail(logits: Tensor, slots: Tensor, positions: Tensor, table: SamplingTable, *, out: Tensor) -> Tensor:
-    """`sample_tail` in plain torch, a row at a time; leaves `logits` alone."""
+    """`sample_tail` in plain torch, a row at a time."""
     for index, slot in enumerate(slots.tolist()):
         if slot < 0:
             out[index] = 0
@@ -184,110 +177,95 @@ def _ref_noise(words: Tensor, position: int, vocab_size: int) -> Tensor:
     return gumbel_noise(key[None], where, where * 0, ids[None], stream=0)[0]
 
 
-@triton.jit(do_not_specialize=["num_tiles", "num_groups"])
+@triton.jit(do_not_specialize_on_alignment=["slots", "positions"])
 def _scan(
-    logits, slots, positions, words, floats, doubles, counts, scores, tokens, sums, group_max,
-    V, num_tiles, num_groups, GROUP: tl.constexpr, TILE: tl.constexpr,
+    logits, slots, positions, words, floats, doubles, counts, scores, maxima, sums, V, stride,
+    GROUP: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     tile, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    quads = tile * (TILE // 4) + tl.arange(0, TILE // 4)
     ids = tile * TILE + tl.arange(0, TILE)
     inside = ids < V
-    line = logits + row * V + ids
-    values = tl.load(line, mask=inside, other=-_INF)  # first of all: the longest wait
+    values = tl.load(logits + row * V + ids, mask=inside, other=-_INF)  # first of all: the longest wait
     slot = tl.load(slots + row).to(tl.int64)
     if slot < 0:
         return
-    params = floats + slot * _WORDS
-    temperature = tl.load(params + _TEMPERATURE)
-    is_penalised, is_scaled = _is_penalised_row(params), (temperature != 0) & (temperature != 1)
-    if is_penalised:
-        values = _penalise(values, tl.load(counts + slot * V + ids, mask=inside, other=0), params)
-    if is_scaled:
-        values = tl.div_rn(values, temperature)
-    values = tl.where(values < _INF, values, _INF)  # NaN is +inf from here on: what a broken row is known by
-    place = row * num_tiles + tile
-    if _is_truncated_row(params, words + slot * _WORDS, doubles + slot * (_WORDS // 2)):
-        if is_penalised | is_scaled:
-            tl.store(line, values, mask=inside)
-        of_groups = tl.max(tl.reshape(values, (TILE // GROUP, GROUP)), 1)
-        group = tile * (TILE // GROUP) + tl.arange(0, TILE // GROUP)
-        tl.store(group_max + row * num_groups + group, of_groups, mask=group < num_groups)
-        most = tl.max(of_groups, 0)
-        tl.store(scores + place, most)
-        tl.store(sums + place, tl.sum(tl.exp(values - tl.where(tl.abs(most) < _INF, most, 0.0)), 0))
-    elif temperature == 0:
-        score, token = largest(values, ids)
-        tl.store(scores + place, score)
-        tl.store(tokens + place, token)
-    else:
-        key = words + slot * _WORDS + _KEY
-        score, token = draw_tile(values, quads, tl.load(positions + row), tl.load(key), tl.load(key + 1), TILE)
-        tl.store(scores + place, score)
-        tl.store(tokens + place, token)
+    params, ints = floats + slot * _WORDS, words + slot * _WORDS
+    is_truncated, is_nucleus, is_greedy = _needs(params, ints, doubles + slot * (_WORDS // 2))
+    values = adjust_logits(values, (logits, counts + slot * V, params), ids, inside)
+    group = tile * (TILE // GROUP) + tl.arange(0, TILE // GROUP)
+    place, stored = row * stride + group, group * GROUP < V
+    if is_truncated | is_greedy:
+        most = _of_groups(values, GROUP, TILE)  # [TILE / GROUP]
+        tl.store(tl.where(is_greedy, scores, maxima) + place, most, mask=stored)
+        if is_nucleus:
+            base = tl.where(tl.abs(most) < _INF, most, 0.0)
+            weights = tl.exp(tl.reshape(values, (TILE // GROUP, GROUP)) - base[:, None])
+            tl.store(sums + place, tl.sum(weights, 1), mask=stored)
+    if is_nucleus | (not (is_truncated | is_greedy)):
+        noise = (tl.load(positions + row), tl.load(ints + _KEY), tl.load(ints + _KEY + 1))
+        quads = tile * (TILE // 4) + tl.arange(0, TILE // 4)
+        upper = upper_scores(values, quads, noise, TILE)
+        tl.store(scores + place, _of_groups(upper, GROUP, TILE), mask=stored)
 
 
-@triton.jit(do_not_specialize=["num_tiles", "num_groups"])
+@triton.jit(do_not_specialize_on_alignment=["slots", "positions", "out"])
 def _finish(
-    logits, slots, positions, words, floats, doubles, counts, scores, tokens, sums, group_max, live, last_token, out,
-    V, num_tiles, num_groups,
-    GROUP: tl.constexpr, NUM_TILES: tl.constexpr, GROUPS_TILE: tl.constexpr, TILE: tl.constexpr,
-    NUM_PIVOTS: tl.constexpr,
+    logits, slots, positions, words, floats, doubles, counts, scores, maxima, sums, live, found, last_token, out,
+    V, stride, found_stride,
+    GROUP: tl.constexpr, NUM_GROUPS: tl.constexpr, TILE: tl.constexpr, CAPACITY: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
+    group = tl.arange(0, NUM_GROUPS)
+    first = row * stride
+    place, inside = first + group, group * GROUP < V
+    reach = tl.load(scores + place, mask=inside, other=-_INF)  # before it is known whether they are of this step
     slot = tl.load(slots + row).to(tl.int64)
     if slot < 0:
         tl.store(out + row, 0)
         return
     params, ints = floats + slot * _WORDS, words + slot * _WORDS
-    top_p = doubles + slot * (_WORDS // 2)
-    tile = tl.arange(0, NUM_TILES)
-    place = row * num_tiles + tile
-    score = tl.load(scores + place, mask=tile < num_tiles, other=-_INF)
-    best = tl.max(score, 0)
-    token = tl.full((), -1, tl.int32)
-    if tl.abs(best) < _INF:
-        if _is_truncated_row(params, ints, top_p):
-            share = tl.load(sums + place, mask=tile < num_tiles, other=0.0).to(tl.float64)
-            total = tl.sum(share * tl.exp(score - best).to(tl.float64), 0)
+    is_truncated, is_nucleus, is_greedy = _needs(params, ints, doubles + slot * (_WORDS // 2))
+    noise = (tl.load(positions + row), tl.load(ints + _KEY), tl.load(ints + _KEY + 1))
+    line = (logits + row * V, counts + slot * V, params)
+    token, logit = tl.full((), -1, tl.int32), tl.full((), 0.0, tl.float32)
+    is_drawn = is_nucleus | (is_truncated == 0)
+    if is_drawn & (tl.abs(tl.max(reach, 0)) < _INF):
+        all_kept = (LOWEST_KEY, LOWEST_KEY, V)
+        token, logit = draw_groups(line, reach, all_kept, V, noise, is_greedy, GROUP)
+    if is_truncated:
+        best = tl.max(tl.load(maxima + place, mask=inside, other=-_INF), 0)
+        if tl.abs(best) < _INF:
+            limits = (
+                tl.load(ints + _TOP_K),
+                tl.load(doubles + slot * (_WORDS // 2) + _TOP_P),
+                tl.load(params + _LOG_MIN_P),
+            )
             token = draw_truncated(
-                logits + row * V, group_max + row * num_groups, live + row * num_groups, num_groups, V, best, total,
-                tl.load(ints + _TOP_K), tl.load(top_p + _TOP_P), tl.load(params + _LOG_MIN_P),
-                tl.load(positions + row), tl.load(ints + _KEY), tl.load(ints + _KEY + 1),
-                GROUP, GROUPS_TILE, TILE, NUM_PIVOTS,
+                line,
+                (maxima + first, sums + first, scores + first, live + first, found + row * found_stride),
+                tl.cdiv(V, GROUP), V, best, limits, noise, token, logit, GROUP, NUM_GROUPS, TILE, CAPACITY,
             )  # fmt: skip
-        else:
-            winner = tl.load(tokens + place, mask=tile < num_tiles, other=NO_TOKEN)
-            token = tl.min(tl.where(score == best, winner, NO_TOKEN), 0)
+    if token >= 0:
         tl.store(last_token + slot, token)
-        if _is_penalised_row(params):
+        if is_penalised(params):
             count = counts + slot * V + token
             tl.store(count, tl.load(count) + 1)
     tl.store(out + row, token)
 
 
 @triton.jit
-def _penalise(values, counts, params):
-    """Repetition over prompt and output, then frequency and presence over the output, of fp32 [TILE]."""
-    repetition = tl.load(params + _REPETITION)
-    num_output = counts & (_IN_PROMPT - 1)
-    repeated = tl.where(values > 0, tl.div_rn(values, repetition), values * repetition)
-    present = tl.where(num_output > 0, tl.load(params + _PRESENCE), 0.0)
-    penalised = repeated - num_output.to(tl.float32) * tl.load(params + _FREQUENCY) - present
-    return tl.where(counts != 0, penalised, values)
+def _needs(params, ints, doubles):
+    """(is truncated, is truncated by top-p without top-k, is greedy) of a slot."""
+    temperature = tl.load(params + _TEMPERATURE)
+    has_top_k, has_top_p = tl.load(ints + _TOP_K) > 0, tl.load(doubles + _TOP_P) < 1.0
+    is_truncated = has_top_k | has_top_p | (tl.load(params + _LOG_MIN_P) > -_INF)
+    is_drawn = temperature != 0
+    return is_truncated & is_drawn, has_top_p & (has_top_k == 0) & is_drawn, temperature == 0
 
 
 @triton.jit
-def _is_penalised_row(params):
-    changes = tl.load(params + _FREQUENCY) != 0
-    return (tl.load(params + _REPETITION) != 1) | changes | (tl.load(params + _PRESENCE) != 0)
-
-
-@triton.jit
-def _is_truncated_row(params, ints, doubles):
-    truncates = (tl.load(ints + _TOP_K) > 0) | (tl.load(doubles + _TOP_P) < 1.0)
-    truncates = truncates | (tl.load(params + _LOG_MIN_P) > -_INF)
-    return truncates & (tl.load(params + _TEMPERATURE) != 0)
+def _of_groups(values, GROUP: tl.constexpr, TILE: tl.constexpr):
+    return tl.max(tl.reshape(values, (TILE // GROUP, GROUP)), 1)
 
 
 def _check(

@@ -41,7 +41,7 @@ def ref_apply_edits(logits: Tensor, rows: Tensor, ids: Tensor, values: Tensor, n
     return edited
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["capacity"], do_not_specialize_on_alignment=["rows", "ids", "values"])
 def _apply(logits, rows, ids, values, num_edits, capacity, V, BLOCK: tl.constexpr):
     edit = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = edit < tl.minimum(tl.load(num_edits), capacity)

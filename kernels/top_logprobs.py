@@ -3,12 +3,14 @@
     logits fp32 [B, V], tokens int32 or int64 [B], n -> of the tokens: log softmax fp32 [B], rank int32 [B];
     of the n largest logits: ids int32 [B, n], log softmax fp32 [B, n]
 
-log softmax(l)_t = (l_t − m) − log Σ e^(l − m), m the largest; exponentials fp32, the sum over tiles and the logarithm
+log softmax(l)_t = (l_t − m) − log Σ e^(l − m), m the largest; exponentials fp32, the sum over groups and the logarithm
 fp64. Equal logits are in the order of their ids: rank is 1 + the number of tokens before it in that order. A row comes
 out the same in any batch.
 
-Two launches: each tile's statistics and its largest logits, then a row's. A tile's largest are found as int64 keys, the
-logit's order-preserving integer above the inverted id, by Triton's bitonic top-k.
+Two launches. `_scan`, a program for each tile of a row, keeps the largest logit and the sum of each group of ids, and
+counts what is before the token. `_merge`, a program for each row, lists the tokens at or above a bound that the
+groups' largest logits give (sampling_search.py), little more than n of them, and counts for each of these how many are
+before it.
 
 Asserted: contiguous logits without NaN; tokens in the vocabulary, or −1 (log softmax −inf).
 """
@@ -23,13 +25,18 @@ import triton.language as tl
 from torch import Tensor
 
 from .dispatch import launches
-from .sampling_search import key_value, order_key
+from .sampling_row import entry_id, key_value, order_key
+from .sampling_search import bound, list_live, list_tokens, load_entries, threshold_of_many
 
 MAX_TOP = 32
+GROUP = 32
 SCAN = {"TILE": 2048, "num_warps": 4}
-MIN_NUM_TILES = 64
+MERGE = {"TILE": 2048, "CAPACITY": 128, "num_warps": 4}
+"""TILE logits are read at once, and CAPACITY compared with each other."""
+MIN_NUM_TILES, MIN_NUM_GROUPS = 64, 4096
 """One size for most vocabularies, so that few variants are compiled."""
-_LOWEST: tl.constexpr = tl.constexpr(-(2**63))
+_ROW_ALIGNMENT = 64
+"""Of the groups' numbers, so that they are read in wide loads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +69,12 @@ class LogprobWorkspace:
         self, max_rows: int, vocab_size: int, max_top: int, device: torch.device | str, *, tile: int = SCAN["TILE"]
     ) -> None:
         self.tile, self.vocab_size, self.max_top = tile, vocab_size, max_top
-        num_tiles = triton.cdiv(vocab_size, tile)
-        self.maxima = torch.empty(max_rows, num_tiles, dtype=torch.float32, device=device)
+        stride = triton.cdiv(vocab_size, GROUP * _ROW_ALIGNMENT) * _ROW_ALIGNMENT
+        self.maxima = torch.empty(max_rows, stride, dtype=torch.float32, device=device)
         self.sums = torch.empty_like(self.maxima)
-        self.num_before = torch.empty_like(self.maxima, dtype=torch.int32)
-        self.keys = torch.empty(max_rows, num_tiles, _width(max_top), dtype=torch.int64, device=device)
+        self.live = torch.empty_like(self.maxima, dtype=torch.int32)
+        self.num_before = torch.empty(max_rows, triton.cdiv(vocab_size, tile), dtype=torch.int32, device=device)
+        self.found = torch.empty(max_rows, MERGE["CAPACITY"] + max_top, dtype=torch.int64, device=device)
 
     def fits(self, num_rows: int, vocab_size: int, num_top: int) -> bool:
         return num_rows <= len(self.maxima) and vocab_size == self.vocab_size and num_top <= self.max_top
@@ -108,21 +116,20 @@ def launch_top_logprobs(
     """The kernels of `top_logprobs` in a given configuration; the workspace must be made for its tile."""
     assert workspace.tile == scan["TILE"]
     num_rows, vocab_size = logits.shape
-    num_tiles, width, w = workspace.maxima.shape[1], _width(num_top), workspace
+    w = workspace
+    num_tiles, stride = w.num_before.shape[1], w.maxima.shape[1]
+    padded_groups = max(triton.next_power_of_2(stride), MIN_NUM_GROUPS)
     if num_rows == 0:
         return out
-    shared = (logits, tokens, w.maxima, w.sums, w.num_before, w.keys)
-    _scan[(num_tiles, num_rows)](*shared, vocab_size, num_tiles, TOP=width, **scan)
+    shared = (logits, tokens, w.maxima, w.sums, w.num_before)
+    _scan[(num_tiles, num_rows)](*shared, vocab_size, stride, num_tiles, GROUP=GROUP, **scan)
     _merge[(num_rows,)](
-        *shared, out.logprobs, out.ranks, out.top_ids, out.top_logprobs, vocab_size, num_tiles, num_top,
-        TOP=width, NUM_TILES=max(triton.next_power_of_2(num_tiles), MIN_NUM_TILES), num_warps=4,
+        *shared, w.live, w.found, out.logprobs, out.ranks, out.top_ids, out.top_logprobs,
+        vocab_size, stride, num_tiles, w.found.shape[1], num_top, GROUP=GROUP,
+        NUM_GROUPS=padded_groups, NUM_TILES=max(triton.next_power_of_2(num_tiles), MIN_NUM_TILES),
+        **(MERGE | {"num_warps": max(MERGE["num_warps"], padded_groups // 1024)}),
     )  # fmt: skip
     return out
-
-
-def _width(num_top: int) -> int:
-    """Keys kept of a tile: a power of two, and two at least, as tl.topk finds no single one."""
-    return triton.next_power_of_2(max(num_top, 2))
 
 
 def ref_top_logprobs(logits: Tensor, tokens: Tensor, num_top: int, *, out: TopLogprobs | None = None) -> TopLogprobs:
@@ -142,32 +149,34 @@ def ref_top_logprobs(logits: Tensor, tokens: Tensor, num_top: int, *, out: TopLo
 
 @triton.jit(do_not_specialize=["num_tiles"])
 def _scan(
-    logits, tokens, maxima, sums, num_before, keys, V, num_tiles, TOP: tl.constexpr, TILE: tl.constexpr
+    logits, tokens, maxima, sums, num_before, V, stride, num_tiles, GROUP: tl.constexpr, TILE: tl.constexpr
 ):  # fmt: skip
     tile, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     ids = tile * TILE + tl.arange(0, TILE)
     values = tl.load(logits + row * V + ids, mask=ids < V, other=float("-inf"))
     token = tl.load(tokens + row).to(tl.int32)
     logit = tl.load(logits + row * V + token, mask=token >= 0, other=float("-inf"))
-    place = row * num_tiles + tile
-    most = tl.max(values, 0)
-    tl.store(maxima + place, most)
-    tl.store(sums + place, tl.sum(tl.exp(values - tl.where(most > float("-inf"), most, 0.0)), 0))
+    of_groups = tl.reshape(values, (TILE // GROUP, GROUP))
+    most = tl.max(of_groups, 1)
+    base = tl.where(most > float("-inf"), most, 0.0)
+    group = tile * (TILE // GROUP) + tl.arange(0, TILE // GROUP)
+    place, stored = row * stride + group, group * GROUP < V
+    tl.store(maxima + place, most, mask=stored)
+    tl.store(sums + place, tl.sum(tl.exp(of_groups - base[:, None]), 1), mask=stored)
     is_before = (values > logit) | ((values == logit) & ((ids < token) | (token < 0)) & (ids < V))
-    tl.store(num_before + place, tl.sum(is_before.to(tl.int32), 0))
-    key = (order_key(values).to(tl.int64) << 32) | ((~ids).to(tl.int64) & 0xFFFF_FFFF)
-    largest = tl.topk(tl.where(ids < V, key, _LOWEST), TOP)
-    tl.store(keys + place * TOP + tl.arange(0, TOP), largest)
+    tl.store(num_before + row * num_tiles + tile, tl.sum(is_before.to(tl.int32), 0))
 
 
-@triton.jit(do_not_specialize=["num_tiles", "num_top"])
+@triton.jit(do_not_specialize=["num_tiles", "found_stride", "num_top"])
 def _merge(
-    logits, tokens, maxima, sums, num_before, keys, logprobs, ranks, top_ids, top_logprobs, V, num_tiles, num_top,
-    TOP: tl.constexpr, NUM_TILES: tl.constexpr,
+    logits, tokens, maxima, sums, num_before, live, found, logprobs, ranks, top_ids, top_logprobs,
+    V, stride, num_tiles, found_stride, num_top,
+    GROUP: tl.constexpr, NUM_GROUPS: tl.constexpr, NUM_TILES: tl.constexpr,
+    TILE: tl.constexpr, CAPACITY: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    tile = tl.arange(0, NUM_TILES)
-    place, inside = row * num_tiles + tile, tile < num_tiles
+    group, tile = tl.arange(0, NUM_GROUPS), tl.arange(0, NUM_TILES)
+    place, inside = row * stride + group, group * GROUP < V
     most = tl.load(maxima + place, mask=inside, other=float("-inf"))
     best = tl.max(most, 0)
     share = tl.load(sums + place, mask=inside, other=0.0) * tl.exp(most - best)
@@ -175,15 +184,34 @@ def _merge(
     token = tl.load(tokens + row)
     logit = tl.load(logits + row * V + token, mask=token >= 0, other=float("-inf"))
     tl.store(logprobs + row, ((logit - best).to(tl.float64) - log_total).to(tl.float32))
-    tl.store(ranks + row, 1 + tl.sum(tl.load(num_before + place, mask=inside, other=0), 0))
-    entry = tl.arange(0, NUM_TILES * TOP)
-    key = tl.load(keys + row * num_tiles * TOP + entry, mask=entry < num_tiles * TOP, other=_LOWEST)
-    largest = tl.topk(key, TOP)
-    rank = tl.arange(0, TOP)
-    value = key_value((largest >> 32).to(tl.int32))
-    tl.store(top_ids + row * num_top + rank, (~largest).to(tl.int32), mask=rank < num_top)
-    logprob = ((value - best).to(tl.float64) - log_total).to(tl.float32)
-    tl.store(top_logprobs + row * num_top + rank, logprob, mask=rank < num_top)
+    before = tl.load(num_before + row * num_tiles + tile, mask=tile < num_tiles, other=0)
+    tl.store(ranks + row, 1 + tl.sum(before, 0))
+    if num_top > 0:
+        line, found = (logits + row * V, None, None), found + row * found_stride
+        keys, top = order_key(most), order_key(best)
+        floor = bound(keys, tl.where(inside, 1.0, 0.0), inside, num_top, top)
+        listed = (live + row * stride, list_live(keys, inside, floor, live + row * stride), tl.cdiv(V, GROUP))
+        num = _list_top(line, listed, found, V, best, num_top, floor, top, CAPACITY, GROUP, TILE)
+        entries = load_entries(found, num, CAPACITY)
+        rank = tl.sum((entries[None, :] > entries[:, None]).to(tl.int32), 1)  # [CAPACITY]
+        is_top = (tl.arange(0, CAPACITY) < num) & (rank < num_top)
+        logprob = ((key_value((entries >> 32).to(tl.int32)) - best).to(tl.float64) - log_total).to(tl.float32)
+        tl.store(top_ids + row * num_top + rank, entry_id(entries), mask=is_top)
+        tl.store(top_logprobs + row * num_top + rank, logprob, mask=is_top)
+
+
+@triton.jit
+def _list_top(
+    line, live, found, V, best, num_top, floor, top, CAPACITY: tl.constexpr, GROUP: tl.constexpr, TILE: tl.constexpr
+):
+    """How many tokens are listed, CAPACITY at most: all at or above `floor`, or, where these are too many, all above
+    the `num_top`-th largest logit, and the lowest ids at it."""
+    num = list_tokens(line, live, V, floor, top, found, CAPACITY, GROUP, TILE)
+    if num > CAPACITY:
+        last = threshold_of_many(line, live, V, best, False, num_top, floor, top, found, CAPACITY, GROUP, TILE)
+        num = list_tokens(line, live, V, last + 1, top, found, CAPACITY, GROUP, TILE)  # fewer than num_top
+        num += list_tokens(line, live, V, last, last, found + num, CAPACITY, GROUP, TILE)
+    return tl.minimum(num, CAPACITY)
 
 
 def _check(logits: Tensor, tokens: Tensor, num_top: int) -> None:

@@ -6,7 +6,7 @@ each other; such ties are counted.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,12 @@ import torch
 import transformers
 from isthmus.decode.sampler import Sampler
 from isthmus.engine.config import ModelConfig
-from isthmus.engine.load import load_engine
+from isthmus.engine.cuda.parts import CudaParts
+from isthmus.engine.cuda.runtime import HostRuntime
+from isthmus.engine.load import load_engine, load_model
 from isthmus.engine.worker import Loaded
 from isthmus.kernels.philox import gumbel_noise
+from isthmus.tests.engine.cuda_tiny import LADDER, engine_around
 from isthmus.text.gguf_config import gguf_config
 from isthmus.text.gguf_metadata import read_gguf
 from isthmus.wire.messages import Fingerprint
@@ -93,6 +96,15 @@ class Reference:
         )
         name = Fingerprint(str(self.weights), "", repr(sizes.rope), sizes.num_layers, sizes.vocab_size, BLOCK_SIZE)
         return Loaded(engine, name, min(sizes.max_position_embeddings, engine.num_blocks * BLOCK_SIZE))
+
+    def load_gpu_engine(self, _: str) -> Loaded:
+        """As `load`, with the engine for GPUs, over its kernels' references: every step is launched ahead."""
+        model = load_model(ModelConfig.from_hf(self.config), self.weights, torch.float32, parts=CudaParts(pdl=False))
+        runtime = HostRuntime()
+        engine = engine_around(model, runtime, torch.float32, num_blocks=256, block_size=BLOCK_SIZE)
+        engine.capture(LADDER)
+        loaded = self.load("")
+        return replace(loaded, engine=engine)
 
     def check(self, prompt_ids: Sequence[int], output: Sequence[int], params: SamplingParams, choice: int = 0) -> None:
         """Raises AssertionError at the first token that transformers' logits and the seed do not explain."""

@@ -1,33 +1,88 @@
-"""Decode attention at the shapes of Llama-3.1-8B and SmolLM2-135M, against the time to read the KV once."""
+"""Decode attention at the shapes of Llama-3.1-8B and SmolLM2-135M, against the time to read the KV once.
+
+It is launched as the engine launches it, programmatically where the GPU can. Runs follow one another, so each may ask
+for its first KV while the one ahead ends; beside that stand runs that follow the rotation of their own layer's Q and K,
+as in a model, and a kernel that reads the same KV by the same partition and makes nothing of it.
+"""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
-from ...kernels.decode_partition import DecodeConfig, DecodeWorkspace, decode_config, decode_workspace, partition_decode
+from ...kernels.decode_partition import (
+    PART_FIELDS,
+    ROW_FIELDS,
+    ROW_OF_PART,
+    DecodeConfig,
+    DecodeWorkspace,
+    decode_workspace,
+    load_row,
+    partition_decode,
+)
 from ...kernels.paged_decode_attention import paged_decode_attention, ref_paged_decode_attention
+from ...kernels.rope_store import rope_store
 from ..kernel_case import KernelCase, Run
 
 BLOCK_SIZE = 16
 ROTATED_BYTES = 200_000_000
 MAX_LAYERS = 48
 
+PROGRAMMATIC_CAPABILITY = (9, 0)
+
 # By name; how many programs fit on a multiprocessor follows from 227 KB of shared memory and 64 K registers.
 WIDE_CONFIGS = {
-    "tile 64, 4 warps, 3 stages, 3 per SM": DecodeConfig(tile=64, num_warps=4, num_stages=3, programs_per_sm=3),
-    "tile 64, 4 warps, 4 stages, 2 per SM": DecodeConfig(tile=64, num_warps=4, num_stages=4, programs_per_sm=2),
-    "tile 64, 2 warps, 3 stages, 3 per SM": DecodeConfig(tile=64, num_warps=2, num_stages=3, programs_per_sm=3),
-    "tile 32, 4 warps, 4 stages, 4 per SM": DecodeConfig(tile=32, num_warps=4, num_stages=4, programs_per_sm=4),
-    "tile 128, 8 warps, 3 stages, 1 per SM": DecodeConfig(tile=128, num_warps=8, num_stages=3, programs_per_sm=1),
+    "parts of 1 tile or more": DecodeConfig(64, 4, 3, 2, min_tiles=1),
+    "parts of 3 tiles or more": DecodeConfig(64, 4, 3, 2, min_tiles=3),
+    "tile 64, 2 warps, 3 stages, 2 per SM": DecodeConfig(64, 2, 3, 2, min_tiles=2),
+    "tile 64, 2 warps, 3 stages, 3 per SM": DecodeConfig(64, 2, 3, 3, min_tiles=2),
+    "tile 32, 2 warps, 4 stages, 4 per SM": DecodeConfig(32, 2, 4, 4, min_tiles=4),
+    "tile 64, 4 warps, 4 stages, 2 per SM": DecodeConfig(64, 4, 4, 2, min_tiles=2),
 }
 # Half the bytes a token: of fp8, or of a small head.
 NARROW_CONFIGS = {
-    "tile 64, 4 warps, 3 stages, 3 per SM": DecodeConfig(tile=64, num_warps=4, num_stages=3, programs_per_sm=3),
-    "tile 64, 4 warps, 4 stages, 3 per SM": DecodeConfig(tile=64, num_warps=4, num_stages=4, programs_per_sm=3),
-    "tile 128, 4 warps, 4 stages, 2 per SM": DecodeConfig(tile=128, num_warps=4, num_stages=4, programs_per_sm=2),
+    "tile 64, 2 warps, 4 stages, 3 per SM": DecodeConfig(64, 2, 4, 3, min_tiles=2),
+    "tile 64, 4 warps, 4 stages, 2 per SM": DecodeConfig(64, 4, 4, 2, min_tiles=2),
 }
+
+
+@triton.jit
+def _read_kernel(  # type: ignore[no-untyped-def]
+    words,
+    block_tables,
+    row_records,
+    part_records,
+    out,
+    table_stride,
+    NUM_KV_HEADS: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    WORDS: tl.constexpr,
+    TILE: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """Reads the KV that a program of decode attention reads, WORDS int32 a block and head."""
+    kv_head, part = tl.program_id(0), tl.program_id(1)
+    record = part_records + part * PART_FIELDS
+    tile, part_end, b = tl.load(record), tl.load(record + 1), tl.load(record + 2)
+    row_start, row_end, table_row, context, _, _ = load_row(record + ROW_OF_PART)
+    nth, word = tl.arange(0, TILE // BLOCK_SIZE), tl.arange(0, WORDS)
+    read = tl.zeros([TILE // BLOCK_SIZE, WORDS], tl.int32)
+    while tile < part_end:
+        stop = tl.minimum(part_end, row_end)
+        table = block_tables + table_row.to(tl.int64) * table_stride
+        for step in tl.range(tile - row_start, stop - row_start, num_stages=STAGES):
+            block_id = step * (TILE // BLOCK_SIZE) + nth
+            mask = block_id * BLOCK_SIZE < context
+            block = tl.load(table + block_id, mask=mask, other=0).to(tl.int64)
+            start = words + (block * NUM_KV_HEADS + kv_head) * WORDS
+            read ^= tl.load(start[:, None] + word[None, :], mask=mask[:, None], other=0)
+        tile, b = stop, b + 1
+        if tile < part_end:
+            row_start, row_end, table_row, context, _, _ = load_row(row_records + b * ROW_FIELDS)
+    tl.store(out + part * NUM_KV_HEADS + kv_head, tl.xor_sum(tl.xor_sum(read, 1), 0))
 
 
 @dataclass(frozen=True)
@@ -75,7 +130,11 @@ class Step:
         self.rows = torch.arange(batch, dtype=torch.int32, device=device)
         self.positions = torch.tensor(shape.contexts, dtype=torch.int32, device=device) - 1
         self.q = torch.randn(batch, shape.num_heads, shape.head_dim, device=device, dtype=torch.bfloat16)
-        self.out = torch.empty_like(self.q)
+        num_heads = shape.num_heads + 2 * shape.num_kv_heads
+        self.qkv = torch.randn(batch, num_heads * shape.head_dim, device=device, dtype=torch.bfloat16)
+        self.cos_sin = torch.rand(max(shape.contexts), 2, shape.head_dim // 2, device=device)
+        self.pdl = torch.cuda.get_device_capability(device) >= PROGRAMMATIC_CAPABILITY
+        self.rotated, self.out = torch.empty_like(self.q), torch.empty_like(self.q)
         self.scale = shape.head_dim**-0.5
 
     def workspace(self, config: DecodeConfig | None = None) -> DecodeWorkspace:
@@ -88,29 +147,62 @@ class Step:
     def partition(self, workspace: DecodeWorkspace) -> None:
         partition_decode(self.rows, self.positions, workspace=workspace)
 
-    def attention(self, layer: Tensor, workspace: DecodeWorkspace, pdl: bool = False) -> Tensor:
-        inputs = (self.q, layer, self.tables, self.rows, self.positions)
+    def attention(self, layer: Tensor, workspace: DecodeWorkspace, pdl: bool, q: Tensor | None = None) -> Tensor:
+        inputs = (self.q if q is None else q, layer, self.tables, self.rows, self.positions)
         return paged_decode_attention(*inputs, scale=self.scale, workspace=workspace, out=self.out, pdl=pdl)
 
-    def runs(self, config: DecodeConfig | None = None, pdl: bool = False) -> list[Run]:
+    def rotation(self, layer: Tensor) -> Tensor:
+        inputs = (self.qkv, layer, self.tables, self.rows, self.positions, self.cos_sin)
+        return rope_store(*inputs, num_heads=self.shape.num_heads, q_out=self.rotated, pdl=self.pdl)
+
+    def runs(self, config: DecodeConfig | None = None, pdl: bool | None = None) -> list[Run]:
+        workspace, pdl = self.workspace(config), self.pdl if pdl is None else pdl
+
+        def run(layer: Tensor) -> Run:
+            return lambda: self.attention(layer, workspace, pdl)
+
+        return [run(layer) for layer in self.layers]
+
+    def runs_after_rotation(self, config: DecodeConfig | None = None) -> list[Run]:
         workspace = self.workspace(config)
-        return [self._run(layer, workspace, pdl) for layer in self.layers]
 
-    def _run(self, layer: Tensor, workspace: DecodeWorkspace, pdl: bool) -> Run:
-        return lambda: self.attention(layer, workspace, pdl)
+        def run(layer: Tensor) -> Run:
+            return lambda: self.attention(layer, workspace, self.pdl, self.rotation(layer))
 
-    def sums(self) -> list[Run]:
-        """The vendor's reading of the same bytes."""
-        total = torch.empty((), dtype=torch.int64, device=self.device)
+        return [run(layer) for layer in self.layers]
+
+    def rotations(self) -> list[Run]:
+        def run(layer: Tensor) -> Run:
+            return lambda: self.rotation(layer)
+
+        return [run(layer) for layer in self.layers]
+
+    def reads(self) -> list[Run]:
+        """The same bytes by the same programs, without a use."""
+        workspace, shape = self.workspace(), self.shape
+        read = torch.empty(workspace.num_parts * shape.num_kv_heads, dtype=torch.int32, device=self.device)
 
         def run(words: Tensor) -> Run:
-            return lambda: torch.sum(words, dim=0, out=total)
+            return lambda: _read_kernel[(shape.num_kv_heads, workspace.num_parts)](
+                words,
+                self.tables,
+                workspace.row_records,
+                workspace.part_records,
+                read,
+                self.tables.stride(0),
+                NUM_KV_HEADS=shape.num_kv_heads,
+                BLOCK_SIZE=BLOCK_SIZE,
+                WORDS=words.shape[-1],
+                TILE=workspace.config.tile,
+                STAGES=workspace.config.num_stages,
+                num_warps=workspace.config.num_warps,
+            )
 
-        return [run(layer.flatten().view(torch.int32)) for layer in self.layers]
+        return [run(layer.flatten(2).view(torch.int32)) for layer in self.layers]
 
     def check(self) -> tuple[Tensor, Tensor]:
         inputs = (self.layers[0], self.tables, self.rows, self.positions)
-        out = self.attention(self.layers[0], self.workspace())
+        out = self.attention(self.layers[0], self.workspace(), self.pdl)
         return out.clone(), ref_paged_decode_attention(self.q.float(), *inputs, scale=self.scale)
 
 
@@ -126,12 +218,12 @@ def cases(device: torch.device) -> Iterator[KernelCase]:
 
 def _case(step: Step, configs: dict[str, DecodeConfig]) -> KernelCase:
     shape = step.shape
-    default = decode_config(shape.head_dim, shape.kv_dtype)
     peers: dict[str, Sequence[Run]] = {name: step.runs(config) for name, config in configs.items()}
-    peers["two tiles a part"] = step.runs(replace(default, min_tiles=2))
-    peers["three waves of programs"] = step.runs(replace(default, programs_per_sm=3 * default.programs_per_sm))
-    peers["programmatic launch"] = step.runs(pdl=True)
-    peers["torch.sum of the KV"] = step.sums()
+    peers["an ordinary launch"] = step.runs(pdl=False)
+    peers["KV read only, an ordinary launch"] = step.reads()
+    if shape.kv_dtype == torch.bfloat16:
+        peers["rope_store alone"] = step.rotations()
+        peers["rope_store and this"] = step.runs_after_rotation()
     return KernelCase(
         op="paged_decode_attention",
         shape=shape.name,

@@ -17,7 +17,7 @@ from ..kernel_case import KernelCase, Run
 
 ROTATED_BYTES = 200_000_000
 MAX_RUNS = 128
-SCANS = ((1024, 4), (2048, 8), (4096, 8))
+SCANS = ((1024, 2), (1024, 4), (4096, 8))
 
 
 def cases(device: torch.device) -> Iterator[KernelCase]:

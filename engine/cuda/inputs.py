@@ -18,6 +18,7 @@ from .step_sizes import StepSize
 
 FIELDS = ("token_ids", "rows", "positions", "draw_positions", "new_indices", "new_blocks")
 PADDING = (0, -1, 0, 0, -1, 0)
+ALIGNED = 16
 MAX_EDITS = 1 << 17
 """That a captured step takes: 512 sequences with a bias on 256 tokens each."""
 
@@ -35,8 +36,10 @@ class TokenInputs:
 
 
 class Inputs:
+    """Fields begin at multiples of ALIGNED: kernels are compiled anew for pointers of another alignment."""
+
     def __init__(self, runtime: Runtime, max_tokens: int) -> None:
-        size = len(FIELDS) * max_tokens
+        size = len(FIELDS) * _aligned(max_tokens)
         self._device = torch.zeros(size, dtype=torch.int32, device=runtime.device)
         self._host = [runtime.pinned(size) for _ in range(2)]
         self._numpy = [host.numpy() for host in self._host]
@@ -44,18 +47,19 @@ class Inputs:
 
     def of(self, num_tokens: int) -> TokenInputs:
         """Where `upload` puts the inputs of so many tokens: always the same place."""
-        return TokenInputs(*self._device[: len(FIELDS) * num_tokens].view(len(FIELDS), num_tokens).unbind(0))
+        fields = self._device[: len(FIELDS) * _aligned(num_tokens)].view(len(FIELDS), -1)
+        return TokenInputs(*fields[:, :num_tokens].unbind(0))
 
     def upload(self, parity: int, tokens: np.ndarray, given: StepSize, size: StepSize) -> None:
         """`tokens` int32 [fields, n]: rows of one token, then those of chunks, as many as `given` says. Each kind is
         filled up with padding to what `size` says."""
         num_single, num_tokens = given.num_single, size.num_tokens
-        table = self._numpy[parity][: len(FIELDS) * num_tokens].reshape(len(FIELDS), num_tokens)
+        table = self._numpy[parity][: len(FIELDS) * _aligned(num_tokens)].reshape(len(FIELDS), -1)
         if given != size:
             table[:] = np.array(PADDING, np.int32)[:, None]
         table[:, :num_single] = tokens[:, :num_single]
         table[:, size.num_single : size.num_single + given.num_chunk_tokens] = tokens[:, num_single:]
-        length = table.size
+        length = table.size  # what is between fields is never read
         self._device[:length].copy_(self._host[parity][:length], non_blocking=True)
 
 
@@ -112,6 +116,10 @@ class EditInputs:
             for tensor, values in ((self.rows, edits.rows), (self.ids, edits.ids), (self.values, edits.values)):
                 to_device(self._runtime, values, out=tensor[:num_edits])
         self.count.fill_(num_edits)
+
+
+def _aligned(num_tokens: int) -> int:
+    return -(-num_tokens // ALIGNED) * ALIGNED
 
 
 def edits_to_device(runtime: Runtime, edits: Edits) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields, replace
 import pytest
 import torch
 from isthmus.kernels.decode_partition import (
+    ROW_OF_PART,
     DecodeConfig,
     decode_config,
     decode_workspace,
@@ -93,7 +94,7 @@ class Step:
             config=shape.config,
         )
         self.workspace.partials.fill_(math.nan)
-        self.workspace.softmax.fill_(math.nan)
+        self.workspace.log_sums.fill_(math.nan)
 
     def partition(self):
         partition_decode(self.rows, self.positions, workspace=self.workspace)
@@ -138,9 +139,11 @@ def relative_error(out, reference):
     return difference.item()
 
 
-def check_partition(batch, config, window, device):
+def check_partition(batch, even, config, window, device):
     generator = torch.Generator().manual_seed(batch)
     contexts = torch.randint(0, 700, (batch,), generator=generator).int()
+    if even:
+        contexts[:] = 300
     rows, positions = torch.where(contexts > 0, torch.arange(batch), -1).int().to(device), (contexts - 1).to(device)
 
     def workspace():
@@ -149,8 +152,10 @@ def check_partition(batch, config, window, device):
     ours, reference = workspace(), workspace()
     partition_decode(rows, positions, workspace=ours)
     ref_partition_decode(rows, positions, workspace=reference)
-    for name in ("row_tiles", "row_slots", "part_tiles", "part_rows"):
-        assert getattr(ours, name).tolist() == getattr(reference, name).tolist(), name
+    assert ours.row_records.tolist() == reference.row_records.tolist()
+    assert ours.part_records[:, :4].tolist() == reference.part_records[:, :4].tolist()
+    filled = ours.part_records[:, 0] < ours.part_records[:, 1]
+    assert ours.part_records[filled].tolist() == reference.part_records[filled].tolist()
 
 
 SMALL = DecodeConfig(tile=16, num_warps=4, num_stages=2, programs_per_sm=1)
@@ -159,6 +164,7 @@ INTERPRETED = [
     Shape((15, 16, 17), config=SMALL),
     Shape((0, 33, 0, 70, 1), num_heads=6, num_kv_heads=2, config=replace(SMALL, programs_per_sm=2)),
     Shape((60, 5), num_heads=3, num_kv_heads=3, head_dim=80, block_size=8, config=SMALL),
+    Shape((20, 3, 35, 17, 16, 40, 1, 33, 9), config=SMALL),  # three rows and more in a part
     Shape((40, 7, 100), window=20, config=SMALL),
     Shape((90, 3), config=replace(SMALL, min_tiles=3)),
     Shape((50, 20), block_size=32, kv_dtype=BF16, config=SMALL),
@@ -172,6 +178,7 @@ COMPILED = [
     Shape((1,), 32, 8, 128, dtype=BF16),
     Shape((1088,), 32, 8, 128, dtype=BF16),
     Shape((9000,), 32, 8, 128, dtype=BF16),
+    Shape((1088,) * 8, 32, 8, 128, dtype=BF16),
     Shape((63, 64, 65, 0, 127, 128, 129, 0), 32, 8, 128, dtype=BF16),
     Shape(RAGGED, 32, 8, 128, dtype=BF16),
     Shape((1, 0, 2) * 170, 32, 8, 128, dtype=BF16),
@@ -226,15 +233,17 @@ def test_large_queries_compiled():
 
 @pytest.mark.interpreter
 @pytest.mark.parametrize(("batch", "window"), [(1, None), (7, None), (33, 100)])
-def test_partition_interpreted(batch, window):
-    check_partition(batch, CONFIGS[1], window, "cpu")
+@pytest.mark.parametrize("even", [False, True], ids=["ragged", "even"])
+def test_partition_interpreted(batch, window, even):
+    check_partition(batch, even, CONFIGS[1], window, "cpu")
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("config", CONFIGS, ids=["tile16", "tile128"])
 @pytest.mark.parametrize(("batch", "window"), [(1, None), (7, None), (512, None), (33, 100)])
-def test_partition_compiled(batch, config, window):
-    check_partition(batch, config, window, "cuda")
+@pytest.mark.parametrize("even", [False, True], ids=["ragged", "even"])
+def test_partition_compiled(batch, config, window, even):
+    check_partition(batch, even, config, window, "cuda")
 
 
 @pytest.mark.gpu
@@ -256,24 +265,61 @@ def test_graph_follows_lengths(pdl):
     assert relative_error(step.out, other.reference()) < TOLERANCE[BF16]
 
 
+AHEAD = [
+    Shape((2000, 0, 1, 300, 65), 32, 8, 128, dtype=BF16),
+    Shape((1,) * 5, 32, 8, 128, dtype=BF16),
+    Shape(LONG, 6, 2, 80, block_size=64, window=100, dtype=BF16, config=SMALL),
+    Shape(LONG, 32, 8, 128, dtype=BF16, config=DecodeConfig(64, 2, 3, 3, min_tiles=2)),
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", AHEAD, ids=str)
+def test_programmatic_launch_sees_what_the_one_ahead_wrote(shape):
+    step = Step(shape, "cuda")
+    written, reference = step.kv.clone(), step.reference()
+    step.partition(), step.run(pdl=True)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(3):
+            step.kv.fill_(math.nan)
+            torch.add(written, 0.0, out=step.kv)
+            step.run(pdl=True)
+    step.out.fill_(math.nan)
+    graph.replay()
+    assert relative_error(step.out, reference) < shape.tolerance
+
+
 def shares(contexts, config):
     """Tiles of each part, on a reference of one KV head and four multiprocessors."""
     workspace = decode_workspace(len(contexts), 1, 1, 64, BF16, torch.device("cpu"), config=config)
     positions = torch.tensor(contexts, dtype=torch.int32) - 1
     rows = torch.where(positions < 0, -1, torch.arange(len(contexts))).int()
     ref_partition_decode(rows, positions, workspace=workspace)
-    return workspace, workspace.part_tiles.diff().tolist()
+    return workspace, (workspace.part_records[:, 1] - workspace.part_records[:, 0]).tolist()
 
 
 def test_shares_are_even():
     workspace, tiles = shares([0, 1, 16, 17, 400], replace(SMALL, programs_per_sm=2))
     assert sum(tiles) == 1 + 1 + 1 + 2 + 25
     assert max(tiles) - min(tiles) == 1
-    assert workspace.row_tiles[:6].tolist() == [0, 1, 2, 3, 5, 30]
-    assert workspace.part_tiles.tolist() == [0, 3, 7, 11, 15, 18, 22, 26, 30]
-    assert workspace.part_rows.tolist() == [0, 3, 4, 4, 4, 4, 4, 4]
     # Row 3 is what part 1 begins with, so its slot is 2; row 4 begins within part 1: slot 3.
-    assert workspace.row_slots[:5].tolist() == [[0, 0], [1, 0], [1, 0], [2, 1], [3, 7]]
+    records = [[0, 1, -1, 0, 0, 0], [1, 2, 1, 1, 1, 0], [2, 3, 2, 16, 1, 0], [3, 5, 3, 17, 2, 1], [5, 30, 4, 400, 3, 7]]
+    assert workspace.row_records[:5, :6].tolist() == records
+    starts = [0, 3, 7, 11, 15, 18, 22, 26, 30]
+    rows, num_rows = [0, 3, 4, 4, 4, 4, 4, 4], [3, 2, 1, 1, 1, 1, 1, 1]
+    parts = [list(part) for part in zip(starts, starts[1:], rows, num_rows, strict=False)]
+    assert workspace.part_records[:, :4].tolist() == parts
+    assert workspace.part_records[:, ROW_OF_PART.value :][:, :6].tolist() == [records[row] for row in rows]
+
+
+def test_rows_have_parts_of_their_own():
+    workspace, tiles = shares([300, 0, 300], replace(SMALL, programs_per_sm=3))
+    assert tiles == [3, 4, 4, 4, 4, 1, 3, 4, 4, 4, 4, 0]
+    assert workspace.row_records[:3, 4:6].tolist() == [[0, 4], [10, 5], [12, 10]]
+    assert workspace.part_records[:, 2].tolist() == [0, 0, 0, 0, 0, 1, 2, 2, 2, 2, 2, 3]
+    # 45 tiles on 8 parts: one more than 6 is worth it.
+    assert shares([400, 0, 300], replace(SMALL, programs_per_sm=2))[1] == [6, 6, 6, 7, 1, 6, 6, 7]
 
 
 def test_few_tiles_fill_few_parts():

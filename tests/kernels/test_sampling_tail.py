@@ -8,7 +8,7 @@ import torch
 from isthmus.decode.sampler import Sampler
 from isthmus.engine.plan import Draw, SequenceSeed
 from isthmus.kernels.sampling_table import IN_PROMPT, SamplingTable, SlotParams
-from isthmus.kernels.sampling_tail import TailWorkspace, ref_sample_tail, sample_tail
+from isthmus.kernels.sampling_tail import SCAN, TailWorkspace, launch_tail, ref_sample_tail, sample_tail
 from isthmus.wire.noise import philox_key
 from isthmus.wire.sampling import SamplingParams
 
@@ -158,6 +158,25 @@ def edge_rows(vocab_size):
     ]
 
 
+def walk(logits, slots, positions, table, *, out):
+    """`sample_tail` with little room for lists, so that rows are walked which would else be searched in registers."""
+    workspace = TailWorkspace(len(logits), logits.shape[1], logits.device)
+    finish = {"TILE": 1024, "CAPACITY": 32, "num_warps": 4}
+    return launch_tail(logits, slots, positions, table, workspace=workspace, out=out, scan=SCAN, finish=finish)
+
+
+def check_wide_nuclei(device, vocab_size, sample=sample_tail, scales=(0.1, 1.0, 4.0)):
+    """Of flat logits, peaked ones, and ones with ties: drawn inside and outside the nucleus."""
+    params = [
+        SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+        for top_p in (0.1, 0.6, 0.99)
+        for temperature, top_k, min_p in ((1.0, 0, 0.0), (0.7, 0, 0.01), (1.0, vocab_size // 4, 0.0))
+    ]
+    for scale in scales:
+        check_tokens(device, params, randn(len(params), vocab_size, scale=scale), sample)
+    check_tokens(device, params, randn(len(params), vocab_size).round(), sample)
+
+
 def check_edges(device, vocab_size, rows=slice(None), sample=sample_tail):
     params, logits = zip(*edge_rows(vocab_size)[rows], strict=True)
     check_tokens(device, list(params), torch.stack(logits), sample)
@@ -180,7 +199,7 @@ def check_the_table_is_kept(device, vocab_size, num_steps=3):
         before[6, int(tokens[3])] += 1
         sequences.position += 1
     assert torch.equal(table.counts, before)
-    assert torch.equal(sequences.logits[[0, 2]].cpu(), logits[[0, 2]])
+    assert torch.equal(sequences.logits[:-2].cpu(), logits)
     assert bool(sequences.logits[-2:].isnan().all())
 
 
@@ -241,6 +260,11 @@ def test_edges_interpreted(rows):
 
 
 @pytest.mark.interpreter
+def test_walks_interpreted():
+    check_wide_nuclei("cpu", 700, walk, scales=(1.0,))
+
+
+@pytest.mark.interpreter
 def test_table_interpreted():
     check_the_table_is_kept("cpu", 100, num_steps=2)
 
@@ -271,6 +295,19 @@ def test_random_parameters_compiled(vocab_size, num_rows):
 @pytest.mark.parametrize("vocab_size", [200, 1000, 49_152, 128_256])
 def test_edges_compiled(vocab_size):
     check_edges("cuda", vocab_size)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sample", [sample_tail, walk])
+@pytest.mark.parametrize("vocab_size", [5000, 49_153, 128_256])
+def test_wide_nuclei_compiled(vocab_size, sample):
+    check_wide_nuclei("cuda", vocab_size, sample)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("vocab_size", [200, 49_152])
+def test_walked_edges_compiled(vocab_size):
+    check_edges("cuda", vocab_size, sample=walk)
 
 
 @pytest.mark.gpu

@@ -2,6 +2,9 @@ import pytest
 import torch
 from isthmus.kernels.top_logprobs import LogprobWorkspace, TopLogprobs, ref_top_logprobs, top_logprobs
 
+# Triton 3.6 turns a loop's bounds into ints in a way that newer versions of numpy deprecate.
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
+
 TOLERANCE = 2e-6
 """Absolute, on log-probabilities of a few tens."""
 
@@ -68,9 +71,9 @@ def test_reference_on_three_tokens():
 
 
 @pytest.mark.interpreter
-@pytest.mark.parametrize(("vocab_size", "num_top"), [(1, 1), (37, 5), (2049, 0)])
+@pytest.mark.parametrize(("vocab_size", "num_top"), [(1, 1), (37, 5), (2049, 0), (2049, 20)])
 def test_interpreted(vocab_size, num_top):
-    check_against_sorting("cpu", vocab_size, num_top, rows_of(vocab_size, 1)[:-1])
+    check_against_sorting("cpu", vocab_size, num_top, rows_of(vocab_size, 1))
 
 
 @pytest.mark.interpreter

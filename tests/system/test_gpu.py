@@ -27,6 +27,8 @@ from isthmus.wire.sampling import SamplingParams
 LONG = "An isthmus is a narrow strip of land that joins two larger ones. " * 30
 PROMPTS = ["The capital of France is", LONG + "In short,", LONG + "The best known one is", "def add(a, b):\n"]
 NUM_TOKENS = 64
+COMMON: tuple[str, ...] = ("--local-prefill-max-tokens", "0", "--dtype", "float32", "--gpu-memory-utilization", "0.12")
+COMMON += ("--max-num-seqs", "8", "--max-num-batched-tokens", "1024")
 ONE_GPU = {
     "aggregated": ("--prefill", "0", "--gpus", "0"),
     "1P1D on one GPU": ("--prefill", "1", "--decode", "1", "--gpus", "0"),
@@ -82,8 +84,7 @@ def ask(serve: Serve, prompt: str) -> str:
 
 @pytest.fixture(params=TOPOLOGIES)
 def serve(request: pytest.FixtureRequest) -> Iterator[Serve]:
-    arguments = (*request.param, "--local-prefill-max-tokens", "0", "--max-num-seqs", "8", "--dtype", "float32")
-    with serving(*arguments, "--gpu-memory-utilization", "0.3") as serve:
+    with serving(*request.param, *COMMON) as serve:
         serve.wait_for(r"Ready: \S+ at (http://\S+)", timeout_s=180)
         yield serve
 

@@ -67,6 +67,21 @@ def test_every_path_gives_the_same_tokens(
     assert reference.num_ties <= reference.num_checked / 100
 
 
+@pytest.mark.parametrize("topology", ["aggregated", "1P1D over shm", "2P2D over zmq"])
+@pytest.mark.parametrize("name", ["llama, llama3 rope", "qwen3"])
+def test_the_engine_for_gpus(references: dict[str, Reference], name: str, topology: str) -> None:
+    """In worker loops, with steps launched ahead and padded to captured sizes; its kernels are their references."""
+    reference = references[name]
+    questions = asks(384)
+    with LocalCluster(
+        reference.load_gpu_engine, **SPREAD[topology], max_num_seqs=8, max_num_batched_tokens=64
+    ) as cluster:
+        judge(reference, questions, cluster.ask(questions))
+        judge(reference, questions[-3:], [cluster.ask([ask])[0] for ask in questions[-3:]])
+        assert set(cluster.used_blocks().values()) == {0}
+    assert reference.num_ties <= reference.num_checked / 100
+
+
 def test_without_prefix_cache(references: dict[str, Reference]) -> None:
     reference = references["llama, llama3 rope"]
     questions = asks(384)
