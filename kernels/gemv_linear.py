@@ -33,7 +33,7 @@ class GemvConfig:
 
 def gemv_config(m: int, n: int, k: int, *, gated: bool) -> GemvConfig:
     """For M rows, N outputs and K columns."""
-    block_k = min(1024 if m > 2 else 2048, triton.next_power_of_2(k))
+    block_k = min(2048, triton.next_power_of_2(k))
     large = n * k * (1 + gated) > LARGE_WEIGHT
     return GemvConfig(8 if large and k <= 1024 else 4, block_k, 4)
 
@@ -99,7 +99,7 @@ def _gemv_kernel(
     PDL: tl.constexpr,
 ):
     tile = tl.program_id(0)
-    rows = weight_rows(tile, N, BLOCK_N, GATED)
+    rows = weight_rows(tl.arange(0, BLOCK_N), tile, N, BLOCK_N, GATED)
     m = tl.arange(0, BLOCK_M)[:, None, None]
     k = tl.arange(0, BLOCK_K)[None, None, :]
     m_mask = m < M

@@ -9,8 +9,8 @@ RMSNorm is y = (x · norm_weight) @ Wᵀ · rsqrt(mean x² + eps): its statistic
 and applied to the sum.
 
 Programmatic dependent launch (CUDA programming guide, "Programmatic Dependent Launch and Synchronization"): a kernel
-is started while the one before it drains, fetches weights, which nobody writes, and waits (`wait_for_previous`) before
-it touches anything else. Every program waits, so a kernel ends after all before it.
+is started while the one before it drains, fetches weights, which nobody writes, and waits (`gdc_wait`) before it
+touches anything else. Every program waits, so a kernel ends after all before it.
 """
 
 # mypy: allow-incomplete-defs
@@ -76,10 +76,9 @@ def ref_linear(call: LinearCall) -> Tensor:
 
 
 @triton.jit
-def weight_rows(tile, N, BLOCK_N: tl.constexpr, GATED: tl.constexpr):
-    """int64 [BLOCK_N]: rows of the weight that a tile multiplies; half gate and half `up` rows if GATED. Past the last
-    one comes the last one again: those sums are not stored."""
-    i = tl.arange(0, BLOCK_N)
+def weight_rows(i, tile, N, BLOCK_N: tl.constexpr, GATED: tl.constexpr):
+    """int64: rows of the weight that are the `i`-th, 0 … BLOCK_N − 1, of a tile; half gate and half `up` rows if GATED.
+    Past the last one comes the last one again: those sums are not stored."""
     if GATED:
         HALF: tl.constexpr = BLOCK_N // 2
         output = tl.minimum(tile * HALF + i % HALF, N - 1)
@@ -87,19 +86,6 @@ def weight_rows(tile, N, BLOCK_N: tl.constexpr, GATED: tl.constexpr):
     else:
         rows = tl.minimum(tile * BLOCK_N + i, N - 1)
     return rows.to(tl.int64)
-
-
-@triton.jit
-def prefetch_to_l2(pointers):
-    """Asks for the 128-byte lines at `pointers`, of any shape; waits for nothing."""
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.b32 $0, 0;",
-        "=r,l",
-        [pointers.to(tl.uint64)],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
 
 
 @triton.jit

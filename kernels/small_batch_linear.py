@@ -1,4 +1,4 @@
-"""Linear layers of decode steps, M ≤ 64 rows, with what stands around them in a transformer block.
+"""Linear layers of decode steps, M ≤ 16 rows, with what stands around them in a transformer block.
 
     norm_linear        out = rms_norm(x) @ Wᵀ + bias                 (q, k, v)
     norm_gated_linear  out = silu(gate) · up of rms_norm(x) @ Wᵀ     (gate, up)
@@ -10,7 +10,7 @@ rms_norm(x) = x · rsqrt(mean x² + eps) · norm_weight. Tensors are contiguous 
 (M > 4) x · norm_weight is rounded to x's dtype, as it is wherever the norm is a layer of its own.
 
 Such a step reads every weight once for a handful of multiply-adds, so a kernel is as good as its loads: gemv_linear
-up to 4 rows, skinny_linear above. `pdl` overlaps a call with the end of the one before on its stream (linear_parts);
+up to 4 rows, fragment_linear above. `pdl` overlaps a call with the end of the one before on its stream (linear_parts);
 it needs compute capability 9.0, and every kernel that reads or overwrites what an earlier one touches must wait, as
 these do. All can be captured in a CUDA graph once each has been called outside of one.
 """
@@ -19,21 +19,21 @@ import torch
 from torch import Tensor
 
 from .dispatch import launches
+from .fragment_linear import MAX_ROWS, launch_fragment
 from .gemv_linear import MAX_ROWS as MAX_GEMV_ROWS
 from .gemv_linear import launch_gemv
 from .linear_parts import LinearCall, ref_linear
-from .skinny_linear import MAX_ROWS, launch_skinny
 
 DTYPES = (torch.bfloat16, torch.float16)
-FEW_ROWS = 4
+FEW_ROWS = 8
 SMALL_LAYER_ROWS, SMALL_LAYER = 16, 2 << 20
 """Elements of a weight."""
 
 
 def prefers_small_batch(m: int, n: int, k: int, dtype: torch.dtype) -> bool:
-    """Whether these kernels beat cuBLAS, and separate kernels around it, for M rows, N rows of the weight and K columns.
+    """Whether these kernels beat cuBLAS, and separate kernels around it, for M rows, N of the weight and K columns.
 
-    Measured on an H100, docs/benchmarks/kernels.md: up to 4 rows always; with more, where a layer is so small that
+    Measured on an H100, docs/benchmarks/kernels.md: up to 8 rows always; up to 16 where a layer is so small that
     launching it costs more than reading it."""
     if dtype not in DTYPES or k % 8 or m < 1:
         return False
@@ -88,7 +88,7 @@ def _compute(call: LinearCall, pdl: bool) -> Tensor:
     if not launches(call.x):
         return ref_linear(call)
     if m and n:
-        launch = launch_gemv if m <= MAX_GEMV_ROWS else launch_skinny
+        launch = launch_gemv if m <= MAX_GEMV_ROWS else launch_fragment
         launch(call, pdl=pdl)
     return call.out
 

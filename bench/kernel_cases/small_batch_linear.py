@@ -11,17 +11,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ...kernels.fragment_linear import FragmentConfig, fragment_config, launch_fragment
 from ...kernels.gemv_linear import MAX_ROWS as MAX_GEMV_ROWS
 from ...kernels.gemv_linear import GemvConfig, gemv_config, launch_gemv
 from ...kernels.linear_parts import LinearCall, ref_linear
-from ...kernels.skinny_linear import SkinnyConfig, launch_skinny, skinny_config
 from ..kernel_case import KernelCase, Run
 
 OP = "small_batch_linear"
 DTYPE = torch.bfloat16
 EPS = 1e-5
 
-Config = GemvConfig | SkinnyConfig
+Config = GemvConfig | FragmentConfig
 Configure = Callable[..., Config]
 """(m, n, k, gated=) -> tiles."""
 
@@ -43,13 +43,13 @@ SMOLLM2 = Shape("SmolLM2-135M", 30, hidden=576, intermediate=1536, qkv=960, atte
 
 def cases(device: torch.device) -> Iterator[KernelCase]:
     llama = Weights(LLAMA, device)
-    for m in (1, 8, 64, 2, 4, 16, 32):
-        yield _chain_case(llama, m, without_pdl=m in (1, 8, 64))
+    for m in (8, 16, 4, 1):
+        yield _chain_case(llama, m)
     yield from _layer_cases(llama, LLAMA_CANDIDATES)
     del llama
     smollm2 = Weights(SMOLLM2, device)
-    for m in (1, 8, 64):
-        yield _chain_case(smollm2, m, without_pdl=m == 1)
+    for m in (8, 16, 1):
+        yield _chain_case(smollm2, m)
     yield from _layer_cases(smollm2, SMOLLM2_CANDIDATES)
 
 
@@ -111,14 +111,19 @@ def _cublas(name: str, weights: Weights, layer: int, a: Activations) -> None:
 
 
 def _launch(call: LinearCall, config: Config, pdl: bool = True) -> None:
-    if isinstance(config, GemvConfig):
-        launch_gemv(call, config, pdl=pdl)
-    else:
-        launch_skinny(call, config, pdl=pdl)
+    match config:
+        case GemvConfig():
+            launch_gemv(call, config, pdl=pdl)
+        case FragmentConfig():
+            launch_fragment(call, config, pdl=pdl)
 
 
 def _configure(m: int, n: int, k: int, *, gated: bool) -> Config:
-    return (gemv_config if m <= MAX_GEMV_ROWS else skinny_config)(m, n, k, gated=gated)
+    return (gemv_config if m <= MAX_GEMV_ROWS else fragment_config)(m, n, k, gated=gated)
+
+
+def _configure_early(m: int, n: int, k: int, *, gated: bool) -> Config:
+    return replace(fragment_config(m, n, k, gated=gated), early=True)
 
 
 def _steps(shape: Shape) -> list[tuple[str, int]]:
@@ -146,13 +151,14 @@ def _cublas_chain(weights: Weights, a: Activations) -> Run:
     return run
 
 
-def _chain_case(weights: Weights, m: int, *, without_pdl: bool) -> KernelCase:
+def _chain_case(weights: Weights, m: int) -> KernelCase:
     a = Activations(weights.shape, m, weights.device)
     peers: dict[str, Sequence[Run]] = {"cuBLAS, products alone": [_cublas_chain(weights, a)]}
-    if without_pdl:
+    if m == 8:
         peers["without programmatic dependent launch"] = [_chain(weights, a, pdl=False)]
+        peers["dependents started early"] = [_chain(weights, a, _configure_early)]
     if 1 < m <= MAX_GEMV_ROWS:
-        peers["matrix units"] = [_chain(weights, a, skinny_config)]
+        peers["fragment"] = [_chain(weights, a, fragment_config)]
     return KernelCase(
         OP,
         f"all of {weights.shape.name}, batch {m}, bf16",
@@ -179,82 +185,36 @@ def _check_chain(weights: Weights, a: Activations) -> tuple[Tensor, Tensor]:
 
 
 LLAMA_CANDIDATES: dict[int, dict[str, list[Config]]] = {
-    1: {
-        "qkv": [
-            GemvConfig(4, 4096, 4),
-            GemvConfig(2, 4096, 4),
-            GemvConfig(2, 2048, 4),
-            GemvConfig(8, 1024, 4),
-            GemvConfig(4, 4096, 8),
-        ],
-        "o": [
-            GemvConfig(4, 4096, 4),
-            GemvConfig(2, 4096, 4),
-            GemvConfig(2, 2048, 4),
-            GemvConfig(8, 1024, 4),
-            GemvConfig(4, 4096, 8),
-        ],
-        "gate_up": [GemvConfig(4, 4096, 4), GemvConfig(8, 2048, 8), GemvConfig(8, 1024, 4), GemvConfig(8, 2048, 4)],
-        "down": [
-            GemvConfig(2, 2048, 4),
-            GemvConfig(4, 1024, 4),
-            GemvConfig(8, 1024, 4),
-            GemvConfig(4, 2048, 8),
-            GemvConfig(2, 4096, 8),
-        ],
-        "head": [GemvConfig(4, 4096, 4), GemvConfig(8, 2048, 8)],
-    },
-    4: {
-        "gate_up": [GemvConfig(4, 2048, 4), GemvConfig(4, 2048, 8), GemvConfig(8, 1024, 4)],
-        "down": [GemvConfig(2, 2048, 4), GemvConfig(4, 2048, 8)],
-    },
     8: {
         "qkv": [
-            SkinnyConfig(64, 128, 2, 4, 3),
-            SkinnyConfig(64, 64, 4, 4, 5),
-            SkinnyConfig(128, 64, 4, 4, 4),
-            SkinnyConfig(32, 128, 1, 4, 4),
-            SkinnyConfig(64, 64, 2, 4, 5, min_block_m=8),
+            FragmentConfig(16, 4, 8, early=True),
+            FragmentConfig(32, 4, 8, row_warps=2),
+            FragmentConfig(16, 2, 8),
         ],
-        "o": [
-            SkinnyConfig(64, 128, 4, 4, 3),
-            SkinnyConfig(64, 64, 2, 4, 5),
-            SkinnyConfig(64, 64, 8, 4, 5),
-            SkinnyConfig(32, 128, 2, 4, 4),
-            SkinnyConfig(32, 256, 1, 4, 4),
-        ],
+        "o": [FragmentConfig(16, 8, 8, early=True), FragmentConfig(16, 4, 8)],
         "gate_up": [
-            SkinnyConfig(64, 128, 1, 4, 3),
-            SkinnyConfig(64, 128, 1, 4, 4),
-            SkinnyConfig(128, 64, 1, 4, 4),
-            SkinnyConfig(128, 128, 1, 8, 3),
-            SkinnyConfig(64, 64, 1, 4, 5, prefetch_k=1024),
+            FragmentConfig(16, 4, 4, early=True),
+            FragmentConfig(32, 4, 4, row_warps=2),
+            FragmentConfig(32, 8, 4, row_warps=2),
         ],
-        "down": [
-            SkinnyConfig(64, 128, 4, 4, 3),
-            SkinnyConfig(64, 64, 8, 4, 5),
-            SkinnyConfig(128, 64, 8, 4, 4),
-            SkinnyConfig(32, 128, 2, 4, 4),
-            SkinnyConfig(64, 64, 4, 4, 5, prefetch_k=128),
-        ],
-        "head": [SkinnyConfig(128, 128, 1, 8, 3), SkinnyConfig(64, 128, 1, 4, 4)],
+        "down": [FragmentConfig(16, 8, 8, early=True), FragmentConfig(16, 4, 16), FragmentConfig(16, 4, 8)],
+        "head": [FragmentConfig(16, 4, 4, early=True), FragmentConfig(32, 4, 4, row_warps=2)],
     },
-    64: {
-        "qkv": [SkinnyConfig(64, 128, 2, 4, 3), SkinnyConfig(128, 64, 2, 8, 5), SkinnyConfig(64, 64, 2, 4, 5)],
-        "o": [SkinnyConfig(64, 128, 2, 4, 3), SkinnyConfig(128, 64, 8, 8, 4), SkinnyConfig(64, 64, 4, 4, 5)],
-        "gate_up": [SkinnyConfig(128, 128, 1, 8, 3), SkinnyConfig(128, 64, 1, 4, 4), SkinnyConfig(64, 64, 1, 4, 5)],
-        "down": [SkinnyConfig(64, 128, 4, 4, 3), SkinnyConfig(128, 64, 8, 8, 4), SkinnyConfig(128, 128, 4, 8, 3)],
-        "head": [SkinnyConfig(128, 128, 1, 8, 3)],
+    16: {
+        "o": [FragmentConfig(16, 8, 8)],
+        "gate_up": [FragmentConfig(16, 4, 4)],
+        "down": [FragmentConfig(16, 8, 8)],
+    },
+    4: {
+        "gate_up": [FragmentConfig(16, 4, 4)],
+        "down": [FragmentConfig(16, 8, 8), GemvConfig(4, 1024, 4)],
     },
 }
 SMOLLM2_CANDIDATES: dict[int, dict[str, list[Config]]] = {
-    1: {
-        "gate_up": [GemvConfig(8, 1024, 4), GemvConfig(8, 512, 2), GemvConfig(2, 1024, 2)],
-        "head": [GemvConfig(16, 1024, 4), GemvConfig(8, 512, 2)],
-    },
     8: {
-        "gate_up": [SkinnyConfig(16, 128, 1, 4, 4), SkinnyConfig(64, 64, 1, 4, 5)],
-        "down": [SkinnyConfig(16, 128, 1, 4, 4), SkinnyConfig(64, 64, 4, 4, 5), SkinnyConfig(16, 256, 1, 4, 4)],
+        "gate_up": [FragmentConfig(16, 4, 8, early=True), FragmentConfig(16, 8, 4)],
+        "down": [FragmentConfig(16, 8, 8, early=True), FragmentConfig(16, 4, 8)],
+        "head": [FragmentConfig(16, 4, 4)],
     },
 }
 
