@@ -165,6 +165,8 @@ class DecodeScheduler:
         prompt = self._prompt_of(transfer_id)
         if prompt is not None:
             prompt.receive_all(logits, self.pool)
+        elif transfer_id in self._quarantine:
+            self.on_released(transfer_id)  # it was given up a moment before its end, so the transport says no more
 
     def on_transfer_failed(self, transfer_id: str, error: str, now: float) -> None:
         prompt = self._prompt_of(transfer_id)
@@ -389,7 +391,9 @@ class DecodeScheduler:
             self._give_up(untouched[-1], "revoked: running sequences need its blocks", preempted=False)
             return True
         begun: list[Prompt | Sequence] = [*self._prompts.values(), *self._running]
-        assert len(begun) > 1, "a single sequence fits the pool"
+        if len(begun) == 1:
+            assert self._quarantine, "a single sequence fits the pool"
+            return False  # nobody is left to give way: what is missing comes back with the last quarantine
         victim = max(begun, key=lambda item: item.age)
         victim.condemned = True
         self._land(victim)

@@ -124,7 +124,11 @@ def _within(offset, TILE: tl.constexpr, TILE_STRIDE: tl.constexpr):
     return offset // TILE * TILE_STRIDE + offset % TILE
 
 
-@triton.jit(do_not_specialize=["num_jobs", "layers_a_job"])
+# Ids may begin anywhere in one upload: specialised, the first transfer of some lengths would wait for a compiler.
+@triton.jit(
+    do_not_specialize=["num_jobs", "layers_a_job"],
+    do_not_specialize_on_alignment=["source_ids", "destination_ids"],
+)
 def _move_kernel(
     source,
     source_ids,

@@ -68,6 +68,7 @@ class Process:
         self.line = ours
         self.spec = spec
         self.started = now
+        self.ready_at: float | None = None
         self.facts: dict[str, Any] | None = None
         """What it said when it became ready."""
         self.output_closed = False

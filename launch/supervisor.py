@@ -27,7 +27,7 @@ KILL_GRACE_S = 5.0
 class GaveUp(RuntimeError):
     """A process died and is not started again; the message names it, how it died, and its last lines.
 
-    That is so without `restart`, after three deaths within a minute, and if it could not work as it was configured.
+    That is so without `restart`, after three deaths within a minute, and if it never could work as it was configured.
     """
 
 
@@ -58,6 +58,7 @@ class Supervisor:
         self._running: dict[str, Process] = {}
         self._due: dict[str, float] = {}
         self._backoff = {name: Backoff() for name in self._specs}
+        self._have_served: set[str] = set()
         self._announced = False
         self._num_stops = 0
         self._selector = selectors.DefaultSelector()
@@ -114,6 +115,8 @@ class Supervisor:
         death = process.death()  # before reading, so that nothing written before it is missed
         self._pass_on(process)
         if process.read_ready():
+            process.ready_at = now
+            self._have_served.add(process.name)
             log.info("%s is ready after %.1f s", process.name, now - process.started)
         if death is None and process.overdue(now):
             death = f"not ready after {process.spec.ready_timeout_s:.0f} s"
@@ -132,10 +135,11 @@ class Supervisor:
 
     def _on_death(self, process: Process, death: str, now: float) -> None:
         self._forget(process)
-        hopeless = process.facts is None and process.exit_code == CONFIG_ERROR_CODE
+        hopeless = process.exit_code == CONFIG_ERROR_CODE and process.name not in self._have_served
         if hopeless or not self._restart:
             raise GaveUp(_obituary(process, f"died ({death})"))
-        delay_s = self._backoff[process.name].delay_after_death(now)
+        starting_s = (process.ready_at or now) - process.started
+        delay_s = self._backoff[process.name].delay_after_death(now, starting_s)
         if delay_s is None:
             raise GaveUp(_obituary(process, f"died three times within a minute, the last time: {death}"))
         log.error("%s; it starts again in %.1f s", _obituary(process, f"died ({death})"), delay_s)

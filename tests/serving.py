@@ -49,6 +49,7 @@ class Serve:
         deadline = time.monotonic() + timeout_s
         while not (found := condition()):
             assert time.monotonic() < deadline, self.text
+            assert self.process.poll() is None or condition(), self.text  # it will not happen any more
             time.sleep(0.02)
         return found
 

@@ -83,7 +83,7 @@ class CudaEngine:
         max_tokens = sizes.max_num_seqs + sizes.max_num_batched_tokens
         self._inputs = Inputs(runtime, max_tokens)
         self._chunk_inputs = ChunkInputs(runtime, MAX_CHUNKS)
-        self._edits = EditInputs(runtime)
+        self._edits = EditInputs(runtime, num_slots)
         self._drawn = torch.zeros(max(1, num_slots), dtype=torch.int32, device=device)
         self._chunk_logits = torch.zeros(MAX_CHUNKS, self.vocab_size, device=device)
         self._host_tokens = [runtime.pinned(max(1, num_slots)) for _ in range(2)]

@@ -19,8 +19,8 @@ from .step_sizes import StepSize
 FIELDS = ("token_ids", "rows", "positions", "draw_positions", "new_indices", "new_blocks")
 PADDING = (0, -1, 0, 0, -1, 0)
 ALIGNED = 16
-MAX_EDITS = 1 << 17
-"""That a captured step takes: 512 sequences with a bias on 256 tokens each."""
+MAX_SEQUENCE_EDITS = 1024 + 256 + 32
+"""Of one draw: as many biases and stop tokens as a request may name, and ends of a sequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,11 +91,12 @@ class ChunkInputs:
 class EditInputs:
     """Edits of captured steps. `count` is 0 unless the last upload held some."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, max_rows: int) -> None:
         self._runtime = runtime
-        self.rows = torch.zeros(MAX_EDITS, dtype=torch.int32, device=runtime.device)
+        self._capacity = max_rows * MAX_SEQUENCE_EDITS
+        self.rows = torch.zeros(self._capacity, dtype=torch.int32, device=runtime.device)
         self.ids = torch.zeros_like(self.rows)
-        self.values = torch.zeros(MAX_EDITS, dtype=torch.float32, device=runtime.device)
+        self.values = torch.zeros(self._capacity, dtype=torch.float32, device=runtime.device)
         self.count = torch.zeros(1, dtype=torch.int32, device=runtime.device)
         self._num_uploaded = 0
 
@@ -105,10 +106,12 @@ class EditInputs:
         return self.rows, self.ids, self.values, self.count
 
     def upload(self, edits: Edits | None) -> None:
-        """Raises ValueError where there are more than MAX_EDITS."""
+        """Raises ValueError where there are more than MAX_SEQUENCE_EDITS for each row."""
         num_edits = 0 if edits is None else len(edits)
-        if num_edits > MAX_EDITS:
-            raise ValueError(f"{num_edits} biased or held back tokens in one step; at most {MAX_EDITS} are possible")
+        if num_edits > self._capacity:
+            raise ValueError(
+                f"{num_edits} biased or held back tokens in one step; at most {self._capacity} are possible"
+            )
         if num_edits == self._num_uploaded == 0:
             return
         self._num_uploaded = num_edits

@@ -35,15 +35,24 @@ class Edits:
 
 @dataclass(frozen=True, slots=True)
 class _Rules:
-    bias: Mapping[int, float]
-    stop_ids: frozenset[int]
+    """Each a pair of arrays: token ids, and what is added to their logits."""
+
+    early: tuple[np.ndarray, np.ndarray]
+    """Of the first `min_tokens` output tokens."""
+    later: tuple[np.ndarray, np.ndarray]
     min_tokens: int
 
-    def at(self, position: int) -> Mapping[int, float]:
-        """What is added to the logits of output token `position`."""
-        if position >= self.min_tokens or not self.stop_ids:
-            return self.bias
-        return {**self.bias, **dict.fromkeys(self.stop_ids, -math.inf)}
+    @classmethod
+    def of(cls, params: SamplingParams, stop_ids: frozenset[int]) -> "_Rules":
+        held_back = {**params.logit_bias, **dict.fromkeys(stop_ids, -math.inf)}
+        return cls(_arrays(held_back), _arrays(params.logit_bias), params.min_tokens)
+
+    def at(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.early if position < self.min_tokens else self.later
+
+
+def _arrays(edits: Mapping[int, float]) -> tuple[np.ndarray, np.ndarray]:
+    return np.fromiter(edits, np.int32), np.fromiter(edits.values(), np.float32)
 
 
 class DeviceSampler:
@@ -62,7 +71,7 @@ class DeviceSampler:
         prompt_ids = seed.prompt_ids if params.repetition_penalty != 1 else ()
         self.table.set(slot, _slot_params(params, seed.key), prompt_ids, seed.output_ids)
         if params.logit_bias or params.min_tokens > len(seed.output_ids):
-            self._rules[slot] = _Rules(params.logit_bias, seed.stop_ids, params.min_tokens)
+            self._rules[slot] = _Rules.of(params, seed.stop_ids)
 
     def clear(self, slot: int) -> None:
         """Ends it."""
@@ -73,16 +82,14 @@ class DeviceSampler:
         """Of draws in these slots, each at its output position; None where there are none."""
         if not self._rules:
             return None
-        found = [
-            (row, token, value)
-            for row, (slot, position) in enumerate(zip(slots, positions, strict=True))
-            if slot in self._rules
-            for token, value in self._rules[slot].at(position).items()
-        ]
-        if not found:
+        ruled = [(row, slot) for row, slot in enumerate(slots) if slot in self._rules]
+        found = [self._rules[slot].at(positions[row]) for row, slot in ruled]
+        lengths = [len(ids) for ids, _ in found]
+        if not sum(lengths):
             return None
-        rows, ids, values = zip(*found, strict=True)
-        return Edits(np.array(rows, np.int32), np.array(ids, np.int32), np.array(values, np.float32))
+        rows = np.repeat(np.array([row for row, _ in ruled], np.int32), lengths)
+        ids, values = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return Edits(rows, ids, values)
 
     def sample(
         self,

@@ -82,6 +82,34 @@ def test_what_was_received_needs_no_release() -> None:
     assert bench.pool.num_used == 0
 
 
+def test_a_transfer_that_ends_in_the_turn_in_which_it_is_cancelled_keeps_no_blocks() -> None:
+    """The transport has told of its end, so that `abandon`, which comes after, finds nothing to release."""
+    bench = Bench()
+    transfer_id = bench.reserve(1, PROMPT)
+    assert bench.scheduler.on_claim(transfer_id)
+    bench.scheduler.on_cancel(Cancel(1), 0.0)
+    assert bench.pool.num_used == 3
+    bench.scheduler.on_received(transfer_id, "logits", 0.0)
+    bench.scheduler.check()
+    assert bench.pool.num_used == 0
+
+
+def test_the_last_sequence_waits_as_long_as_a_quarantine_lasts() -> None:
+    bench = Bench()
+    bench.reserve(1, PROMPT, remote=False)
+    assert bench.step()
+    transfer_id = bench.reserve(2, PROMPT)
+    assert bench.scheduler.on_claim(transfer_id)
+    bench.scheduler.on_transfer_failed(transfer_id, "gone", 0.0)
+    while bench.step():
+        pass
+    assert bench.pool.num_free == 0
+    assert not bench.step(2 * RELEASE_PATIENCE_S)
+    assert bench.scheduler.placements() == [1]
+    bench.scheduler.on_released(transfer_id)
+    assert bench.step(2 * RELEASE_PATIENCE_S)
+
+
 def test_only_blocks_that_are_received_are_kept() -> None:
     """Those of a cached prefix are not written."""
     bench = Bench()

@@ -6,6 +6,7 @@ A receiver's pool lies in shared memory, which another process maps as CUDA IPC 
 import ctypes
 import mmap
 import os
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -27,6 +28,7 @@ class SharedPool:
 
     def __init__(self) -> None:
         self.fd = os.memfd_create("test-pool", os.MFD_CLOEXEC)
+        weakref.finalize(self, os.close, self.fd)
         os.ftruncate(self.fd, NUM_BLOCKS * BLOCK)
         self._memory = np.frombuffer(mmap.mmap(self.fd, 0), np.uint8)
         self._memory[:] = POISON

@@ -515,6 +515,9 @@ def step(line: Line, rng: random.Random, unsent: dict[str, tuple[int, list[Piece
         return
     transfer_id = rng.choice(list(unsent))
     sender, pieces = unsent[transfer_id]
+    if transfer_id in line.outgoing[sender].ended:  # failed: nothing more is sent
+        del unsent[transfer_id]
+        return
     dice = rng.random()
     if dice < 0.05 and transfer_id not in line.incoming.ended:
         line.receiver.abandon(transfer_id)

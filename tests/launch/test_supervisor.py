@@ -131,6 +131,25 @@ def test_a_process_that_is_configured_wrong_is_not_started_again(tmp_path: Path)
     assert starts.read_text() == "x"
 
 
+def test_what_has_served_is_started_again_whatever_it_says(tmp_path: Path) -> None:
+    """It worked as it was configured: what it lacks now, memory say, may come back."""
+    starts = tmp_path / "starts"
+    script = f"""
+starts = Path({str(starts)!r})
+starts.write_text(starts.read_text() + 'x' if starts.exists() else 'x')
+match len(starts.read_text()):
+    case 1:
+        lifeline.ready()
+        time.sleep(0.3)
+        sys.exit(1)
+    case 2:
+        sys.exit(2)
+"""
+    with running(spec("a", script + SLEEP)) as one:
+        wait_for(lambda: starts.exists() and starts.read_text() == "xxx")
+        assert one.gave_up is None
+
+
 def test_not_ready_in_time_counts_as_a_death() -> None:
     one = Running([spec("slow", "time.sleep(60)", ready_timeout_s=0.3)], restart=False)
     one.thread.start()

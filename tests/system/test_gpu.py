@@ -101,7 +101,7 @@ def test_texts_are_those_of_the_cpu(serve: Serve, expected: list[str]) -> None:
             assert child is not None
             os.kill(child.pid, signal.SIGKILL)
             assert list(answers) == expected
-            serve.wait(lambda name=name: serve.text.count(f"{name} is ready") > 1, timeout_s=120)  # type: ignore[misc]
+            serve.wait(lambda name=name: serve.text.count(f"{name} is ready after") > 1, timeout_s=120)  # type: ignore[misc]
     assert [ask(serve, prompt) for prompt in PROMPTS] == expected
 
 
