@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from isthmus.engine import linear
 from isthmus.engine.linear import MklLinear, OneDnnLinear, PlainLinear, make_linear
 
 SHAPES = [(96, 64), (128, 64), (64, 96), (192, 64), (320, 64), (8, 24), (576, 576), (1000, 130), (33, 577)]
@@ -27,10 +28,11 @@ def test_equals_f_linear(shape: tuple[int, int], has_bias: bool, dtype: torch.dt
 
 
 @has_mkl
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_rows_do_not_depend_on_their_number(shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("kind", [MklLinear, OneDnnLinear])
+@pytest.mark.parametrize("shape", [*SHAPES, (576, 1536)], ids=str)
+def test_rows_do_not_depend_on_their_number(shape: tuple[int, int], kind: type[MklLinear] | type[OneDnnLinear]) -> None:
     torch.manual_seed(0)
-    layer, x = MklLinear(torch.randn(shape), None), torch.randn(70, shape[1])
+    layer, x = kind(torch.randn(shape), None), torch.randn(70, shape[1])
     whole = layer(x)
     for first, num_rows in ((0, 1), (41, 1), (3, 2), (60, 7), (16, 16), (6, 64)):
         assert torch.equal(layer(x[first : first + num_rows]), whole[first : first + num_rows]), (first, num_rows)
@@ -43,11 +45,13 @@ def test_strided_input(dtype: torch.dtype) -> None:
     assert torch.equal(layer(wide[:, :64]), layer(wide[:, :64].contiguous()))
 
 
-def test_choice() -> None:
+@pytest.mark.parametrize("intel", [True, False])
+def test_choice(intel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "is_intel", lambda: intel)
     weight = torch.randn(8, 8)
     assert isinstance(make_linear(weight.to(torch.float16)), PlainLinear)
     if torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available():
-        assert isinstance(make_linear(weight), MklLinear)
+        assert isinstance(make_linear(weight), MklLinear if intel else OneDnnLinear)
         assert isinstance(make_linear(weight.bfloat16()), OneDnnLinear)
 
 
