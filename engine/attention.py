@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .kv_pool import KvPool
+from .linear import is_intel
 from .norm import RmsNorm
 from .plan import Row
 from .rope import Rope, rotate_
@@ -50,13 +51,13 @@ class PagedAttention:
 class _One:
     """A row of one token, which sees all of its keys. K and V are never repeated for the heads that share them.
 
-    In fp32 those heads stand as so many queries, and K and V are read once; the CPU's bf16 kernel is up to twice as
-    fast with one query a head.
+    In fp32 on Intel's processors those heads stand as so many queries, and K and V are read once; elsewhere one query a
+    head is faster, in bf16 up to twice.
     """
 
     def __init__(self, pool: KvPool, span: Span, windows: Sequence[int | None]) -> None:
         self.history = pool.history(span, windows)
-        self.is_grouped = pool.kv.dtype == torch.float32
+        self.is_grouped = pool.kv.dtype == torch.float32 and is_intel()
 
     def attend(self, layer_id: int, queries: Tensor) -> Tensor:
         """[n, kv_heads, group, head_dim] -> the same shape."""

@@ -13,10 +13,10 @@ History = Callable[[int], tuple[Tensor, Tensor]]
 
 
 class KvPool:
-    """`kv` [layers, num_blocks * block_size, 2 (K, V), kv_heads, head_dim], uninitialised.
+    """`kv` [layers, kv_heads, 2 (K, V), num_blocks * block_size, head_dim], uninitialised.
 
-    A token's K and V lie side by side, so that a step stores both with one copy, and a run of ascending blocks is a
-    range of slots, which attention reads as a view.
+    What attention reads for one head, its K or V over a run of ascending blocks, is one piece of memory, and a view: a
+    token's heads side by side would be read at half the speed.
     """
 
     def __init__(
@@ -31,20 +31,20 @@ class KvPool:
     ) -> None:
         self.num_blocks, self.block_size = num_blocks, block_size
         self.num_kv_heads, self.head_dim = num_kv_heads, head_dim
-        self.kv = torch.empty(num_layers, num_blocks * block_size, 2, num_kv_heads, head_dim, dtype=dtype)
+        self.kv = torch.empty(num_layers, num_kv_heads, 2, num_blocks * block_size, head_dim, dtype=dtype)
         self._layers = self.kv.unbind(0)
-        self._blocks = self.kv.view(num_layers, num_blocks, -1)
+        self._blocks = self.kv.view(num_layers, num_kv_heads * 2, num_blocks, block_size * head_dim)
         self._bytes = self._blocks.view(torch.uint8).numpy()
 
     @property
     def bytes_per_block(self) -> int:
-        num_layers, _, num_bytes = self._bytes.shape
-        return num_layers * num_bytes
+        num_layers, num_parts, _, num_bytes = self._bytes.shape
+        return num_layers * num_parts * num_bytes
 
     def store(self, layer_id: int, slots: Tensor, new: Tensor) -> None:
         """K and V of new tokens, [n, 2 * kv_heads, head_dim], into int64 slots [n]."""
-        layer = self._layers[layer_id]
-        layer.index_copy_(0, slots, new.view(len(new), *layer.shape[1:]))
+        by_head = new.view(len(new), 2, self.num_kv_heads, self.head_dim).permute(2, 1, 0, 3)
+        self._layers[layer_id].index_copy_(2, slots, by_head)
 
     def history(self, span: Span, windows: Sequence[int | None]) -> History:
         """What a span's tokens see: without a copy if it is a run, else gathered a layer at a time."""
@@ -53,33 +53,33 @@ class KvPool:
 
     def _view(self, span: Span, firsts: Sequence[int]) -> History:
         start = span.block_ids[0] * self.block_size
-        by_first = {first: _layers(self.kv[:, start + first : start + span.end]) for first in {*firsts}}
+        by_first = {first: _layers(self.kv[:, :, :, start + first : start + span.end]) for first in {*firsts}}
         layers = [by_first[first][layer_id] for layer_id, first in enumerate(firsts)]
         return layers.__getitem__
 
     def _gatherer(self, span: Span, firsts: Sequence[int]) -> History:
-        block_ids, slot_shape = torch.tensor(span.block_ids), self.kv.shape[2:]
+        block_ids, shape = torch.tensor(span.block_ids), (1, self.num_kv_heads, 2, -1, self.head_dim)
 
         def gather(layer_id: int) -> tuple[Tensor, Tensor]:
-            blocks = self._blocks[layer_id].index_select(0, block_ids)
-            slots = blocks.view(1, -1, *slot_shape)[:, firsts[layer_id] : span.end]
-            return _layers(slots)[0]
+            slots = self._blocks[layer_id].index_select(1, block_ids).view(shape)
+            return _layers(slots[:, :, :, firsts[layer_id] : span.end])[0]
 
         return gather
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """(source block, destination block), in this order."""
         for source, destination in pairs:
-            self._blocks[:, destination] = self._blocks[:, source]
+            self._blocks[:, :, destination] = self._blocks[:, :, source]
 
     def read(self, block_ids: Sequence[int], out: memoryview | None = None) -> memoryview:
-        """A copy of these blocks, block by block; within one, layer by layer. In `out`, if given."""
-        num_layers, _, num_bytes = self._bytes.shape
+        """A copy of these blocks, block by block; within one [layers, kv_heads, 2, block_size, head_dim]. In `out`, if
+        given."""
+        num_layers, num_parts, _, num_bytes = self._bytes.shape
         flat = (
             np.empty(len(block_ids) * self.bytes_per_block, np.uint8) if out is None else np.frombuffer(out, np.uint8)
         )
-        for part, block_id in zip(flat.reshape(-1, num_layers, num_bytes), block_ids, strict=True):
-            part[:] = self._bytes[:, block_id]
+        for part, block_id in zip(flat.reshape(-1, num_layers, num_parts, num_bytes), block_ids, strict=True):
+            part[:] = self._bytes[:, :, block_id]
         return flat.data
 
     def write(self, block_ids: Sequence[int], payload: memoryview) -> None:
@@ -88,9 +88,9 @@ class KvPool:
         expected = len(block_ids) * self.bytes_per_block
         if given.size != expected:
             raise ValueError(f"{given.size} bytes given for {len(block_ids)} blocks, which take {expected}")
-        num_layers, _, num_bytes = self._bytes.shape
-        for part, block_id in zip(given.reshape(-1, num_layers, num_bytes), block_ids, strict=True):
-            self._bytes[:, block_id] = part
+        num_layers, num_parts, _, num_bytes = self._bytes.shape
+        for part, block_id in zip(given.reshape(-1, num_layers, num_parts, num_bytes), block_ids, strict=True):
+            self._bytes[:, :, block_id] = part
 
 
 def bytes_per_block(num_layers: int, block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
@@ -98,6 +98,6 @@ def bytes_per_block(num_layers: int, block_size: int, num_kv_heads: int, head_di
 
 
 def _layers(slots: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """[layers, slots, 2, kv_heads, head_dim] -> K and V of each layer, each [1, kv_heads, slots, head_dim]."""
-    keys, values = slots.transpose(1, 3).unsqueeze(1).unbind(3)
+    """[layers, kv_heads, 2, slots, head_dim] -> K and V of each layer, each [1, kv_heads, slots, head_dim]."""
+    keys, values = slots.unsqueeze(1).unbind(3)
     return list(zip(keys.unbind(0), values.unbind(0), strict=True))

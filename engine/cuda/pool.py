@@ -1,6 +1,6 @@
 """The KV of all layers on a GPU: blocks, and within them heads, so that what a program reads is contiguous.
 
-On the host a block looks as `engine.kv_pool` lays it out, whichever pool it came from.
+Through the host a block travels as it lies here, which is what `engine.kv_pool` gives and takes too.
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,6 @@ from torch import Tensor
 from ...kernels.move_blocks import copy_blocks
 from ..kv_pool import bytes_per_block
 from .runtime import Runtime
-
-HOST_ORDER = (0, 1, 4, 3, 2, 5)
-"""[n, layers, kv_heads, 2, block_size, head_dim] and [n, layers, block_size, 2, kv_heads, head_dim], either way."""
 
 
 class CudaKvPool:
@@ -50,10 +47,9 @@ class CudaKvPool:
     def read(self, block_ids: Sequence[int], out: memoryview | None = None) -> memoryview:
         """As `KvPool.read`. Waits for the bytes, beside what is being computed."""
         with self._runtime.aside():
-            blocks = self._bytes[:, torch.tensor(block_ids, device=self.kv.device)].transpose(0, 1)
+            blocks = self._bytes[:, torch.tensor(block_ids, device=self.kv.device)].transpose(0, 1).contiguous()
             host = self._runtime.pinned(len(block_ids) * self.bytes_per_block, dtype=torch.uint8)
-            ordered = blocks.permute(HOST_ORDER).contiguous()
-            host.copy_(ordered.flatten(), non_blocking=True)
+            host.copy_(blocks.flatten(), non_blocking=True)
             self._runtime.finish_aside()
         if out is None:
             return host.numpy().data
@@ -67,11 +63,11 @@ class CudaKvPool:
             raise ValueError(f"{payload.nbytes} bytes given for {len(block_ids)} blocks, which take {expected}")
         host = self._runtime.pinned(expected, dtype=torch.uint8)
         host.numpy()[:] = np.frombuffer(payload, np.uint8)
-        layers, _, heads, two, size, width = self._bytes.shape
+        num_layers, _, *block = self._bytes.shape
         with self._runtime.aside():
-            blocks = host.to(self.kv.device, non_blocking=True).view(-1, layers, size, two, heads, width)
+            blocks = host.to(self.kv.device, non_blocking=True).view(-1, num_layers, *block)
             ids = torch.tensor(block_ids, device=self.kv.device)
-            self._bytes.index_copy_(1, ids, blocks.permute(HOST_ORDER).transpose(0, 1).contiguous())
+            self._bytes.index_copy_(1, ids, blocks.transpose(0, 1).contiguous())
 
     @property
     def _bytes(self) -> Tensor:

@@ -11,22 +11,26 @@ def filled(dtype: torch.dtype = torch.float32) -> KvPool:
     return pool
 
 
+def slots(pool: KvPool, start: int, end: int) -> torch.Tensor:
+    return pool.kv[:, :, :, start:end]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_what_is_read_can_be_written_elsewhere(dtype: torch.dtype) -> None:
     source, target = filled(dtype), filled(dtype)
-    untouched = target.kv[:, :8].clone()
+    untouched = slots(target, 0, 8).clone()
     payload = source.read([4, 1, 3])
     assert payload.nbytes == 3 * source.bytes_per_block
     target.write([2, 5, 4], memoryview(bytes(payload)))
     for there, here in ((4, 2), (1, 5), (3, 4)):
-        assert torch.equal(target.kv[:, here * 4 : here * 4 + 4], source.kv[:, there * 4 : there * 4 + 4])
-    assert torch.equal(target.kv[:, :8], untouched)
+        assert torch.equal(slots(target, here * 4, here * 4 + 4), slots(source, there * 4, there * 4 + 4))
+    assert torch.equal(slots(target, 0, 8), untouched)
 
 
 def test_bytes_are_block_by_block_then_layer_by_layer() -> None:
     pool = filled()
     payload = torch.frombuffer(bytearray(pool.read([5, 0])), dtype=torch.float32)
-    expected = torch.cat([pool.kv[:, 20:24].flatten(), pool.kv[:, 0:4].flatten()])
+    expected = torch.cat([slots(pool, 20, 24).flatten(), slots(pool, 0, 4).flatten()])
     assert torch.equal(payload, expected)
 
 
@@ -60,6 +64,6 @@ def test_bytes_per_block() -> None:
 
 def test_copies_happen_in_order() -> None:
     pool = filled()
-    first = pool.kv[:, 0:4].clone()
+    first = slots(pool, 0, 4).clone()
     pool.copy([(0, 1), (1, 2)])
-    assert torch.equal(pool.kv[:, 8:12], first)
+    assert torch.equal(slots(pool, 8, 12), first)
