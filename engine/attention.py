@@ -17,6 +17,8 @@ from .plan import Row
 from .rope import Rope, rotate_
 from .span import Span, spans_of
 
+LONG_CONTEXT = 512
+
 
 class PagedAttention:
     """Rotates a step's Q and K, stores K and V, layer by layer, and attends over what the pool then holds."""
@@ -51,21 +53,34 @@ class PagedAttention:
 class _One:
     """A row of one token, which sees all of its keys. K and V are never repeated for the heads that share them.
 
-    In fp32 on Intel's processors those heads stand as so many queries, and K and V are read once; elsewhere one query a
-    head is faster, in bf16 up to twice.
+    Which way is fastest was measured: in fp32 on Intel's processors those heads stand as so many queries, and K and V
+    are read once; elsewhere one query a head is faster (in bf16 up to twice), until K and V are so many that in fp32
+    plain products are.
     """
 
     def __init__(self, pool: KvPool, span: Span, windows: Sequence[int | None]) -> None:
         self.history = pool.history(span, windows)
-        self.is_grouped = pool.kv.dtype == torch.float32 and is_intel()
+        is_fp32 = pool.kv.dtype == torch.float32
+        by_products = is_fp32 and not is_intel() and span.end >= LONG_CONTEXT
+        self.run = _by_products if by_products else _grouped if is_fp32 and is_intel() else _by_head
 
     def attend(self, layer_id: int, queries: Tensor) -> Tensor:
-        """[n, kv_heads, group, head_dim] -> the same shape."""
-        if self.is_grouped:
-            return F.scaled_dot_product_attention(queries, *self.history(layer_id))
-        heads = queries.flatten(1, 2)[:, :, None]
-        output = F.scaled_dot_product_attention(heads, *self.history(layer_id), enable_gqa=True)
-        return output.reshape(queries.shape)
+        """[1, kv_heads, group, head_dim] -> the same shape."""
+        return self.run(queries, *self.history(layer_id))
+
+
+def _grouped(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(queries, keys, values)
+
+
+def _by_head(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    heads = queries.view(1, -1, 1, queries.shape[-1])
+    return F.scaled_dot_product_attention(heads, keys, values, enable_gqa=True).view(queries.shape)
+
+
+def _by_products(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    scores = torch.bmm(queries[0] * queries.shape[-1] ** -0.5, keys[0].mT)
+    return torch.bmm(scores.softmax(-1), values[0])[None]
 
 
 class _Chunk:

@@ -1,5 +1,5 @@
 import torch
-from isthmus.engine.attention import chunk_mask
+from isthmus.engine.attention import _by_head, _by_products, _grouped, chunk_mask
 from isthmus.engine.span import Span
 
 
@@ -24,3 +24,11 @@ def test_plain_causal_needs_no_mask() -> None:
     assert chunk_mask(Span(4, 0, ()), None, torch.float32) is None
     assert chunk_mask(Span(4, 0, ()), 4, torch.float32) is None
     assert chunk_mask(Span(4, 0, ()), 3, torch.float32) is not None
+
+
+def test_a_single_token_attends_alike_in_all_ways() -> None:
+    torch.manual_seed(0)
+    queries, (keys, values) = torch.randn(1, 3, 4, 16), torch.randn(2, 1, 3, 700, 16)
+    expected = (queries.double() @ keys.double().mT / 4).softmax(-1) @ values.double()
+    for way in (_by_head, _by_products, _grouped):
+        torch.testing.assert_close(way(queries, keys, values).double(), expected, rtol=1e-5, atol=1e-5)
