@@ -22,8 +22,6 @@ log = logging.getLogger(__name__)
 
 PANGRAM = "The quick brown fox jumps over the lazy dog, and packs my box with five dozen liquor jugs."
 """What the fake engine's tokens are taken from."""
-GPU_LAYOUT = " by head"
-"""Said with the KV's type: in a block a GPU's pool goes head by head, a CPU's token by token, so they do not mix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +71,7 @@ class Loader:
             draws=self.draws,
         )
         kv_dtype = dtype if device.kv_cache_dtype == "auto" else device.kv_cache_dtype
-        return Loaded(engine, model.fingerprint(options.block_size, kv_dtype + GPU_LAYOUT, "torch"), length)
+        return Loaded(engine, model.fingerprint(options.block_size, kv_dtype, "torch"), length)
 
     def _wait_for_memory(self, model: Model, gpu: Gpu, dtype: str) -> None:
         """Not for ever: the engine may do with less, and if not it says so."""
