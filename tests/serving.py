@@ -71,7 +71,7 @@ class Serve:
     def complete(self, **body: Any) -> dict[str, Any]:
         body = {"prompt": "Once upon a time", "max_tokens": 5, "seed": 1, **body}
         request = urllib.request.Request(f"{self.url}/v1/completions", json.dumps(body).encode())
-        with urllib.request.urlopen(request, timeout=60) as response:
+        with urllib.request.urlopen(request, timeout=180) as response:  # a worker may start again meanwhile
             answer: dict[str, Any] = json.load(response)
         return answer
 

@@ -5,6 +5,8 @@ import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
@@ -41,6 +43,10 @@ TWO_GPUS = {
 }
 TOPOLOGIES = [pytest.param(flags, id=name, marks=pytest.mark.gpu) for name, flags in ONE_GPU.items()]
 TOPOLOGIES += [pytest.param(flags, id=name, marks=pytest.mark.multi_gpu) for name, flags in TWO_GPUS.items()]
+KILLED = [pytest.param(ONE_GPU["1P1D on one GPU"], id="1P1D on one GPU", marks=pytest.mark.gpu)]
+KILLED += [
+    pytest.param(TWO_GPUS[name], id=name, marks=pytest.mark.multi_gpu) for name in ("1P1D, cuda_ipc", "1P1D, nccl")
+]
 
 
 @pytest.fixture(scope="module")
@@ -82,27 +88,32 @@ def ask(serve: Serve, prompt: str) -> str:
     return text
 
 
-@pytest.fixture(params=TOPOLOGIES)
-def serve(request: pytest.FixtureRequest) -> Iterator[Serve]:
-    with serving(*request.param, *COMMON) as serve:
+@contextmanager
+def serving_on_gpus(flags: tuple[str, ...]) -> Iterator[Serve]:
+    with serving(*flags, *COMMON) as serve:
         serve.wait_for(r"Ready: \S+ at (http://\S+)", timeout_s=180)
         yield serve
 
 
-def test_texts_are_those_of_the_cpu(serve: Serve, expected: list[str]) -> None:
-    assert [ask(serve, prompt) for prompt in PROMPTS] == expected
-    with ThreadPoolExecutor(len(PROMPTS)) as pool:
-        assert list(pool.map(lambda prompt: ask(serve, prompt), PROMPTS)) == expected
-        if serve.child("prefill-0") is None:
-            return
+@pytest.mark.parametrize("flags", TOPOLOGIES)
+def test_texts_are_those_of_the_cpu(flags: tuple[str, ...], expected: list[str]) -> None:
+    with serving_on_gpus(flags) as serve, ThreadPoolExecutor(len(PROMPTS)) as pool:
+        assert [ask(serve, prompt) for prompt in PROMPTS] == expected  # one after the other
+        assert list(pool.map(partial(ask, serve), PROMPTS)) == expected  # all at once, prefixes cached
+
+
+@pytest.mark.parametrize("flags", KILLED)
+def test_texts_survive_their_workers(flags: tuple[str, ...], expected: list[str]) -> None:
+    with serving_on_gpus(flags) as serve, ThreadPoolExecutor(len(PROMPTS)) as pool:
         for name in ("decode-0", "prefill-0"):
-            answers = pool.map(lambda prompt: ask(serve, prompt), PROMPTS)
+            answers = pool.map(partial(ask, serve), PROMPTS)
             child = serve.child(name)
             assert child is not None
             os.kill(child.pid, signal.SIGKILL)
             assert list(answers) == expected
-            serve.wait(lambda name=name: serve.text.count(f"{name} is ready after") > 1, timeout_s=120)  # type: ignore[misc]
-    assert [ask(serve, prompt) for prompt in PROMPTS] == expected
+            again = f"{name} is ready after"
+            serve.wait(lambda again=again: serve.text.count(again) > 1, timeout_s=120)  # type: ignore[misc]
+        assert [ask(serve, prompt) for prompt in PROMPTS] == expected
 
 
 @pytest.mark.gpu
