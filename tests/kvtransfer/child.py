@@ -23,6 +23,8 @@ from isthmus.kvtransfer.transport import Piece, Read, Receiver, Sender
 from isthmus.tests.kvtransfer.blocks import BLOCK, Source
 from isthmus.tests.kvtransfer.pools import MemfdMapper, PoolSource, SharedPool
 
+DELIVERY_S = 0.1
+
 
 def send(endpoint: str, transfer_id: str, num_blocks: int, number: signal.Signals, sending: bool) -> None:
     first, second = num_blocks // 2, num_blocks - num_blocks // 2
@@ -48,13 +50,20 @@ def send(endpoint: str, transfer_id: str, num_blocks: int, number: signal.Signal
     sender.close()
 
 
+def halt(number: signal.Signals) -> None:
+    """Raises it on this process, and waits for it: it is delivered to any thread, and this one would run on for a
+    moment."""
+    os.kill(os.getpid(), number)
+    time.sleep(DELIVERY_S)
+
+
 def stopping_read(source: Source, number: signal.Signals) -> Read:
     def read(first_block: int, num_blocks: int, out: memoryview | None) -> memoryview:
         payload = memoryview(bytearray(num_blocks * BLOCK)) if out is None else out
         whole = source.read(first_block, num_blocks, None)
         half = len(whole) // 2
         payload[:half] = whole[:half]
-        os.kill(os.getpid(), number)
+        halt(number)
         payload[half:] = whole[half:]
         return payload
 
@@ -70,18 +79,18 @@ def stopping_sender(endpoint: str, shared: SharedPool, number: signal.Signals, s
             half = len(block_ids) // 2
             super().store(block_ids[:half], peer_address, peer_shape, peer_block_ids[:half], **options)
             if next(moves) == 1:
-                os.kill(os.getpid(), number)
+                halt(number)
             super().store(block_ids[half:], peer_address, peer_shape, peer_block_ids[half:], **options)
 
         def gather(self, *arguments, **options):
             if not sending and next(moves) == 1:
-                os.kill(os.getpid(), number)
+                halt(number)
             return super().gather(*arguments, **options)
 
     class StoppingGroup(PairGroup):
         def start_send(self, buffer):
             if sending and next(moves) == 2:  # after the first byte of the pair, and the first piece
-                os.kill(os.getpid(), number)
+                halt(number)
             super().start_send(buffer)
 
     cuda_ipc.BlockMover = nccl.BlockMover = StoppingMover  # type: ignore[misc]
