@@ -113,9 +113,9 @@ class CudaEngine:
         self._pool.copy(plan.copies)
         singles = [row for row in plan.rows if _is_decode(row)]
         chunks = [row for row in plan.rows if not _is_decode(row)]
-        logits = self._compute(singles, chunks) if plan.rows else None
+        logits = self._compute(singles, chunks) if plan.rows else self._chunk_logits[:0]
         wanted = [row for row in chunks if row.draws or row.keep_logits]
-        kept = {row.seq_id: self._to_host(self._row(logits, i)) for i, row in enumerate(wanted) if row.keep_logits}
+        kept = {row.seq_id: self._to_host(logits[i]) for i, row in enumerate(wanted) if row.keep_logits}
         self._draw_rest(plan, wanted, logits, len(singles))
         num_draws = len(plan.draws)
         host = self._host_tokens[self._parity][:num_draws]
@@ -123,7 +123,7 @@ class CudaEngine:
             host.copy_(self._drawn[:num_draws], non_blocking=True)
         return Step(plan, self._runtime.mark(), host.numpy(), _order(plan, singles, chunks), kept)
 
-    def _compute(self, singles: Sequence[Row], chunks: Sequence[Row]) -> Tensor | None:
+    def _compute(self, singles: Sequence[Row], chunks: Sequence[Row]) -> Tensor:
         """Stores all KV, draws for `singles` into the first places of `_drawn`; logits of the last position of each
         chunk that needs them."""
         tokens = np.concatenate((self._single_inputs(singles), self._chunk_rows(chunks)), axis=1)
@@ -154,7 +154,7 @@ class CudaEngine:
         if size.num_chunk_tokens:
             self._chunk_logits.copy_(logits[n:])
 
-    def _launch_step(self, singles: Sequence[Row], chunks: Sequence[Row], tokens: np.ndarray) -> Tensor | None:
+    def _launch_step(self, singles: Sequence[Row], chunks: Sequence[Row], tokens: np.ndarray) -> Tensor:
         """As `_compute`, kernel by kernel."""
         n, num_tokens = len(singles), tokens.shape[1]
         size = StepSize(n, num_tokens - n)
@@ -202,13 +202,12 @@ class CudaEngine:
             rows, positions = inputs.rows[:num_single], inputs.draw_positions[:num_single]
             self._sampler.sample(logits[:num_single], rows, positions, self._edits.tensors, self._drawn[:num_single])
 
-    def _draw_rest(self, plan: Plan, wanted: Sequence[Row], logits: Tensor | None, num_drawn: int) -> None:
+    def _draw_rest(self, plan: Plan, wanted: Sequence[Row], logits: Tensor, num_drawn: int) -> None:
         """The draws of chunks, then those from shipped logits, into the places of `_drawn` after the first ones."""
         draws = [draw for row in wanted for draw in row.draws]
         parts = []
         if draws:
             source = [index for index, row in enumerate(wanted) for _ in row.draws]
-            assert logits is not None
             parts.append(logits[to_device(self._runtime, np.array(source, np.int64))])
         for shipped in plan.shipped:
             draws += shipped.draws
@@ -221,10 +220,6 @@ class CudaEngine:
             sent = None if edits is None else edits_to_device(self._runtime, edits)
             out = self._drawn[num_drawn : num_drawn + len(draws)]
             self._sampler.sample(torch.cat(parts), given[0], given[1], sent, out)
-
-    def _row(self, logits: Tensor | None, index: int) -> Tensor:
-        assert logits is not None
-        return logits[index]
 
     def _to_host(self, tensor: Tensor) -> Tensor:
         host = self._runtime.pinned(*tensor.shape, dtype=tensor.dtype)

@@ -250,7 +250,6 @@ def test_conversion_on_a_gpu(source, destination, factors):
 
 
 @pytest.mark.multi_gpu
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_store_to_another_gpu_of_the_process():
     """In a process that has access enabled, as torch enables it for a copy."""
     shape, peer = PEERS["same"]
