@@ -27,7 +27,7 @@ from ..kvtransfer.transport import Done, Event, Failed, Piece, PoolBlocks, Recei
 from .report import Report, Row
 
 NUM_LAYERS, NUM_KV_HEADS, BLOCK_SIZE, HEAD_DIM = 32, 8, 16, 128
-TOKENS = (2048, 8192, 32768)
+TOKENS = (16, 2048, 8192, 32768)
 CHUNK_TOKENS = 8192
 NUM_BLOCKS = 2 * TOKENS[-1] // BLOCK_SIZE
 REPEATS = 7
@@ -39,8 +39,9 @@ SETTLE_S = 0.005
 BUDGET = 0.85
 BUDGET_TOKENS = 8192
 NOTES = (
-    "from the word to send until the last piece is in the receiver's pool and its loop knows; the pair is warm and the "
-    "transfer is prepared, as it is while a prompt is computed",
+    "from the call of send, in one process, until the last piece is in the receiver's pool and the loop of the other "
+    "process knows; the pair is warm and the transfer is prepared, as it is while a prompt is computed; 16 tokens show "
+    "what is fixed",
     "peer: one copy_ of 1 GiB from GPU to GPU in the sender's process, in the same run",
     "first: a pair's first transfer, unprepared, which also maps the pool, or builds the communicator",
 )
@@ -157,11 +158,11 @@ class Line:
         while prepared and not claims:
             self._look()
         time.sleep(SETTLE_S)
-        start = time.perf_counter()
         tell(self._process, "go")
         while not (events := self._look()):
             pass
-        seconds = time.perf_counter() - start
+        end = time.monotonic()
+        seconds = end - float(answer(self._process))
         if not isinstance(events[0], Done):
             raise RuntimeError(str(events[0]))
         if not is_filled(self._pool, ids):
@@ -199,13 +200,18 @@ def tell(process: subprocess.Popen[str], line: str) -> None:
 
 
 def say(process: subprocess.Popen[str], line: str) -> str:
-    """The answer. Raises RuntimeError if the child has ended."""
-    assert process.stdout is not None
+    """The answer to a line. Raises RuntimeError if the child has ended."""
     tell(process, line)
-    answer = process.stdout.readline()
-    if not answer:
+    return answer(process)
+
+
+def answer(process: subprocess.Popen[str]) -> str:
+    """A line of it. Raises RuntimeError if the child has ended."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
         raise RuntimeError("the sender ended")
-    return answer
+    return line
 
 
 # The sender.
@@ -229,12 +235,14 @@ def send(endpoint: str, sender_gpu: int, receiver_gpu: int) -> None:
                     sender.prepare(transfer_id, endpoint)
                 print(how, flush=True)
             case ["go"]:
+                start = time.monotonic()  # the same clock in all processes
                 for piece in parts:
                     sender.send(transfer_id, endpoint, piece)
                 while not (events := sender.poll()):
                     time.sleep(0.0002)
                 if isinstance(events[0], Failed):
                     print(events[0].error, file=sys.stderr)
+                print(start, flush=True)
     sender.close()
 
 

@@ -5,9 +5,9 @@ and layers.
     buffer [n, num_layers, num_heads, 2, unit, head_dim]                     contiguous; num_layers, num_heads: a slice
     ids    int32 or int64 [n]
 
-A block of one layer is contiguous, and so is a slice of its heads: a *chunk*, moved in pieces, several in flight. A
-job is a block's chunks in some of the layers; jobs are dealt to `num_programs` programs. Few of those leave the GPU to
-the compute that a transfer hides behind.
+A block of one layer is contiguous, and so is a slice of its heads: a *chunk*, moved in pieces, several in flight. A job
+is a block's chunks in a few layers; jobs are dealt to `num_programs` programs, those of the first layers first. Few
+programs leave the GPU to the compute that a transfer hides behind.
 
 Block sizes may differ by a power of two: `unit` is the smaller one, and ids count units. In a pool of blocks of
 r · unit tokens, unit i is part i % r of block i // r.
@@ -41,8 +41,8 @@ class MoveConfig(NamedTuple):
 
 
 CONFIG = MoveConfig(piece_bytes=32768, num_warps=16, num_stages=4)
-JOBS_A_PROGRAM = 4
-"""At least, where there is the work: between its jobs a program waits for memory, and the last ones end unevenly."""
+LAYERS_A_JOB = 4
+"""The programs of a launch work on so few layers at a time: addresses in many are slow to translate, a peer's most."""
 
 
 class _Side(NamedTuple):
@@ -126,7 +126,7 @@ def _within(offset, TILE: tl.constexpr, TILE_STRIDE: tl.constexpr):
 
 # Ids may begin anywhere in one upload: specialised, the first transfer of some lengths would wait for a compiler.
 @triton.jit(
-    do_not_specialize=["num_jobs", "layers_a_job"],
+    do_not_specialize=["num_jobs", "num_units", "layers_a_job"],
     do_not_specialize_on_alignment=["source_ids", "destination_ids"],
 )
 def _move_kernel(
@@ -143,6 +143,7 @@ def _move_kernel(
     destination_block_stride,
     destination_layer_stride,
     num_jobs,
+    num_units,
     layers_a_job,
     k_factor,
     v_factor,
@@ -164,10 +165,9 @@ def _move_kernel(
         target = tl.multiple_of(destination.to(source.dtype), 16)
     else:
         target = destination
-    jobs_a_unit = tl.cdiv(NUM_LAYERS, layers_a_job)
     for job in tl.range(tl.program_id(0), num_jobs, tl.num_programs(0), num_stages=1):
-        index = job // jobs_a_unit
-        layer = job % jobs_a_unit * layers_a_job
+        index = job % num_units
+        layer = job // num_units * layers_a_job
         num_pieces = tl.minimum(layers_a_job, NUM_LAYERS - layer) * PIECES
         read = source + _place(
             source_ids, source_id_stride, index, source_start, source_block_stride, TILE, SOURCE_UNITS
@@ -347,12 +347,13 @@ def _launch(
     if num_units == 0:
         return
     num_programs = num_programs or num_multiprocessors(device)
-    layers_a_job = min(max(num_units * num_layers // (JOBS_A_PROGRAM * num_programs), 1), num_layers)
+    layers_a_job = min(LAYERS_A_JOB, num_layers)
     num_jobs = num_units * triton.cdiv(num_layers, layers_a_job)
     _move_kernel[(min(num_programs, num_jobs),)](
         *_kernel_side(source, words, convert),
         *_kernel_side(destination, words, convert),
         num_jobs,
+        num_units,
         layers_a_job,
         *factors,
         NUM_LAYERS=num_layers,

@@ -16,6 +16,8 @@ log = logging.getLogger(__name__)
 
 _LAZY_ENABLE_PEER_ACCESS = 1
 HANDLE_BYTES = 64
+_DEVICE = 2
+"""CU_MEMORYTYPE_DEVICE"""
 
 
 class DeviceMemoryError(RuntimeError):
@@ -58,11 +60,45 @@ class CudaMapper:
         _call("cuIpcCloseMemHandle", ctypes.c_uint64(address))
 
 
-def copy_async(destination: int, source: int, num_bytes: int, stream: int) -> None:
-    """By a copy engine, between any two addresses that this process has; in the current context. Raises
-    DeviceMemoryError."""
-    addresses = (ctypes.c_uint64(destination), ctypes.c_uint64(source))
-    _call("cuMemcpyDtoDAsync_v2", *addresses, ctypes.c_size_t(num_bytes), ctypes.c_void_p(stream))
+def copy_rows_async(
+    target: int, source: int, *, pitches: tuple[int, int], row_bytes: int, num_rows: int, stream: int
+) -> None:
+    """By a copy engine, between any two addresses that this process has; in the current context. `pitches`: bytes from
+    a row to the next, of the target and of the source. Raises DeviceMemoryError."""
+    copy = _RowsCopy(
+        source_kind=_DEVICE,
+        source=source,
+        source_pitch=pitches[1],
+        target_kind=_DEVICE,
+        target=target,
+        target_pitch=pitches[0],
+        row_bytes=row_bytes,
+        num_rows=num_rows,
+    )
+    _call("cuMemcpy2DAsync_v2", ctypes.byref(copy), ctypes.c_void_p(stream))
+
+
+class _RowsCopy(ctypes.Structure):
+    """CUDA_MEMCPY2D."""
+
+    _fields_ = (
+        ("source_x", ctypes.c_size_t),
+        ("source_y", ctypes.c_size_t),
+        ("source_kind", ctypes.c_uint),
+        ("source_host", ctypes.c_void_p),
+        ("source", ctypes.c_uint64),
+        ("source_array", ctypes.c_void_p),
+        ("source_pitch", ctypes.c_size_t),
+        ("target_x", ctypes.c_size_t),
+        ("target_y", ctypes.c_size_t),
+        ("target_kind", ctypes.c_uint),
+        ("target_host", ctypes.c_void_p),
+        ("target", ctypes.c_uint64),
+        ("target_array", ctypes.c_void_p),
+        ("target_pitch", ctypes.c_size_t),
+        ("row_bytes", ctypes.c_size_t),
+        ("num_rows", ctypes.c_size_t),
+    )
 
 
 class _Handle(ctypes.Structure):

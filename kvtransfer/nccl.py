@@ -18,6 +18,7 @@ from ..wire.messages import KvPiece
 from .block_mover import BlockMover
 from .connection import Connection
 from .device_pool import DevicePool
+from .mark import DONE
 from .pair_group import PairGroup, start_store
 from .pair_messages import Coming, Drained, GroupOffer, Join, Landed, PoolOffer, ToReceiver, encode
 from .pair_receiver import PairsReceiver, read_messages, send_grant
@@ -28,7 +29,8 @@ from .transport import Piece
 SCHEME = "nccl:"
 PIECE_BYTES = 1 << 30
 SLICE_BYTES = 128 << 20
-"""Of a piece, sent at once: each end has two buffers of this size, one for the link and one for the pool."""
+"""Of a piece, sent at once: each end has two buffers of this size, one for the link and one for the pool. The link is
+given a slice before it is done with the one before."""
 
 
 def slices_of(num_blocks: int, step: int) -> list[slice]:
@@ -90,13 +92,13 @@ class GroupPeer:
         parts = [
             buffers[n % 2][: (each.stop - each.start) * self._pool.bytes_per_block] for n, each in enumerate(slices)
         ]
-        if parts:
-            group.start_receive(parts[0])
+        coming_in = [group.start_receive(part) for part in parts[:2]]
         for n, each in enumerate(slices):
-            group.finish()
-            if n + 1 < len(parts):
-                group.start_receive(parts[n + 1])
+            with group.lost_if_it_fails():
+                coming_in[n].wait()
             self._scatter(mover, parts[n], piece.transfer_id, piece.first_block + each.start, each.stop - each.start)
+            coming_in += [group.start_receive(part) for part in parts[n + 2 : n + 3]]
+        group.finish()
         if piece.num_pieces is not None:
             with self._lock:
                 self._granted.pop(piece.transfer_id, None)
@@ -160,18 +162,16 @@ class GroupPath:
     def move(self, piece: Piece, header: KvPiece, block_ids: Sequence[int], reading: Reading, *, hidden: bool) -> None:
         """A slice is gathered while the one before it is being sent. Once announced, all of them are sent."""
         self._connection.send(encode(Coming(header, tuple(bytes(tensor) for tensor in piece.tail.values()))))
-        sending = False
+        sent = [DONE, DONE]
         for n, each in enumerate(slices_of(piece.num_blocks, self._step)):
-            ids = piece.block_ids[each]
+            ids, buffer = piece.block_ids[each], self._buffers[n % 2]
+            with self._group.lost_if_it_fails():
+                sent[n % 2].wait()
             with reading() as wanted:
                 if wanted:
-                    self._mover.gather(ids, self._buffers[n % 2], hidden=hidden)
-            if sending:
-                self._group.finish()
-            self._group.start_send(self._buffers[n % 2][: len(ids) * self._pool.bytes_per_block])
-            sending = True
-        if sending:
-            self._group.finish()
+                    self._mover.gather(ids, buffer, hidden=hidden)
+            sent[n % 2] = self._group.start_send(buffer[: len(ids) * self._pool.bytes_per_block])
+        self._group.finish()
 
     def close(self) -> None:
         self._group.close()

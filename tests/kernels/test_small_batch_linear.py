@@ -294,7 +294,7 @@ def test_logits_are_fp32():
         norm_head(made.x, made.norm_weight, EPS, made.w, out=torch.zeros(2, 4, dtype=torch.bfloat16))
 
 
-@pytest.mark.parametrize(("m", "prefers"), [(0, False), (1, True), (8, True), (9, False), (16, False)])
+@pytest.mark.parametrize(("m", "prefers"), [(0, False), (1, True), (4, True), (5, False), (16, False)])
 def test_large_layers_of_more_rows_go_elsewhere(m, prefers):
     assert prefers_small_batch(m, 4096, 4096, torch.bfloat16) == prefers
     assert not prefers_small_batch(m, 4096, 4096, torch.float32)

@@ -88,10 +88,10 @@ def stopping_sender(endpoint: str, shared: SharedPool, number: signal.Signals, s
             return super().gather(*arguments, **options)
 
     class StoppingGroup(PairGroup):
-        def start_send(self, buffer):
+        def start_send(self, buffer, **options):
             if sending and next(moves) == 2:  # after the first byte of the pair, and the first piece
                 halt(number)
-            super().start_send(buffer)
+            return super().start_send(buffer, **options)
 
     cuda_ipc.BlockMover = nccl.BlockMover = StoppingMover  # type: ignore[misc]
     nccl.PairGroup = StoppingGroup  # type: ignore[misc]

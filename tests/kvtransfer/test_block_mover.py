@@ -40,10 +40,10 @@ def test_blocks_arrive_in_a_peers_pool_and_nothing_beside_them(
 
 def test_gathered_and_scattered_is_the_same() -> None:
     pool, other = DevicePool(torch.randn(SHAPE)), DevicePool(torch.zeros(PEER_SHAPE))
-    buffer = BlockMover(pool).buffer(5)
-    part = BlockMover(pool).gather([3, 1, 8], buffer)
-    assert part.nbytes == 3 * pool.bytes_per_block
-    BlockMover(other).scatter(part, [0, 19, 4])
+    buffer = BlockMover(pool).buffer(5).fill_(7)
+    BlockMover(pool).gather([3, 1, 8], buffer)
+    BlockMover(other).scatter(buffer, [0, 19, 4])
+    assert bool((buffer[3 * pool.bytes_per_block :] == 7).all())
     assert torch.equal(other.kv[:, [0, 19, 4]], pool.kv[:, [3, 1, 8]])
     assert int((other.kv.flatten(2) != 0).any(2).sum()) == 3 * SHAPE[0]
 
