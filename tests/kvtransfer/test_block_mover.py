@@ -1,9 +1,10 @@
 """Which blocks are neighbours on both sides, and that they arrive by either way."""
 
+import numpy as np
 import pytest
 import torch
 from isthmus.kvtransfer import block_mover
-from isthmus.kvtransfer.block_mover import BlockMover, Run, common_runs
+from isthmus.kvtransfer.block_mover import BlockMover, Run, run_starts, runs_from
 from isthmus.kvtransfer.device_pool import DevicePool
 
 SHAPE = (3, 12, 2, 2, 4, 16)
@@ -21,8 +22,9 @@ PEER_SHAPE = (3, 20, 2, 2, 4, 16)
         ([4, 5, 6, 7], [0, 1, 7, 8], [Run(4, 0, 2), Run(6, 7, 2)]),
     ],
 )
-def test_common_runs(sources: list[int], targets: list[int], runs: list[Run]) -> None:
-    assert common_runs(sources, targets) == runs
+def test_runs(sources: list[int], targets: list[int], runs: list[Run]) -> None:
+    pairs = np.array([sources, targets], np.int32)
+    assert runs_from(run_starts(pairs), pairs) == runs
 
 
 @pytest.mark.parametrize("long_run_bytes", [0, 1 << 40], ids=["copied", "stored"])
