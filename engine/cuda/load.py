@@ -68,6 +68,7 @@ def load_cuda_engine(
             f"a head dimension of {sizes.head_dim} is not supported on GPUs (multiples of 16 up to 256 are)"
         )
     runtime = CudaRuntime(device_index)
+    torch.backends.cuda.preferred_blas_library("cublaslt")  # 32 to 128 rows: up to 0.2 ms a step faster, 8 as fast
     model_dtype = DTYPES[resolve_gpu_dtype(dtype, config)]
     if model_dtype == torch.float32:
         torch.backends.cuda.matmul.allow_tf32 = False
