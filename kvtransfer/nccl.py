@@ -29,8 +29,9 @@ from .transport import Piece
 SCHEME = "nccl:"
 PIECE_BYTES = 1 << 30
 SLICE_BYTES = 128 << 20
-"""Of a piece, sent at once: each end has two buffers of this size, one for the link and one for the pool. The link is
-given a slice before it is done with the one before."""
+"""Of a piece, sent at once."""
+NUM_BUFFERS = 3
+"""Of that size, at each end: one that is sent, one that waits for the link, and one for the pool."""
 
 
 def slices_of(num_blocks: int, step: int) -> list[slice]:
@@ -71,7 +72,7 @@ class GroupPeer:
         )
         try:
             step = self._offer.blocks_a_slice
-            buffers = mover.buffer(step), mover.buffer(step)
+            buffers = [mover.buffer(step) for _ in range(NUM_BUFFERS)]
             while True:
                 match read_messages(self.connection):
                     case Coming() as coming:
@@ -83,21 +84,22 @@ class GroupPeer:
         finally:
             group.close()
 
-    def _receive(self, group: PairGroup, mover: BlockMover, buffers: tuple[Tensor, Tensor], coming: Coming) -> None:
+    def _receive(self, group: PairGroup, mover: BlockMover, buffers: Sequence[Tensor], coming: Coming) -> None:
         """A slice is scattered while the next one comes."""
         piece = coming.piece
         if piece.first_block < 0 or not 0 <= piece.num_blocks <= self._pool.num_blocks:
             raise ProtocolError(f"a piece of {piece.num_blocks} blocks from {piece.first_block} on")
         slices = slices_of(piece.num_blocks, self._offer.blocks_a_slice)
         parts = [
-            buffers[n % 2][: (each.stop - each.start) * self._pool.bytes_per_block] for n, each in enumerate(slices)
+            buffers[n % NUM_BUFFERS][: (each.stop - each.start) * self._pool.bytes_per_block]
+            for n, each in enumerate(slices)
         ]
-        coming_in = [group.start_receive(part) for part in parts[:2]]
+        coming_in = [group.start_receive(part) for part in parts[:NUM_BUFFERS]]
         for n, each in enumerate(slices):
             with group.lost_if_it_fails():
                 coming_in[n].wait()
             self._scatter(mover, parts[n], piece.transfer_id, piece.first_block + each.start, each.stop - each.start)
-            coming_in += [group.start_receive(part) for part in parts[n + 2 : n + 3]]
+            coming_in += [group.start_receive(part) for part in parts[n + NUM_BUFFERS : n + NUM_BUFFERS + 1]]
         group.finish()
         if piece.num_pieces is not None:
             with self._lock:
@@ -157,20 +159,20 @@ class GroupPath:
             on_abort=give_up,
         )
         self._step = offer.blocks_a_slice
-        self._buffers = self._mover.buffer(self._step), self._mover.buffer(self._step)
+        self._buffers = [self._mover.buffer(self._step) for _ in range(NUM_BUFFERS)]
 
     def move(self, piece: Piece, header: KvPiece, block_ids: Sequence[int], reading: Reading, *, hidden: bool) -> None:
         """A slice is gathered while the one before it is being sent. Once announced, all of them are sent."""
         self._connection.send(encode(Coming(header, tuple(bytes(tensor) for tensor in piece.tail.values()))))
-        sent = [DONE, DONE]
+        sent = [DONE] * NUM_BUFFERS
         for n, each in enumerate(slices_of(piece.num_blocks, self._step)):
-            ids, buffer = piece.block_ids[each], self._buffers[n % 2]
+            ids, turn = piece.block_ids[each], n % NUM_BUFFERS
             with self._group.lost_if_it_fails():
-                sent[n % 2].wait()
+                sent[turn].wait()
             with reading() as wanted:
                 if wanted:
-                    self._mover.gather(ids, buffer, hidden=hidden)
-            sent[n % 2] = self._group.start_send(buffer[: len(ids) * self._pool.bytes_per_block])
+                    self._mover.gather(ids, self._buffers[turn], hidden=hidden)
+            sent[turn] = self._group.start_send(self._buffers[turn][: len(ids) * self._pool.bytes_per_block])
         self._group.finish()
 
     def close(self) -> None:
