@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 
@@ -53,31 +54,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--receiver", type=int, default=min(1, torch.cuda.device_count() - 1), help="GPU")
     parser.add_argument("--transports", nargs="+", default=["cuda_ipc", "nccl"], choices=["cuda_ipc", "nccl"])
     parser.add_argument("--send", metavar="ENDPOINT", help=argparse.SUPPRESS)
+    parser.add_argument("--num-blocks", type=int, default=NUM_BLOCKS, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.send:
-        send(options.send, options.sender, options.receiver)
+        send(options.send, options.sender, options.receiver, options.num_blocks)
         return 0
     load_average = os.getloadavg()[0]
     if options.sender == options.receiver:
         options.transports = ["cuda_ipc"]  # NCCL connects no GPU with itself
-    rows = [row for name in options.transports for row in measure(name, options.sender, options.receiver)]
+    cases = tuple(itertools.product(TOKENS, LAYOUTS))
+    rows = []
+    for name in options.transports:
+        measured = measure(name, options.sender, options.receiver, cases, options.num_blocks)
+        rows += [
+            measured.row(f"{name}, {num_tokens} tokens, {layout}", num_tokens, layout) for num_tokens, layout in cases
+        ]
     where = f"GPU {options.sender} to GPU {options.receiver}, {torch.cuda.get_device_name(options.receiver)}"
     print(Report(f"KV from {where}", rows, NOTES, ("torch", "triton"), load_average).markdown())
     return 0
 
 
-def make_pool(device: int) -> DevicePool:
+def make_pool(device: int, num_blocks: int) -> DevicePool:
     torch.cuda.set_device(device)
-    shape = (NUM_LAYERS, NUM_BLOCKS, NUM_KV_HEADS, 2, BLOCK_SIZE, HEAD_DIM)
+    shape = (NUM_LAYERS, num_blocks, NUM_KV_HEADS, 2, BLOCK_SIZE, HEAD_DIM)
     return DevicePool(torch.empty(shape, dtype=torch.bfloat16, device=f"cuda:{device}"))
 
 
-def block_ids(num_tokens: int, layout: str, seed: int) -> list[int]:
+def block_ids(num_tokens: int, layout: str, seed: int, num_blocks: int) -> list[int]:
     """Of a prompt, in the pool of an end that has its own `seed`. A shorter prompt's are the first ones of a longer."""
     if layout == "neighbours":
         return list(range(seed, seed + num_tokens // BLOCK_SIZE))
     generator = torch.Generator().manual_seed(seed)
-    return torch.randperm(NUM_BLOCKS, generator=generator)[: num_tokens // BLOCK_SIZE].tolist()
+    return torch.randperm(num_blocks, generator=generator)[: num_tokens // BLOCK_SIZE].tolist()
 
 
 def fill(pool: DevicePool, ids: Sequence[int]) -> None:
@@ -99,38 +107,51 @@ def numbers(pool: DevicePool, num_blocks: int) -> torch.Tensor:
 # The receiver.
 
 
-def measure(transport: str, sender_gpu: int, receiver_gpu: int) -> list[Row]:
-    """Raises RuntimeError if anything fails or arrives wrong."""
-    pool, arrived = make_pool(receiver_gpu), threading.Event()
+@dataclass(frozen=True, slots=True)
+class Measured:
+    copy_gb_per_s: float
+    """The ceiling."""
+    first_s: float
+    seconds: dict[tuple[int, str], float]
+    """The median, by tokens and layout."""
+    num_bytes: dict[tuple[int, str], int]
+
+    def gb_per_s(self, num_tokens: int, layout: str) -> float:
+        return self.num_bytes[num_tokens, layout] / self.seconds[num_tokens, layout] / 1e9
+
+    def row(self, what: str, num_tokens: int, layout: str) -> Row:
+        rate, ceiling = self.gb_per_s(num_tokens, layout), self.copy_gb_per_s
+        counts = num_tokens >= BUDGET_TOKENS
+        return Row(
+            what,
+            f"{rate:.0f} GB/s ({self.seconds[num_tokens, layout] * 1e3:.2f} ms; "
+            f"first of the pair {self.first_s * 1e3:.0f} ms)",
+            f"{ceiling:.0f} GB/s",
+            f"{rate / ceiling:.2f} ×",
+            f"≥ {BUDGET} ×" if counts else "",
+            rate >= BUDGET * ceiling if counts else None,
+        )
+
+
+def measure(
+    transport: str, sender_gpu: int, receiver_gpu: int, cases: Sequence[tuple[int, str]], num_blocks: int
+) -> Measured:
+    """`cases`: (tokens of a prompt, layout); pools of `num_blocks`. Raises RuntimeError if anything fails or arrives
+    wrong."""
+    pool, arrived = make_pool(receiver_gpu, num_blocks), threading.Event()
     opens: dict[str, Callable[[DevicePool, Callable[[], None]], Receiver]]
     opens = {"cuda_ipc": open_ipc_receiver, "nccl": open_nccl_receiver}
     receiver = opens[transport](pool, arrived.set)
     try:
-        with child(receiver.endpoint, sender_gpu, receiver_gpu) as process:
+        with child(receiver.endpoint, sender_gpu, receiver_gpu, num_blocks) as process:
             copy_rate = float(say(process, "copy"))
             line = Line(receiver, pool, arrived, process)
-            first_s, _ = line.transfer(TOKENS[0], LAYOUTS[0], "first", prepared=False)
-            rows = []
-            for num_tokens, layout in itertools.product(TOKENS, LAYOUTS):
-                runs = [line.transfer(num_tokens, layout, str(n)) for n in range(REPEATS)]
-                rows.append(row(f"{transport}, {num_tokens} tokens, {layout}", num_tokens, runs, copy_rate, first_s))
-            return rows
+            first_s, _ = line.transfer(*cases[0], "first", prepared=False)
+            runs = {case: [line.transfer(*case, str(n)) for n in range(REPEATS)] for case in cases}
     finally:
         receiver.close()
-
-
-def row(what: str, num_tokens: int, runs: Sequence[tuple[float, int]], copy_rate: float, first_s: float) -> Row:
-    seconds = statistics.median(seconds for seconds, _ in runs)
-    rate = runs[0][1] / seconds / 1e9
-    counts = num_tokens >= BUDGET_TOKENS
-    return Row(
-        what,
-        f"{rate:.0f} GB/s ({seconds * 1e3:.2f} ms; first of the pair {first_s * 1e3:.0f} ms)",
-        f"{copy_rate:.0f} GB/s",
-        f"{rate / copy_rate:.2f} ×",
-        f"≥ {BUDGET} ×" if counts else "",
-        rate >= BUDGET * copy_rate if counts else None,
-    )
+    seconds = {case: statistics.median(seconds for seconds, _ in taken) for case, taken in runs.items()}
+    return Measured(copy_rate, first_s, seconds, {case: taken[0][1] for case, taken in runs.items()})
 
 
 class Line:
@@ -144,7 +165,8 @@ class Line:
 
     def transfer(self, num_tokens: int, layout: str, name: str, *, prepared: bool = True) -> tuple[float, int]:
         """(seconds, bytes of one prompt). Raises RuntimeError if it fails or arrives wrong."""
-        ids, transfer_id = block_ids(num_tokens, layout, RECEIVER_SEED), f"{num_tokens} {layout} {name}"
+        ids = block_ids(num_tokens, layout, RECEIVER_SEED, self._pool.num_blocks)
+        transfer_id = f"{num_tokens} {layout} {name}"
         claims: list[str] = []
 
         def claim() -> bool:
@@ -182,9 +204,9 @@ def no_store(first_block: int, num_blocks: int, payload: memoryview) -> None:
 
 
 @contextmanager
-def child(endpoint: str, sender_gpu: int, receiver_gpu: int) -> Iterator[subprocess.Popen[str]]:
-    gpus = ["--sender", str(sender_gpu), "--receiver", str(receiver_gpu)]
-    command = [sys.executable, "-m", "isthmus.bench.transfer_gpu", "--send", endpoint, *gpus]
+def child(endpoint: str, sender_gpu: int, receiver_gpu: int, num_blocks: int) -> Iterator[subprocess.Popen[str]]:
+    ends = ["--sender", str(sender_gpu), "--receiver", str(receiver_gpu), "--num-blocks", str(num_blocks)]
+    command = [sys.executable, "-m", "isthmus.bench.transfer_gpu", "--send", endpoint, *ends]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     with process:
         try:
@@ -217,9 +239,9 @@ def answer(process: subprocess.Popen[str]) -> str:
 # The sender.
 
 
-def send(endpoint: str, sender_gpu: int, receiver_gpu: int) -> None:
+def send(endpoint: str, sender_gpu: int, receiver_gpu: int, num_blocks: int) -> None:
     """The child: does what each line says."""
-    pool = make_pool(sender_gpu)
+    pool = make_pool(sender_gpu, num_blocks)
     sender = open_ipc_sender(pool) if endpoint.startswith("cuda_ipc:") else open_nccl_sender(pool)
     parts: list[Piece] = []
     transfer_id = ""
@@ -248,7 +270,7 @@ def send(endpoint: str, sender_gpu: int, receiver_gpu: int) -> None:
 
 def pieces(num_tokens: int, layout: str, pool: DevicePool) -> list[Piece]:
     """A chunk each, as prefill makes them; the pool holds them."""
-    ids = block_ids(num_tokens, layout, SENDER_SEED)
+    ids = block_ids(num_tokens, layout, SENDER_SEED, pool.num_blocks)
     fill(pool, ids)
     torch.cuda.synchronize()
     step = CHUNK_TOKENS // BLOCK_SIZE

@@ -24,32 +24,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .decode_attend import attend, attend_fp8, first_blocks
+from .decode_merge import share
 from .decode_partition import PART_FIELDS, ROW_FIELDS, ROW_OF_PART, DecodeConfig, DecodeWorkspace, check_step, load_row
-from .dispatch import INTERPRETED, launches
+from .dispatch import launches
 
 _ROWS = 16
 """Of a matrix unit's tile."""
 
 _FP8 = {torch.float8_e4m3fn: "e4m3", torch.float8_e5m2: "e5m2"}
-COMPILED = tl.constexpr(not INTERPRETED)
-E4M3_HALVES = tl.constexpr("""{
-    .reg .b32 sign, rest;
-    shl.b32 sign, $2, 8;
-    shl.b32 rest, $2, 7;
-    and.b32 sign, sign, 0x80008000;
-    and.b32 rest, rest, 0x3F803F80;
-    or.b32 $0, sign, rest;
-    shr.b32 rest, $2, 1;
-    and.b32 sign, $2, 0x80008000;
-    and.b32 rest, rest, 0x3F803F80;
-    or.b32 $1, sign, rest;
-}""")
-E5M2_HALVES = tl.constexpr("""{
-    .reg .b32 low;
-    shl.b32 low, $2, 8;
-    and.b32 $0, low, 0xFF00FF00;
-    and.b32 $1, $2, 0xFF00FF00;
-}""")
 
 
 def ref_paged_decode_attention(
@@ -80,19 +63,6 @@ def ref_paged_decode_attention(
 
 
 @triton.jit
-def _token_offsets(key, block, NUM_KV_HEADS: tl.constexpr, WIDTH: tl.constexpr, BLOCK_SIZE: tl.constexpr):
-    """int64 [TILE]: where the K of each key begins, from (block 0, the head); V begins BLOCK_SIZE · WIDTH later."""
-    return block.to(tl.int64) * (NUM_KV_HEADS * 2 * BLOCK_SIZE * WIDTH) + (key % BLOCK_SIZE) * WIDTH
-
-
-@triton.jit
-def _first_blocks(table, first_key, context, BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr):
-    """[TILE]: the block of each key of a tile."""
-    key = first_key + tl.arange(0, TILE)
-    return tl.load(table + key // BLOCK_SIZE, mask=key < context, other=0)
-
-
-@triton.jit
 def _load_query(
     q_row, head_stride, exists, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr
 ):
@@ -100,205 +70,6 @@ def _load_query(
     head, dim = tl.arange(0, ROWS)[:, None], tl.arange(0, D)[None, :]
     mask = (head < tl.where(exists, GROUP, 0)) & (dim < HEAD_DIM)
     return tl.load(q_row + head * head_stride + dim, mask=mask, other=0.0)
-
-
-@triton.jit
-def _reweigh(scores, seen, top):
-    """Weights [ROWS, TILE] = exp2(score − new top), what earlier weights decay by and the new top, both [ROWS]."""
-    scores = tl.where(seen[None, :], scores, -float("inf"))
-    new_top = tl.maximum(top, tl.max(scores, 1))
-    return tl.exp2(scores - new_top[:, None]), tl.exp2(top - new_top), new_top
-
-
-@triton.jit
-def _attend(
-    q,  # [ROWS, D]
-    kv_head,  # pointer to (block 0, the head)
-    table,  # pointer to the row's
-    block,  # [TILE], of the first tile's keys
-    first_key,  # of the first tile
-    lower,  # keys lower … context − 1 are seen
-    context,
-    num_tiles,
-    qk_scale,
-    NUM_KV_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    TILE: tl.constexpr,
-    ROWS: tl.constexpr,
-    D: tl.constexpr,
-):
-    """Unnormalised output [ROWS, D], maximum of the scores in base 2 and sum of weights, [ROWS], of a run of tiles."""
-    key, dim = first_key + tl.arange(0, TILE), tl.arange(0, D)[None, :]
-    acc = tl.zeros([ROWS, D], tl.float32)
-    # Finite, so that a tile without a key (of padding) subtracts no infinities.
-    top = tl.full([ROWS], -1.0e30, tl.float32)
-    # Summed over keys once, at the end: a sum across warps costs barriers.
-    sums = tl.zeros([ROWS, TILE], tl.float32)
-    for _ in tl.range(0, num_tiles):
-        seen = (key >= lower) & (key < context)
-        mask = seen[:, None] & (dim < HEAD_DIM)
-        token = kv_head + _token_offsets(key, block, NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE)
-        k = tl.load(token[:, None] + dim, mask=mask, other=0.0)  # [TILE, D]
-        v = tl.load(token[:, None] + (dim + BLOCK_SIZE * HEAD_DIM), mask=mask, other=0.0)
-        key += TILE
-        # A tile's blocks are looked up a tile ahead: its loads of KV need not wait for them.
-        block = tl.load(table + key // BLOCK_SIZE, mask=key < context, other=0)
-
-        scores = tl.dot(q, k.to(q.dtype).T, input_precision="ieee") * qk_scale  # [ROWS, TILE]
-        weights, decay, top = _reweigh(scores, seen, top)
-        sums = sums * decay[:, None] + weights
-        acc = tl.dot(weights.to(q.dtype), v.to(q.dtype), acc * decay[:, None], input_precision="ieee")
-    return acc, top, tl.sum(sums, 1)
-
-
-@triton.jit
-def _halves(pairs, E4M3: tl.constexpr):
-    """fp16 of the two fp8 numbers in each int16, the first in the low byte; of e4m3, 2⁻⁸ of them.
-
-    e5m2 is the top byte of an fp16; e4m3 is its top bits but for an exponent bit less: a sign, a gap and 7 bits."""
-    if COMPILED:  # Two words a register; Triton's operators take one, and three times the instructions.
-        return tl.inline_asm_elementwise(
-            E4M3_HALVES if E4M3 else E5M2_HALVES, "=r,=r,r", [pairs], (tl.float16, tl.float16), is_pure=True, pack=2
-        )
-    if E4M3:
-        low = ((pairs << 8) & -0x8000) | ((pairs << 7) & 0x3F80)
-        high = (pairs & -0x8000) | ((pairs >> 1) & 0x3F80)
-    else:
-        low, high = pairs << 8, pairs & -0x100
-    return low.to(tl.float16, bitcast=True), high.to(tl.float16, bitcast=True)
-
-
-@triton.jit
-def _attend_fp8(
-    q,
-    kv_head,  # int16
-    table,
-    block,
-    first_key,
-    lower,
-    context,
-    num_tiles,
-    qk_scale,
-    NUM_KV_HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    TILE: tl.constexpr,
-    ROWS: tl.constexpr,
-    D: tl.constexpr,
-    E4M3: tl.constexpr,
-):
-    """`_attend` over fp8, two numbers to a word: matrix units read 16-bit tiles from shared memory whole, bytes one by
-    one. Products are of even dimensions and of odd ones, in fp16."""
-    WORDS: tl.constexpr = HEAD_DIM // 2
-    key, word = first_key + tl.arange(0, TILE), tl.arange(0, D // 2)[None, :]
-    # A head's queries are scaled to at most 1: fp16 has not the range of bf16.
-    q = q.to(tl.float32)
-    q_top = tl.max(tl.abs(q), 1)
-    q_top = tl.where(q_top == 0.0, 1.0, q_top)[:, None]  # [ROWS, 1]
-    q_even, q_odd = tl.split((q / q_top).to(tl.float16).reshape([ROWS, D // 2, 2]))  # [ROWS, D / 2]
-    unit: tl.constexpr = 256.0 if E4M3 else 1.0
-    row_scale = q_top * (qk_scale * unit)
-
-    even = tl.zeros([ROWS, D // 2], tl.float32)
-    odd = tl.zeros([ROWS, D // 2], tl.float32)
-    top = tl.full([ROWS], -1.0e30, tl.float32)
-    sums = tl.zeros([ROWS, TILE], tl.float32)
-    for _ in tl.range(0, num_tiles):
-        seen = (key >= lower) & (key < context)
-        mask = seen[:, None] & (word < WORDS)
-        token = kv_head + _token_offsets(key, block, NUM_KV_HEADS, WORDS, BLOCK_SIZE)
-        k = tl.load(token[:, None] + word, mask=mask, other=0)  # [TILE, D / 2]
-        v = tl.load(token[:, None] + (word + BLOCK_SIZE * WORDS), mask=mask, other=0)
-        key += TILE
-        block = tl.load(table + key // BLOCK_SIZE, mask=key < context, other=0)
-
-        k_even, k_odd = _halves(k, E4M3)
-        scores = tl.dot(q_odd, k_odd.T, tl.dot(q_even, k_even.T)) * row_scale  # [ROWS, TILE]
-        weights, decay, top = _reweigh(scores, seen, top)
-        sums = sums * decay[:, None] + weights
-        v_even, v_odd = _halves(v, E4M3)
-        even = tl.dot(weights.to(tl.float16), v_even, even * decay[:, None])
-        odd = tl.dot(weights.to(tl.float16), v_odd, odd * decay[:, None])
-    return tl.interleave(even, odd) * unit, top, tl.sum(sums, 1)
-
-
-@triton.jit
-def _merge(
-    partials,  # pointer to this head's in slot 0
-    log_sums,
-    first_slot,  # of the first part; part p after it has slot 2p
-    last_part,
-    NUM_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    PARTS: tl.constexpr,
-    GROUP_PAD: tl.constexpr,
-    D: tl.constexpr,
-):
-    """Output [GROUP_PAD, D] of a row's parts, whose outputs count as much as the sums of their weights."""
-    head, dim = tl.arange(0, GROUP_PAD), tl.arange(0, D)
-    acc = tl.zeros([GROUP_PAD, D], tl.float32)
-    top = tl.full([GROUP_PAD], -1.0e30, tl.float32)
-    total = tl.zeros([GROUP_PAD], tl.float32)
-    first_part = first_slot // 2
-    for start in tl.range(first_part, last_part + 1, PARTS):
-        part = start + tl.arange(0, PARTS)
-        slot = tl.where(part == first_part, first_slot, part * 2) * NUM_HEADS
-        row = head[:, None] + slot[None, :]  # [GROUP_PAD, PARTS]: parts within a thread, where they are summed
-        mask = (head < GROUP)[:, None] & (part <= last_part)[None, :]
-        # Past the L1 cache, which may hold what lay there before.
-        logs = tl.load(log_sums + row, mask=mask, other=-float("inf"), cache_modifier=".cg")
-        outputs = tl.load(  # [GROUP_PAD, PARTS, D]
-            partials + row[:, :, None] * HEAD_DIM + dim[None, None, :],
-            mask=mask[:, :, None] & (dim < HEAD_DIM)[None, None, :],
-            other=0.0,
-            cache_modifier=".cg",
-        )
-        new_top = tl.maximum(top, tl.max(logs, 1))
-        weights = tl.exp2(logs - new_top[:, None])
-        decay = tl.exp2(top - new_top)
-        total = total * decay + tl.sum(weights, 1)
-        acc = acc * decay[:, None] + tl.sum(outputs * weights[:, :, None], 1)
-        top = new_top
-    return acc / tl.where(total == 0.0, 1.0, total)[:, None]
-
-
-@triton.jit
-def _share(
-    output,  # [ROWS, D]
-    log_sum,  # [ROWS]
-    partials,
-    log_sums,
-    arrival,
-    out_row,
-    out_head_stride,
-    slot,
-    first_slot,
-    last_part,
-    NUM_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    MERGED_PARTS: tl.constexpr,
-    GROUP_PAD: tl.constexpr,
-):
-    """Leaves what a part makes of a row in its slot; the last part of the row to arrive merges them and starts over."""
-    ROWS: tl.constexpr = output.shape[0]
-    D: tl.constexpr = output.shape[1]
-    head, merged_head, dim = tl.arange(0, ROWS), tl.arange(0, GROUP_PAD), tl.arange(0, D)[None, :]
-    row = slot * NUM_HEADS + head  # [ROWS]
-    of_group = (head < GROUP)[:, None] & (dim < HEAD_DIM)
-    tl.store(partials + row[:, None] * HEAD_DIM + dim, output, mask=of_group)
-    tl.store(log_sums + row, log_sum, mask=head < GROUP)
-    # All warps have stored before one of them announces it, and releases what it has seen.
-    tl.debug_barrier()
-    if tl.atomic_add(arrival, 1, sem="acq_rel") == last_part - first_slot // 2:
-        tl.store(arrival, 0)
-        merged = _merge(
-            partials, log_sums, first_slot, last_part, NUM_HEADS, GROUP, HEAD_DIM, MERGED_PARTS, GROUP_PAD, D
-        )
-        of_merged = (merged_head < GROUP)[:, None] & (dim < HEAD_DIM)
-        tl.store(out_row + merged_head[:, None] * out_head_stride + dim, merged, mask=of_merged)
 
 
 @triton.jit
@@ -352,7 +123,7 @@ def _decode_kernel(
     lower = tl.maximum(context - WINDOW, 0) if WINDOW else 0
     first_key = (lower // TILE + part_start - row_start) * TILE
     table = block_tables + tl.maximum(table_row, 0).to(tl.int64) * table_stride
-    block = _first_blocks(table, first_key, context, BLOCK_SIZE, TILE)
+    block = first_blocks(table, first_key, context, BLOCK_SIZE, TILE)
     q_head = q + kv_head * GROUP * q_head_stride
     if PDL:
         tl.extra.cuda.gdc_wait()
@@ -371,7 +142,7 @@ def _decode_kernel(
         tile, stop = tl.maximum(part_start, row_start), tl.minimum(part_end, row_end)
         out_row = out + b.to(tl.int64) * out_row_stride + kv_head * GROUP * out_head_stride
         if FP8 == "":
-            acc, top, total = _attend(
+            acc, top, total = attend(
                 query,
                 kv_base,
                 table,
@@ -389,7 +160,7 @@ def _decode_kernel(
                 D,
             )
         else:
-            acc, top, total = _attend_fp8(
+            acc, top, total = attend_fp8(
                 query,
                 kv_base,
                 table,
@@ -412,14 +183,14 @@ def _decode_kernel(
         lower = tl.maximum(next_context - WINDOW, 0) if WINDOW else 0
         first_key = lower // TILE * TILE
         table = block_tables + tl.maximum(next_table_row, 0).to(tl.int64) * table_stride
-        block = _first_blocks(table, first_key, next_context, BLOCK_SIZE, TILE)
+        block = first_blocks(table, first_key, next_context, BLOCK_SIZE, TILE)
         q_row = q_head + next_b.to(tl.int64) * q_row_stride
         query = _load_query(q_row, q_head_stride, nth < num_rows, GROUP, HEAD_DIM, ROWS, D)
         if (tile == row_start) & (stop == row_end):
             mask = (head < GROUP) & (dim < HEAD_DIM)
             tl.store(out_row + head * out_head_stride + dim, _normalise(acc, total, v_scale), mask=mask)
         else:
-            _share(
+            share(
                 _normalise(acc, total, v_scale),
                 top + tl.log2(total),
                 partials + kv_head * GROUP * HEAD_DIM,

@@ -16,8 +16,8 @@ from .torch_facts import TorchFacts, nccl_packages
 
 CHILD_TIMEOUT_S = 120.0
 
-Measure = Callable[[str, int, int], float | str]
-"""(transport, GPU index, GPU index) -> GB/s from the first to the second, or why it is not known."""
+Measure = Callable[[str, int, int], dict[str, float | str]]
+"""(transport, GPU index, GPU index) -> GB/s from the first to the second, by it and by `copy`, or why not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +27,9 @@ class Pair:
     link: Link
     transports: tuple[str, ...]
     """That work between them, the best first."""
-    gb_per_s: float | str | None
-    """Measured over the best; why not; None if nothing was to be measured."""
+    gb_per_s: dict[str, float | str]
+    """Of each that goes from GPU to GPU, and of `copy`, a plain one, which bounds them: measured, or why not. Empty if
+    nothing was to be measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +83,11 @@ def diagnose(measure: Measure | None) -> Diagnosis:
 
 def examine(link: Link, works: Mapping[str, bool], measure: Measure | None) -> Pair:
     found = tuple(name for name, does in works.items() if does and (name != "cuda_ipc" or link.peer_access))
-    rate = measure(found[0], link.first, link.second) if measure and found else None
-    return Pair(link, found, rate)
+    rates: dict[str, float | str] = {}
+    for name in GPU_TRANSPORTS:
+        if measure and name in found:
+            rates |= measure(name, link.first, link.second)
+    return Pair(link, found, rates)
 
 
 def working_transports(torch: TorchFacts | str, shared_memory: str) -> dict[str, bool]:
@@ -111,12 +115,11 @@ def ask_torch() -> TorchFacts | str:
     return facts if isinstance(facts, str) else TorchFacts(**{**facts, "libnccl": tuple(facts["libnccl"])})
 
 
-def measure_peer_copy(transport: str, first: int, second: int) -> float | str:
-    """How fast the GPUs' own copies are, which bounds what `transport` can do."""
-    if transport not in GPU_TRANSPORTS:
-        return f"{transport} does not go from GPU to GPU"
-    answer = ask_child("peer_copy", str(first), str(second))
-    return answer if isinstance(answer, str) else float(answer["gb_per_s"])
+def measure_transfer(transport: str, first: int, second: int) -> dict[str, float | str]:
+    answer = ask_child("transfer_rate", transport, str(first), str(second))
+    if isinstance(answer, str):
+        return {transport: answer}
+    return {transport: float(answer["gb_per_s"]), "copy": float(answer["copy_gb_per_s"])}
 
 
 def ask_child(module: str, *arguments: str) -> dict[str, Any] | str:

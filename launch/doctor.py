@@ -8,14 +8,14 @@ from dataclasses import asdict
 
 from .. import __version__
 from .config import DoctorConfig
-from .diagnosis import Diagnosis, Pair, diagnose, measure_peer_copy
+from .diagnosis import Diagnosis, Pair, diagnose, measure_transfer
 from .gpu_memory import gib
 from .gpus import Gpu
 
 
 def doctor(config: DoctorConfig) -> int:
     """Prints what it finds; the exit code is 1 if something has to be put right."""
-    found = diagnose(measure_peer_copy if config.doctor.measure else None)
+    found = diagnose(measure_transfer if config.doctor.measure else None)
     problems = found.problems()
     if config.doctor.json:
         print(json.dumps({"isthmus": __version__, **asdict(found), "problems": problems}, indent=2))
@@ -79,5 +79,9 @@ def _gpu(gpu: Gpu) -> str:
 def _pair(pair: Pair) -> str:
     link = _count(pair.link.num_nvlinks, "NVLink") if pair.link.num_nvlinks else "PCIe"
     access = "peer access" if pair.link.peer_access else "no peer access"
-    rate = f"{pair.gb_per_s:.0f} GB/s" if isinstance(pair.gb_per_s, float) else pair.gb_per_s
-    return ", ".join(filter(None, (link, access, f"KV by {' or '.join(pair.transports)}", rate)))
+    rates = [f"{name} {_rate(rate)}" for name, rate in pair.gb_per_s.items()]
+    return ", ".join((link, access, f"KV by {' or '.join(pair.transports)}", *rates))
+
+
+def _rate(rate: float | str) -> str:
+    return f"{rate:.0f} GB/s" if isinstance(rate, float) else f"not measured ({rate})"

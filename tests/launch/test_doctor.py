@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from isthmus.launch import diagnosis, doctor
 from isthmus.launch.config import DeviceOptions, DoctorConfig, DoctorOptions, EngineOptions, TopologyOptions
-from isthmus.launch.diagnosis import Diagnosis, Pair, ask_child, diagnose, examine, measure_peer_copy
+from isthmus.launch.diagnosis import Diagnosis, Pair, ask_child, diagnose, examine, measure_transfer
 from isthmus.launch.gpus import GpuSurvey, Link, survey_gpus
 from isthmus.launch.hardware import Hardware
 from isthmus.launch.main import main
@@ -40,7 +40,13 @@ def test_a_machine_without_gpus_says_so_in_a_line() -> None:
 
 
 def test_gpus_and_their_links_are_told() -> None:
-    two = found(2, TORCH, (PACKAGE,), Pair(NVLINK, ("cuda_ipc", "nccl"), 393.6), Pair(PCIE, ("nccl",), "no answer"))
+    two = found(
+        2,
+        TORCH,
+        (PACKAGE,),
+        Pair(NVLINK, ("cuda_ipc", "nccl"), {"cuda_ipc": 343.1, "nccl": 230.2, "copy": 396.0}),
+        Pair(PCIE, ("nccl",), {"nccl": "no answer"}),
+    )
     assert two.problems() == []
     h100 = "NVIDIA H100 80GB HBM3, compute capability 9.0, 79.0 GiB of 80.0 GiB free"
     assert list(doctor.lines(two))[2:] == [
@@ -51,8 +57,8 @@ def test_gpus_and_their_links_are_told() -> None:
         "driver   580.159.03, runs CUDA up to 13.1",
         f"GPU 0    {h100}, 00000000:00:00.0, GPU-0",
         f"GPU 1    {h100}, 00000000:01:00.0, GPU-1",
-        "GPU 0-1  18 NVLinks, peer access, KV by cuda_ipc or nccl, 394 GB/s",
-        "GPU 0-1  PCIe, no peer access, KV by nccl, no answer",
+        "GPU 0-1  18 NVLinks, peer access, KV by cuda_ipc or nccl, cuda_ipc 343 GB/s, nccl 230 GB/s, copy 396 GB/s",
+        "GPU 0-1  PCIe, no peer access, KV by nccl, nccl not measured (no answer)",
     ]
 
 
@@ -89,15 +95,17 @@ def test_a_problem_is_exit_code_1(
 def test_a_pair_uses_the_best_transport_that_works() -> None:
     asked = []
 
-    def measure(*pair: Any) -> float:
+    def measure(*pair: Any) -> dict[str, float | str]:
         asked.append(pair)
-        return 7.0
+        return {pair[0]: 7.0, "copy": 9.0}
 
     works = {"cuda_ipc": True, "nccl": True, "shm": False, "zmq": True}
-    assert examine(NVLINK, works, measure) == Pair(NVLINK, ("cuda_ipc", "nccl", "zmq"), 7.0)
-    assert examine(PCIE, works, measure) == Pair(PCIE, ("nccl", "zmq"), 7.0)
-    assert examine(PCIE, {**works, "nccl": False}, None) == Pair(PCIE, ("zmq",), None)
-    assert asked == [("cuda_ipc", 0, 1), ("nccl", 0, 1)]
+    both = {"cuda_ipc": 7.0, "nccl": 7.0, "copy": 9.0}
+    assert examine(NVLINK, works, measure) == Pair(NVLINK, ("cuda_ipc", "nccl", "zmq"), both)
+    assert examine(PCIE, works, measure) == Pair(PCIE, ("nccl", "zmq"), {"nccl": 7.0, "copy": 9.0})
+    assert examine(PCIE, {**works, "nccl": False}, measure) == Pair(PCIE, ("zmq",), {})
+    assert examine(NVLINK, works, None).gb_per_s == {}
+    assert asked == [("cuda_ipc", 0, 1), ("nccl", 0, 1), ("nccl", 0, 1)]
 
 
 @pytest.mark.parametrize(
@@ -136,12 +144,8 @@ def test_installed_packages_with_a_libnccl_are_told(monkeypatch: pytest.MonkeyPa
     assert nccl_packages() == ("nvidia-nccl-cu12 2.27.3", "nvidia-nccl-cu13 2.28.9")
 
 
-def test_rates_of_ways_that_leave_the_gpu_are_not_measured() -> None:
-    assert measure_peer_copy("shm", 0, 1) == "shm does not go from GPU to GPU"
-
-
 def test_a_child_that_fails_gives_its_last_line() -> None:
-    answer = ask_child("peer_copy", "0", "not a number")
+    answer = ask_child("transfer_rate", "nccl", "0", "not a number")
     assert isinstance(answer, str)
     assert "invalid literal for int()" in answer
 
@@ -169,8 +173,8 @@ def test_the_driver_and_cuda_agree_on_gpus_and_peer_access() -> None:
 
 @pytest.mark.multi_gpu
 def test_links_of_this_machine_are_measured() -> None:
-    report = diagnose(measure_peer_copy)
+    report = diagnose(measure_transfer)
     assert [pair.link for pair in report.pairs] == list(report.survey.links)
-    rate = measure_peer_copy("cuda_ipc", 0, 1)
-    assert isinstance(rate, float), rate
-    assert rate > 1
+    for rate in report.pairs[0].gb_per_s.values():
+        assert isinstance(rate, float), rate
+        assert rate > 1
