@@ -17,6 +17,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from ..decode.sampler import Samples
 from ..engine.config import ModelConfig
 from ..engine.gguf_weights import GgufFile
 from ..engine.kv_pool import KvPool
@@ -55,8 +56,8 @@ class Greedy:
 
     def retire(self, seq_id: int) -> None: ...
 
-    def sample(self, logits: Tensor, draws: Sequence[Draw]) -> Tensor:
-        return logits.argmax(-1)
+    def sample(self, logits: Tensor, draws: Sequence[Draw]) -> Samples:
+        return Samples(logits.argmax(-1), (), ())
 
 
 class Ours:

@@ -42,6 +42,36 @@ PLAIN = SamplingParams(ignore_eos=True)
 TRUNCATED = SamplingParams(
     top_k=50, top_p=0.95, min_p=0.02, repetition_penalty=1.1, presence_penalty=0.1, frequency_penalty=0.1
 )
+EVERYTHING = SamplingParams(
+    dry_multiplier=0.8,
+    dry_sequence_breakers=(),
+    repetition_penalty=1.1,
+    repetition_penalty_range=320,
+    presence_penalty=0.1,
+    frequency_penalty=0.1,
+    no_repeat_ngram_size=8,
+    dynatemp_min=0.8,
+    dynatemp_max=1.2,
+    nsigma=5.0,
+    top_k=200,
+    top_p=0.98,
+    top_a=0.001,
+    min_p=0.001,
+    tfs=0.99,
+    eta_cutoff=0.0001,
+    epsilon_cutoff=0.0001,
+    typical_p=0.98,
+    smoothing_factor=0.1,
+    xtc_probability=0.5,
+    xtc_threshold=0.2,
+    skew=0.1,
+)
+SAMPLING_CASES = (
+    ("greedy", GREEDY),
+    ("defaults", PLAIN),
+    ("top-k, top-p, min-p, penalties", TRUNCATED),
+    ("every sampler but Mirostat and adaptive-p", EVERYTHING),
+)
 VLLM_MS: dict[tuple[str, str, int, int], float] = {
     **{("llama-8b", "decode", batch, 1024): ms for batch, ms in
        ((1, 6.47), (8, 6.93), (32, 8.18), (64, 10.11), (128, 13.72), (256, 21.66))},
@@ -79,7 +109,7 @@ class Bench:
     def sampling(self, batch: int = 256, context: int = 1024) -> Iterator[dict[str, Any]]:
         """What drawing costs: steps of greedy rows, beside those of rows with defaults and with everything on."""
         floor_s = self.floor.decode_s(batch, context + WARM_UP + REPEATS * STEPS / 2)
-        for name, params in (("greedy", GREEDY), ("defaults", PLAIN), ("top-k, top-p, min-p, penalties", TRUNCATED)):
+        for name, params in SAMPLING_CASES:
             ms = self.decode_ms(batch, context, params)
             yield self.row("sampling", f"batch {batch}, {name}", ms, floor_s)
 

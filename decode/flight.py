@@ -52,7 +52,9 @@ class Flight:
     def add_chunk(self, prompt: Prompt, num_tokens: int, pool: BlockPool) -> list[Sequence]:
         """The sequences that begin with it: those of the prompt, if the chunk is its last and tokens are wanted."""
         last = num_tokens == prompt.paged.num_unplanned and not prompt.prompt_only
-        self.rows.append(prompt.paged.plan_row(prompt.row_seq_id, num_tokens, prompt.draws() if last else ()))
+        scoring = prompt.paged.scoring(num_tokens, prompt.prompt_len, prompt.num_prompt_logprobs)
+        draws = prompt.draws() if last else ()
+        self.rows.append(prompt.paged.plan_row(prompt.row_seq_id, num_tokens, draws, scoring=scoring))
         self.chunks.append((prompt, num_tokens))
         prompt.pending += 1
         sequences = prompt.fork(pool) if last else []

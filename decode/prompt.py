@@ -1,15 +1,19 @@
 """A placement before its first draw: its prompt is on the way from a prefill worker, or computed here."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..engine.block_pool import BlockPool
 from ..engine.paged_prompt import PagedPrompt
 from ..engine.plan import Draw, SequenceSeed
-from ..wire.messages import Reserve, TokenRow
+from ..wire.messages import Choice, Reserve, TokenRow
 from ..wire.noise import philox_key
 from .sequence import Limits, Sequence
+
+if TYPE_CHECKING:
+    from .guidance import Guide, PendingGuide
+    from .phrase_ban import PhraseBan, PhraseBans
 
 
 class PromptState(Enum):
@@ -51,6 +55,12 @@ class Prompt:
     transfer_id: str
     """Empty for a local prefill."""
     state: PromptState
+    pending_guide: "PendingGuide | None" = None
+    """Of its grammar, if it has one: its first draws wait until that is compiled."""
+    guides: "dict[int, Guide]" = field(default_factory=dict)
+    """Of its choices, from the plan of their first draws on."""
+    phrase_bans: "PhraseBans | None" = None
+    """None if it bans no phrases."""
     logits: Any = None
     """Shipped ones, once RECEIVED."""
     claimed: bool = False
@@ -68,6 +78,11 @@ class Prompt:
     def prompt_only(self) -> bool:
         """No token is wanted."""
         return self.limits.max_output == 0
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """Likeliest tokens to name beside each of the prompt's; None: nothing is asked about these."""
+        return self.message.params.prompt_logprobs
 
     @property
     def untouched(self) -> bool:
@@ -97,25 +112,52 @@ class Prompt:
             return []
         return [TokenRow(self.placement, choice, 0, (), "length") for choice in self.seq_ids]
 
+    @property
+    def waits_for_grammar(self) -> bool:
+        return self.pending_guide is not None and not self.pending_guide.ready
+
+    def guide(self, choice: int) -> "Guide | None":
+        if self.pending_guide is None:
+            return None
+        if choice not in self.guides:
+            self.guides[choice] = self.pending_guide.guide(self.paged.token_ids[self.prompt_len :])
+        return self.guides[choice]
+
     def draws(self) -> tuple[Draw, ...]:
         position = self.paged.num_tokens - self.prompt_len
-        return tuple(Draw(seq_id, position) for seq_id in self.seq_ids.values())
+        draws = []
+        for choice, seq_id in self.seq_ids.items():
+            guide = self.guide(choice)
+            epoch = self._asked(choice).epoch
+            draws.append(Draw(seq_id, position, epoch, None if guide is None else guide.mask()))
+        return tuple(draws)
 
     def seeds(self) -> list[SequenceSeed]:
+        return [self._seed(choice) for choice in self.seq_ids]
+
+    def _seed(self, choice: int) -> SequenceSeed:
         tokens, params = self.paged.token_ids, self.message.params
-        prompt_ids, output_ids = tokens[: self.prompt_len], tokens[self.prompt_len :]
         seed = params.seed & 0xFFFF_FFFF_FFFF_FFFF
-        return [
-            SequenceSeed(
-                seq_id,
-                params,
-                philox_key(seed, self.message.prompt_index, choice),
-                prompt_ids,
-                output_ids,
-                self.limits.stop_ids,
-            )
-            for choice, seq_id in self.seq_ids.items()
-        ]
+        return SequenceSeed(
+            self.seq_ids[choice],
+            params,
+            philox_key(seed, self.message.prompt_index, choice),
+            tokens[: self.prompt_len],
+            tokens[self.prompt_len :],
+            self.limits.stop_ids,
+            self._asked(choice).state,
+        )
+
+    def _asked(self, choice: int) -> Choice:
+        return next(asked for asked in self.message.choices if asked.index == choice)
+
+    def _ban(self, choice: int) -> "PhraseBan | None":
+        if self.phrase_bans is None:
+            return None
+        tokens, asked = self.paged.token_ids, self._asked(choice)
+        prompt_ids, output_ids = tokens[: self.prompt_len], tokens[self.prompt_len :]
+        phrases = self.message.params.banned_strings
+        return self.phrase_bans.begin(phrases, prompt_ids, output_ids, asked.epoch, asked.state)
 
     def fork(self, pool: BlockPool) -> list[Sequence]:
         """Its choices as sequences whose first draw is in the plan being made. The first takes over the table, the
@@ -135,6 +177,7 @@ class Prompt:
 
     def _sequence(self, choice: int, seq_id: int, table: list[int], source: int | None, full: int) -> Sequence:
         num_tokens, hashes = self.paged.num_tokens, self.paged.hashes
+        ban = self._ban(choice)
         return Sequence(
             seq_id=seq_id,
             placement=self.placement,
@@ -144,10 +187,14 @@ class Prompt:
             prompt_len=self.prompt_len,
             table=table,
             source=source,
+            num_shared=full,
             limits=self.limits,
             num_planned=num_tokens,
             num_computed=num_tokens,
             num_committed=full,
             last_hash=hashes[-1] if hashes else b"",
             pending=1,
+            guide=self.guide(choice),
+            ban=ban,
+            seed=None if ban is None else self._seed(choice),
         )

@@ -1,118 +1,145 @@
 """Drawing tokens: what the steps leave of the logits, and the noise of a sequence's key at an output position.
 
-A draw is Gumbel-max: the token with the largest logit + noise, the lowest id where that is equal, is a sample of
-softmax(logits). Given its logits, a token depends on its own sequence alone; neighbours, retries and the worker it
-runs on leave no trace.
+Given its logits, a token depends on its own sequence alone; neighbours, retries and the worker it runs on leave no
+trace.
 """
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..engine.plan import Draw, SequenceSeed
-from ..kernels.philox import CEILING_SPAN, GUMBEL_MAX, GUMBEL_MIN, gumbel_noise, noise_ceiling
+from ..engine.plan import NO_TOKEN, Draw, SequenceSeed
+from ..engine.token_logprobs import token_logprobs
+from ..kernels.gumbel_draw import draw_tokens
+from ..kernels.samplers_rows import log_probability
+from ..text.phrases import Phrases
+from ..wire.logprobs import TokenLogprobs
 from ..wire.noise import DRAW
-from .sampling_steps import Rows, SequenceState, apply_steps
+from .sampler_state import SequenceState
+from .sampling_steps import Batch, apply_steps, keep_by_mirostat, mask_logits, reshape
 
-_CROWDED_SHARE = 8
-"""A row with more than 1/8 of the vocabulary in reach is sieved by all its noise: cheaper than picking ids out."""
-_SIEVE_SIZE = 2**18
-"""Ids sieved in one go, or one row: 2 MB of words, which stay in a CPU's cache and in memory its allocator keeps."""
+_BLOCK_SIZE = 2**18
+"""Logits worked on at once, or one row: 1 MB, which stays in a CPU's cache, and in memory its allocator keeps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """What came of some draws, in their order."""
+
+    token_ids: Tensor
+    """int64 [N]"""
+    logprobs: Sequence[TokenLogprobs | None]
+    """None where the sequence does not ask."""
+    states: Sequence[bytes]
+    """What tokens do not determine, after these: `SequenceSeed.state` of a replay. Empty for most sequences."""
 
 
 class Sampler:
     """The sampling state of every admitted sequence, and the tokens drawn with it."""
 
-    def __init__(self, vocab_size: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        vocab_size: int,
+        device: torch.device | str = "cpu",
+        phrases: Phrases | None = None,
+    ) -> None:
+        """`phrases` finds the strings of DRY's breakers and bad_words in tokens; without it they are refused."""
         self._vocab_size = vocab_size
         self._device = torch.device(device)
+        self._phrases = phrases
         self._states: dict[int, SequenceState] = {}
 
     def admit(self, seed: SequenceSeed) -> None:
         """Begins a sequence; `output_ids` it already has count as if they had been drawn here.
 
-        Raises ValueError where a token id that the request names is not in the vocabulary."""
+        Raises ValueError where a token id that the request names is not in the vocabulary, where it allows no token,
+        where `state` is not that of its sampler, and where its strings cannot be looked for in tokens."""
         assert seed.seq_id not in self._states
-        self._check_ids("logit_bias", seed.params.logit_bias)
-        self._check_ids("stop token", seed.stop_ids)
-        self._states[seed.seq_id] = SequenceState(seed, self._device)
+        self._states[seed.seq_id] = SequenceState(seed, self._vocab_size, self._device, self._phrases)
 
     def retire(self, seq_id: int) -> None:
         del self._states[seq_id]
 
-    def sample(self, logits: Tensor, draws: Sequence[Draw]) -> Tensor:
-        """One token for each row of `logits`, fp32 [N, V] -> int64 [N], which becomes part of its sequence's output.
-
-        Raises ValueError where a row has no finite largest logit (a model that overflowed)."""
+    def sample(self, logits: Tensor, draws: Sequence[Draw]) -> Samples:
+        """One token for each row of `logits`, fp32 [N, V], which becomes part of its sequence's output; NO_TOKEN where
+        a row has no finite largest logit (a model that overflowed): its sequence cannot go on."""
         assert logits.shape == (len(draws), self._vocab_size)
         assert logits.dtype == torch.float32
         rows = [self._states[draw.seq_id] for draw in draws]
         assert [row.num_output for row in rows] == [draw.position for draw in draws]
-        tokens = _choose(apply_steps(logits, rows), rows)
-        for row, token in zip(rows, tokens.tolist(), strict=True):
-            row.append(token)
-        return tokens
+        is_sound = logits.amax(dim=-1).isfinite()
+        if not bool(is_sound.all()):
+            logits = logits.where(is_sound[:, None], 0)
+        size = max(1, _BLOCK_SIZE // self._vocab_size)
+        tokens: list[Tensor] = []
+        logprobs: list[TokenLogprobs | None] = []
+        for start in range(0, len(rows), size):
+            part = slice(start, start + size)
+            drawn, measured = _sample(logits[part], Batch.of(rows[part], draws[part], self._device), draws[part])
+            tokens.append(drawn)
+            logprobs += measured
+        token_ids = torch.cat(tokens) if tokens else torch.empty(0, dtype=torch.int64)
+        return Samples(token_ids.where(is_sound, NO_TOKEN), logprobs, [row.state for row in rows])
 
-    def _check_ids(self, what: str, ids: Iterable[int]) -> None:
-        for token in ids:
-            if not 0 <= token < self._vocab_size:
-                raise ValueError(f"{what} {token} is not in the vocabulary of {self._vocab_size} tokens")
+
+def _sample(logits: Tensor, batch: Batch, draws: Sequence[Draw]) -> tuple[Tensor, list[TokenLogprobs | None]]:
+    """The tokens of a batch, which its rows take up, and what is to be told about them."""
+    judged = keep_by_mirostat(apply_steps(mask_logits(logits, batch, _guides(draws)), batch), batch)
+    drawn_from = reshape(judged, batch)
+    tokens = _choose(drawn_from, batch)
+    _update(batch.rows, judged, tokens)
+    for row, token in zip(batch.rows, tokens.tolist(), strict=True):
+        row.append(token)
+    return tokens, _logprobs(batch.rows, logits, drawn_from, tokens)
 
 
-def _choose(logits: Tensor, rows: Rows) -> Tensor:
+def _guides(draws: Sequence[Draw]) -> list[np.ndarray | None]:
+    """The masks that guidance made, waited for."""
+    return [None if draw.mask is None else draw.mask.result() for draw in draws]
+
+
+def _choose(logits: Tensor, batch: Batch) -> Tensor:
     """The largest logit of greedy rows, a draw for the others."""
-    largest, tokens = logits.max(dim=-1)
-    if not bool(largest.isfinite().all()):
-        raise ValueError(f"no finite largest logit in rows {(~largest.isfinite()).nonzero().flatten().tolist()}")
-    drawn = [index for index, row in enumerate(rows) if not row.is_greedy]
+    drawn = [index for index, row in enumerate(batch.rows) if not row.is_greedy]
+    if len(drawn) == len(batch.rows):
+        return _draw(logits, batch)
+    tokens = logits.max(dim=-1).indices
     if drawn:
         index = torch.tensor(drawn, device=logits.device)
-        tokens[index] = draw_tokens(
-            _rows(logits, index), [rows[i].key for i in drawn], [rows[i].num_output for i in drawn]
-        )
+        tokens[index] = _draw(logits[index], batch[index])
     return tokens
 
 
-def draw_tokens(logits: Tensor, keys: Sequence[tuple[int, int]], positions: Sequence[int]) -> Tensor:
-    """Gumbel-max over fp32 [N, V], with one key and output position a row -> int64 [N].
-
-    A token that the largest noise does not lift to the largest logit under the smallest noise cannot win, so noise
-    is computed for the others only, after a second sieve where they are many. Addition is monotonic in fp32 too: the
-    result is that of all noise, to the bit.
-    """
-    key = torch.tensor(keys, dtype=torch.int64, device=logits.device)
-    position = torch.tensor(positions, dtype=torch.int64, device=logits.device)
-    in_reach = logits + GUMBEL_MAX >= logits.amax(dim=-1, keepdim=True) + GUMBEL_MIN
-    crowded = (in_reach.count_nonzero(dim=-1) * _CROWDED_SHARE > logits.shape[-1]).nonzero().flatten()
-    rows_at_once = max(1, _SIEVE_SIZE // logits.shape[-1])
-    for start in range(0, len(crowded), rows_at_once):
-        index = crowded[start : start + rows_at_once]
-        in_reach[index] = _sieve(_rows(logits, index), key[index], position[index])
-    return _draw_among(logits, in_reach, key, position)
+def _draw(logits: Tensor, batch: Batch) -> Tensor:
+    return draw_tokens(logits, batch.keys, batch.positions, batch.epochs, stream=DRAW)
 
 
-def _sieve(logits: Tensor, key: Tensor, position: Tensor) -> Tensor:
-    """bool [N, V]: the tokens whose logit + noise may be the largest of a row, about twenty where logits are equal.
-
-    Those that the ceiling of their noise lifts to what some other token's noise reaches at least."""
-    ceiling = noise_ceiling(key, position, torch.zeros_like(position), logits.shape[-1], stream=DRAW)
-    reached = (ceiling - CEILING_SPAN).add_(logits).amax(dim=-1, keepdim=True)
-    return ceiling.add_(logits) >= reached
-
-
-def _draw_among(logits: Tensor, candidates: Tensor, key: Tensor, position: Tensor) -> Tensor:
-    """The draws of all rows among their `candidates`, a mask [N, V]."""
-    row, ids = candidates.nonzero(as_tuple=True)
-    epochs = torch.zeros_like(row)
-    noise = gumbel_noise(key[row], position[row], epochs, ids[:, None], stream=DRAW).flatten()
-    scores = logits[row, ids] + noise
-    best = torch.full_like(position, -math.inf, dtype=torch.float32).scatter_reduce_(0, row, scores, "amax")
-    wins = scores == best[row]
-    return torch.full_like(position, logits.shape[-1]).scatter_reduce_(0, row[wins], ids[wins], "amin")
+def _update(rows: Sequence[SequenceState], judged: Tensor, tokens: Tensor) -> None:
+    """Tells the controls how likely their tokens were among what truncation left."""
+    steered = [index for index, row in enumerate(rows) if row.control is not None]
+    if steered:
+        index = torch.tensor(steered, device=judged.device)
+        for i, value in zip(steered, log_probability(judged[index], tokens[index]).tolist(), strict=True):
+            control = rows[i].control
+            assert control is not None
+            control.update(value)
 
 
-def _rows(tensor: Tensor, index: Tensor) -> Tensor:
-    """`tensor[index]`, without a copy where that is all of it."""
-    return tensor if len(index) == len(tensor) else tensor[index]
+def _logprobs(
+    rows: Sequence[SequenceState], raw: Tensor, processed: Tensor, tokens: Tensor
+) -> list[TokenLogprobs | None]:
+    """Of the model's logits, or of those that a token was drawn from, as each sequence asks."""
+    found: list[TokenLogprobs | None] = [None] * len(rows)
+    for mode, logits in (("raw", raw), ("processed", processed)):
+        asking = [
+            i for i, row in enumerate(rows) if row.params.logprobs is not None and row.params.logprobs_mode == mode
+        ]
+        if asking:
+            index = torch.tensor(asking, device=logits.device)
+            num_top = [rows[i].params.logprobs or 0 for i in asking]
+            for i, one in zip(asking, token_logprobs(logits[index], tokens[index], num_top), strict=True):
+                found[i] = one
+    return found

@@ -1,213 +1,262 @@
-"""From logits to the logits a token is drawn from: a list of pure batch steps.
+"""From logits to those a token is drawn from: the samplers of kernels/samplers.py, for rows that each want their own.
 
-Order (Aphrodite's declared default): the stop tokens `min_tokens` holds
-back, logit_bias, penalties, temperature, top-k, top-p, min-p. A step gets only the rows that need it, so a neutral
-value leaves its row untouched to the bit. Whatever a step takes from a row (sums, order) is computed from that row
-alone and in one fixed shape: a row comes out the same alone and among others. Removed tokens are −inf.
+Always first come masks, of guidance and of the request, a draw's bans, `min_tokens` and logit_bias; then the steps in
+the request's order (Aphrodite's declared one by default); last, Mirostat or adaptive-p, and skew. A step gets only the
+rows that need it, so a neutral value leaves its row untouched to the bit, and a row comes out the same alone and among
+others.
 
-Equal logits: top-k and min-p keep every tie at the threshold, top-p keeps the lower ids.
+What would ban the last token of a row is not done: a row always has a token to draw.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..engine.plan import SequenceSeed
-from ..wire.sampling import SamplingParams
+from ..engine.plan import Draw
+from ..kernels import samplers
+from ..kernels.philox import uniform_noise
+from ..wire.noise import XTC
+from ..wire.sampling import DEFAULT_ORDER, Step
+from ..wire.sampling_order import is_dynamic
+from .history import History
+from .sampler_state import COLUMNS, AdaptiveAverage, Mirostat, SequenceState
 
-GREEDY_BELOW = 1e-5
-MIN_TEMPERATURE = 0.01
-
-_NUCLEUS_SIZES = (256, 4096)
-"""Numbers of largest logits to look for the end of the nucleus in, before all are sorted."""
-
-
-class TokenCounts:
-    """Which tokens a sequence has seen, and how often each stands in its output: what penalties read.
-
-    `ids` int64 [n], distinct, in the order of their first appearance; `counts` fp32 [n]."""
-
-    def __init__(self, prompt_ids: Sequence[int], output_ids: Sequence[int], device: torch.device) -> None:
-        self._slots = {token: slot for slot, token in enumerate(dict.fromkeys((*prompt_ids, *output_ids)))}
-        capacity = 2 * len(self._slots) + 16
-        self._ids = torch.zeros(capacity, dtype=torch.int64, device=device)
-        self._counts = torch.zeros(capacity, dtype=torch.float32, device=device)
-        self._ids[: len(self._slots)] = torch.tensor(list(self._slots), dtype=torch.int64)
-        slots = torch.tensor([self._slots[token] for token in output_ids], dtype=torch.int64, device=device)
-        self._counts.index_add_(0, slots, torch.ones(len(slots), device=device))
-
-    @property
-    def ids(self) -> Tensor:
-        return self._ids[: len(self._slots)]
-
-    @property
-    def counts(self) -> Tensor:
-        return self._counts[: len(self._slots)]
-
-    def add(self, token: int) -> None:
-        """One more of `token` in the output."""
-        slot = self._slots.setdefault(token, len(self._slots))
-        if slot == len(self._ids):
-            self._ids = torch.cat((self._ids, torch.zeros_like(self._ids)))
-            self._counts = torch.cat((self._counts, torch.zeros_like(self._counts)))
-        self._ids[slot] = token
-        self._counts[slot] += 1
-
-
-class SequenceState:
-    """What the steps read of one sequence."""
-
-    def __init__(self, seed: SequenceSeed, device: torch.device) -> None:
-        self.params: SamplingParams = seed.params
-        self.key = seed.key
-        self.num_output = len(seed.output_ids)
-        self.stop_ids = torch.tensor(sorted(seed.stop_ids), dtype=torch.int64, device=device)
-        self.bias_ids = torch.tensor(list(self.params.logit_bias), dtype=torch.int64, device=device)
-        self.bias = torch.tensor(list(self.params.logit_bias.values()), dtype=torch.float32, device=device)
-        prompt_ids = seed.prompt_ids if self.params.repetition_penalty != 1 else ()
-        self.counts = TokenCounts(prompt_ids, seed.output_ids, device) if self.is_penalised else None
-
-    @property
-    def is_greedy(self) -> bool:
-        return self.params.temperature < GREEDY_BELOW
-
-    @property
-    def is_penalised(self) -> bool:
-        p = self.params
-        return p.repetition_penalty != 1 or p.presence_penalty != 0 or p.frequency_penalty != 0
-
-    def append(self, token: int) -> None:
-        """`token` is now the last of the output."""
-        self.num_output += 1
-        if self.counts is not None:
-            self.counts.add(token)
-
-
-Rows = Sequence[SequenceState]
+_COLUMN = {name: index for index, name in enumerate(COLUMNS)}
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    is_needed: Callable[[SequenceState], bool]
-    run: Callable[[Tensor, Rows], Tensor]
-    """fp32 [B, V] and the states of its rows -> fp32 [B, V]; changes neither."""
+class Batch:
+    """Sequences that a token is drawn for, a row of logits each."""
+
+    rows: Sequence[SequenceState]
+    columns: Tensor
+    """fp64 [N, len(COLUMNS)]"""
+    keys: Tensor
+    """int64 [N, 2]"""
+    positions: Tensor
+    """int64 [N], of the tokens in their outputs."""
+    epochs: Tensor
+    """int64 [N], of rewinding."""
+    bans: Sequence[tuple[int, ...]]
+    """Of each draw alone."""
+
+    @classmethod
+    def of(cls, rows: Sequence[SequenceState], draws: Sequence[Draw], device: torch.device) -> "Batch":
+        """`rows` must not be empty."""
+        return cls(
+            rows,
+            torch.stack([row.columns for row in rows]).to(device),
+            torch.tensor([row.key for row in rows], device=device),
+            torch.tensor([draw.position for draw in draws], device=device),
+            torch.tensor([draw.epoch for draw in draws], device=device),
+            [draw.bans for draw in draws],
+        )
+
+    def __getitem__(self, index: Tensor) -> "Batch":
+        places = index.tolist()
+        rows, bans = [self.rows[i] for i in places], [self.bans[i] for i in places]
+        return Batch(rows, self.columns[index], self.keys[index], self.positions[index], self.epochs[index], bans)
+
+    def column(self, name: str) -> Tensor:
+        """fp64 [N]"""
+        return self.columns[:, _COLUMN[name]]
 
 
-def apply_steps(logits: Tensor, rows: Rows) -> Tensor:
-    """The logits, fp32 [B, V], that the rows' tokens are drawn from; `logits` itself where no step is needed."""
-    for step in STEPS:
-        needy = [index for index, row in enumerate(rows) if step.is_needed(row)]
-        if needy and len(needy) == len(rows):
-            logits = step.run(logits, rows)
-        elif needy:
-            index = torch.tensor(needy, device=logits.device)
-            logits = logits.index_copy(0, index, step.run(logits[index], [rows[i] for i in needy]))
+Run = Callable[[Tensor, Batch], Tensor]
+"""fp32 [N, V] and its rows -> fp32 [N, V]; changes neither."""
+
+
+def on_rows(logits: Tensor, batch: Batch, needy: Sequence[int] | np.ndarray, run: Run) -> Tensor:
+    """`logits` with `run` done to the rows `needy`."""
+    if not len(needy):
+        return logits
+    if len(needy) == len(batch.rows):
+        return run(logits, batch)
+    index = torch.as_tensor(needy, device=logits.device)
+    return logits.index_copy(0, index, run(logits[index], batch[index]))
+
+
+def mask_logits(logits: Tensor, batch: Batch, guides: Sequence[np.ndarray | None]) -> Tensor:
+    """What may not come is removed, then logit_bias is added. `guides`: of each row the words that guidance allows."""
+    masks = [_both(guide, row.allowed) for guide, row in zip(guides, batch.rows, strict=True)]
+    masked = {i: words for i, words in enumerate(masks) if words is not None}
+    if masked:
+        stacked = torch.from_numpy(np.stack(list(masked.values()))).to(logits.device)
+        logits = on_rows(logits, batch, list(masked), lambda part, _: samplers.mask_tokens(part, stacked))
+    logits = on_rows(logits, batch, [i for i, bans in enumerate(batch.bans) if bans], _ban_at_draw)
+    wordy = [i for i, row in enumerate(batch.rows) if row.params.bad_words]
+    logits = on_rows(logits, batch, wordy, _ban_bad_words)
+    held = [i for i, row in enumerate(batch.rows) if row.num_output < row.params.min_tokens and len(row.stop_ids)]
+    logits = on_rows(logits, batch, held, _hold_back_stops)
+    return on_rows(logits, batch, [i for i, row in enumerate(batch.rows) if len(row.bias_ids)], _add_bias)
+
+
+def apply_steps(logits: Tensor, batch: Batch) -> Tensor:
+    """`logits` itself where no step is needed."""
+    orders: dict[tuple[int, ...], list[int]] = {}
+    for index, row in enumerate(batch.rows):
+        if row.steps:
+            orders.setdefault(row.order, []).append(index)
+    for order, members in orders.items():
+        logits = on_rows(logits, batch, members, partial(_in_order, order))
     return logits
 
 
-def mask_stop_tokens(logits: Tensor, rows: Rows) -> Tensor:
-    """−inf for the tokens that would end a row's output before `min_tokens`."""
-    return _put(logits, _flat_index([row.stop_ids for row in rows], logits), -math.inf)
+def keep_by_mirostat(logits: Tensor, batch: Batch) -> Tensor:
+    """Mirostat's truncation, whose state the chosen token's probability in it moves."""
+    for mode, keep in ((1, samplers.keep_mirostat_1), (2, samplers.keep_mirostat_2)):
+        needy = [
+            i for i, row in enumerate(batch.rows) if isinstance(row.control, Mirostat) and row.control.mode == mode
+        ]
+        logits = on_rows(logits, batch, needy, partial(_keep_by, keep))
+    return logits
 
 
-def add_bias(logits: Tensor, rows: Rows) -> Tensor:
+def _keep_by(keep: Callable[[Tensor, Tensor], Tensor], logits: Tensor, batch: Batch) -> Tensor:
+    return keep(logits, _states(batch, "mu"))
+
+
+def reshape(logits: Tensor, batch: Batch) -> Tensor:
+    """Adaptive-p and skew: other probabilities for what is left."""
+    adaptive = [i for i, row in enumerate(batch.rows) if isinstance(row.control, AdaptiveAverage)]
+    skewed = [i for i, row in enumerate(batch.rows) if row.params.skew != 0 and not row.is_greedy]
+    logits = on_rows(logits, batch, adaptive, _adapt)
+    return on_rows(logits, batch, skewed, _by_columns(samplers.skew, "skew"))
+
+
+def _in_order(order: Sequence[int], logits: Tensor, batch: Batch) -> Tensor:
+    needs = np.array([row.steps for row in batch.rows])
+    for step in order:
+        logits = on_rows(logits, batch, np.flatnonzero(needs >> step & 1), _RUNS[step])
+    return logits
+
+
+def _both(one: np.ndarray | None, other: np.ndarray | None) -> np.ndarray | None:
+    """Words of the tokens that both allow; what guidance allows, where that is none."""
+    if one is None or other is None:
+        words = other if one is None else one
+        return None if words is None else words.view(np.int32)
+    words = one.view(np.int32) & other
+    return words if words.any() else one.view(np.int32)
+
+
+def _ban_at_draw(logits: Tensor, batch: Batch) -> Tensor:
+    return _ban(logits, [torch.tensor(ids) for ids in batch.bans])
+
+
+def _hold_back_stops(logits: Tensor, batch: Batch) -> Tensor:
+    """The tokens that would end a row's output before `min_tokens`."""
+    return _ban(logits, [row.stop_ids for row in batch.rows])
+
+
+def _add_bias(logits: Tensor, batch: Batch) -> Tensor:
     """logit_bias is added, −100 like any other value: it is no mask."""
-    index = _flat_index([row.bias_ids for row in rows], logits)
-    return _put(logits, index, logits.flatten()[index] + torch.cat([row.bias for row in rows]))
+    index = _flat_index([row.bias_ids for row in batch.rows], logits)
+    return _put(logits, index, logits.flatten()[index] + torch.cat([row.bias for row in batch.rows]))
 
 
-def penalise(logits: Tensor, rows: Rows) -> Tensor:
-    """Repetition over prompt and output (Keskar et al., CTRL, 2019): positive logits are divided, others multiplied.
-    Then OpenAI's formula over the output: logit −= count × frequency_penalty + (count > 0) × presence_penalty."""
-    seen = [row.counts for row in rows if row.counts is not None]
-    assert len(seen) == len(rows)
-    lengths = torch.tensor([len(one.ids) for one in seen], device=logits.device)
-    index = _flat_index([one.ids for one in seen], logits)
-    counts = torch.cat([one.counts for one in seen])
-
-    def per_token(values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=logits.device).repeat_interleave(lengths)
-
-    repetition = per_token([row.params.repetition_penalty for row in rows])
-    frequency = per_token([row.params.frequency_penalty for row in rows])
-    presence = per_token([row.params.presence_penalty for row in rows])
-    values = logits.flatten()[index]
-    values = torch.where(values > 0, values / repetition, values * repetition)
-    return _put(logits, index, values - counts * frequency - (counts > 0) * presence)
+def _penalise(logits: Tensor, batch: Batch) -> Tensor:
+    ids, counts, repetition = zip(*(history.penalties() for history in _histories(batch)), strict=True)
+    index = _flat_index(ids, logits)
+    lengths = torch.tensor([len(one) for one in ids], device=logits.device)
+    frequency, presence = (
+        batch.column(name).float().repeat_interleave(lengths) for name in ("frequency_penalty", "presence_penalty")
+    )
+    values, device = logits.flatten()[index], logits.device
+    seen = torch.cat(counts).to(device), torch.cat(repetition).to(device)
+    return _put(logits, index, samplers.penalise(values, *seen, frequency, presence))
 
 
-def scale_by_temperature(logits: Tensor, rows: Rows) -> Tensor:
-    """logits ÷ temperature, which is raised to 0.01 where it is lower."""
-    return logits / _column([max(row.params.temperature, MIN_TEMPERATURE) for row in rows], logits)
+def _subtract_dry(logits: Tensor, batch: Batch) -> Tensor:
+    """DRY (p-e-w, 2024): what a token loses for going on with a repetition."""
+    found = [history.dry() for history in _histories(batch)]
+    index = _flat_index([ids for ids, _ in found], logits)
+    return _put(logits, index, logits.flatten()[index] - torch.cat([lost for _, lost in found]).to(logits.device))
 
 
-def keep_top_k(logits: Tensor, rows: Rows) -> Tensor:
-    """Tokens at or above the k-th largest logit: more than k where there are ties."""
-    k = [min(row.params.top_k, logits.shape[-1]) for row in rows]
-    kth = torch.stack([line.topk(n).values[-1] for line, n in zip(logits, k, strict=True)])
-    return logits.masked_fill(logits < kth[:, None], -math.inf)
+def _ban_repeated_ngrams(logits: Tensor, batch: Batch) -> Tensor:
+    return _ban(logits, [history.banned() for history in _histories(batch)])
 
 
-def keep_top_p(logits: Tensor, rows: Rows) -> Tensor:
-    """The smallest set of most likely tokens whose probability reaches top_p (Holtzman et al., 2019), ordered by
-    (logit descending, id ascending); the token that crosses the threshold is kept."""
-    return torch.stack([_nucleus(line, row.params.top_p) for line, row in zip(logits, rows, strict=True)])
+def _ban_bad_words(logits: Tensor, batch: Batch) -> Tensor:
+    return _ban(logits, [history.bad_words() for history in _histories(batch)])
 
 
-def keep_min_p(logits: Tensor, rows: Rows) -> Tensor:
-    """Tokens with at least min_p × the largest probability (Nguyen et al., 2024), as logits: ≥ max + ln min_p."""
-    threshold = logits.amax(dim=-1, keepdim=True) + _column([math.log(row.params.min_p) for row in rows], logits)
-    return logits.masked_fill(logits < threshold, -math.inf)
+def _histories(batch: Batch) -> list[History]:
+    found = [row.history for row in batch.rows if row.history is not None]
+    assert len(found) == len(batch.rows)
+    return found
 
 
-STEPS = (
-    Step(lambda row: row.num_output < row.params.min_tokens and len(row.stop_ids) > 0, mask_stop_tokens),
-    Step(lambda row: len(row.bias_ids) > 0, add_bias),
-    Step(lambda row: row.is_penalised, penalise),
-    Step(lambda row: row.params.temperature != 1 and not row.is_greedy, scale_by_temperature),
-    Step(lambda row: row.params.top_k > 0 and not row.is_greedy, keep_top_k),
-    Step(lambda row: row.params.top_p < 1 and not row.is_greedy, keep_top_p),
-    Step(lambda row: row.params.min_p > 0 and not row.is_greedy, keep_min_p),
-)
-"""In order. A greedy row takes the largest logit, which temperature and truncation leave where it is."""
+def _scale(logits: Tensor, batch: Batch) -> Tensor:
+    dynamic = [i for i, row in enumerate(batch.rows) if is_dynamic(row.params)]
+    fixed = [i for i, row in enumerate(batch.rows) if not is_dynamic(row.params)]
+    logits = on_rows(logits, batch, dynamic, _by_columns(samplers.scale_dynamically, *_DYNAMIC))
+    return on_rows(logits, batch, fixed, _by_columns(samplers.scale, "temperature"))
 
 
-def _nucleus(line: Tensor, top_p: float) -> Tensor:
-    """fp32 [V] -> fp32 [V]. Sums are fp64 and sequential, over values in descending order."""
-    largest = line.amax()
-    target = top_p * _weights(line - largest).sum()
-    for size in (*_NUCLEUS_SIZES, len(line)):
-        top = line.topk(min(size, len(line))).values
-        num_before = int((_weights(top - largest).cumsum(0) < target).sum())
-        if num_before < len(top):
-            return _keep_first(line, num_before + 1, top[num_before])
-    return line
+def _exclude_top_choices(logits: Tensor, batch: Batch) -> Tensor:
+    ids = torch.zeros_like(batch.positions)[:, None]
+    coin = uniform_noise(batch.keys, batch.positions, batch.epochs, ids, stream=XTC).squeeze(1)
+    acts = coin < batch.column("xtc_probability")
+    return samplers.exclude_top_choices(logits, batch.column("xtc_threshold"), acts)
 
 
-def _weights(below_largest: Tensor) -> Tensor:
-    """e to these numbers ≤ 0, fp64. What is under e⁻¹⁰⁰ adds nothing to a sum that holds a 1; raised to that, it
-    also avoids exp(−inf), which costs eight times as much on a CPU."""
-    return below_largest.clamp(min=-100).double().exp()
+def _adapt(logits: Tensor, batch: Batch) -> Tensor:
+    return samplers.adapt(logits, batch.column("adaptive_target"), _states(batch, "value"))
 
 
-def _keep_first(line: Tensor, num_kept: int, last: Tensor) -> Tensor:
-    """The first `num_kept` in order of (logit descending, id ascending), of which the least has the logit `last`."""
-    above, tied = line > last, line == last
-    kept = above | (tied & (tied.cumsum(0) <= num_kept - above.sum()))
-    return line.masked_fill(~kept, -math.inf)
+def _keep_top_k(logits: Tensor, batch: Batch) -> Tensor:
+    return samplers.keep_top_k(logits, batch.column("top_k").clamp(max=logits.shape[-1]).long())
 
 
-def _column(values: list[float], like: Tensor) -> Tensor:
-    """fp32 [B, 1] beside `like`."""
-    return torch.tensor(values, dtype=torch.float32, device=like.device)[:, None]
+def _by_columns(sampler: Callable[..., Tensor], *names: str) -> Run:
+    """`sampler`, with the columns `names` as its parameters."""
+    return lambda logits, batch: sampler(logits, *(batch.column(name) for name in names))
 
 
-def _flat_index(ids: list[Tensor], logits: Tensor) -> Tensor:
+_DYNAMIC = ("dynatemp_min", "dynatemp_max", "dynatemp_exponent")
+STEPS: dict[Step, Run] = {
+    "dry": _subtract_dry,
+    "penalties": _penalise,
+    "no_repeat_ngram": _ban_repeated_ngrams,
+    "temperature": _scale,
+    "nsigma": _by_columns(samplers.keep_nsigma, "nsigma"),
+    "top_k": _keep_top_k,
+    "top_p": _by_columns(samplers.keep_top_p, "top_p"),
+    "top_a": _by_columns(samplers.keep_top_a, "top_a"),
+    "min_p": _by_columns(samplers.keep_min_p, "min_p"),
+    "tfs": _by_columns(samplers.keep_tail_free, "tfs"),
+    "eta_cutoff": _by_columns(samplers.keep_above_eta, "eta_cutoff"),
+    "epsilon_cutoff": _by_columns(samplers.keep_above_epsilon, "epsilon_cutoff"),
+    "typical_p": _by_columns(samplers.keep_typical, "typical_p"),
+    "quadratic": _by_columns(samplers.bend, "smoothing_factor", "smoothing_curve"),
+    "xtc": _exclude_top_choices,
+}
+_RUNS = [STEPS[step] for step in DEFAULT_ORDER]
+
+
+def _states(batch: Batch, name: str) -> Tensor:
+    """A number that each row's control holds, fp64 [N]."""
+    values = [getattr(row.control, name) for row in batch.rows]
+    return torch.tensor(values, dtype=torch.float64, device=batch.columns.device)
+
+
+def _ban(logits: Tensor, ids: Sequence[Tensor]) -> Tensor:
+    """Removes the tokens `ids[r]` of each row r, unless nothing were left of it."""
+    banned = _put(logits, _flat_index(ids, logits), -math.inf)
+    is_empty = banned.amax(dim=-1, keepdim=True) == -math.inf
+    return torch.where(is_empty, logits, banned) if bool(is_empty.any()) else banned
+
+
+def _flat_index(ids: Sequence[Tensor], logits: Tensor) -> Tensor:
     """Where the tokens `ids[r]` of each row r stand in the flattened logits."""
-    return torch.cat([row * logits.shape[-1] + one for row, one in enumerate(ids)])
+    return torch.cat([row * logits.shape[-1] + one for row, one in enumerate(ids)]).to(logits.device)
 
 
 def _put(logits: Tensor, index: Tensor, values: Tensor | float) -> Tensor:

@@ -19,19 +19,22 @@ goes on, and since a single sequence fits the pool, everything ends.
 
 from bisect import insort
 from collections import deque
-from typing import Any
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
 
 from ..engine.block_pool import BlockPool
 from ..engine.paged_prompt import hash_prompt, reserve_prompt
 from ..engine.plan import Plan, Result
 from ..engine.step_meter import StepMeter
 from ..wire.codec import unpack_ids
+from ..wire.logprobs import TokenLogprobs, pack_logprobs
 from ..wire.messages import (
     Cancel,
     Cancelled,
     Credit,
     Declined,
     Failed,
+    PromptLogprobs,
     Reserve,
     Reserved,
     TokenRow,
@@ -42,7 +45,11 @@ from .admission import Bounds
 from .effects import Effects, Receive
 from .flight import Flight
 from .prompt import Prompt, PromptState
-from .sequence import Sequence
+from .sequence import Limits, Sequence
+
+if TYPE_CHECKING:
+    from .guidance import Guides, PendingGuide
+    from .phrase_ban import PhraseBans
 
 RELEASE_PATIENCE_S = 0.5
 """Blocks in quarantine come back in milliseconds; not for longer than this does a sequence wait for them."""
@@ -59,9 +66,12 @@ class DecodeScheduler:
         max_model_len: int,
         watermark_blocks: int | None = None,
         max_chunk_tokens: int | None = None,
+        guides: "Guides | None" = None,
+        phrase_bans: "PhraseBans | None" = None,
     ):
         """`epoch` makes transfer ids unique among workers and their lives. `watermark_blocks` (None: a hundredth of
-        the pool) are kept free for growth when a placement is admitted beside others. Raises ValueError if the sizes
+        the pool) are kept free for growth when a placement is admitted beside others. Without `guides`, placements
+        with a grammar are refused, without `phrase_bans` those with banned phrases. Raises ValueError if the sizes
         cannot work together."""
         if not 1 <= max_num_seqs <= max_num_batched_tokens:
             raise ValueError(
@@ -82,6 +92,8 @@ class DecodeScheduler:
         self._bounds = Bounds(pool.num_blocks, pool.block_size, max_num_seqs, max_model_len)
         self._watermark_blocks = pool.num_blocks // 100 if watermark_blocks is None else watermark_blocks
         self._max_chunk_tokens = max_chunk_tokens or max_num_batched_tokens
+        self._guides = guides
+        self._phrase_bans = phrase_bans
         self._prompts: dict[int, Prompt] = {}  # by placement, oldest first
         self._running: list[Sequence] = []  # oldest first
         self._flights: deque[Flight] = deque()
@@ -107,24 +119,18 @@ class DecodeScheduler:
         if self._knows(msg.placement):
             raise ValueError(f"placement {msg.placement} was sent twice")
         self._seen_blocks += msg.cost_blocks
-        if refusal := self._bounds.refusal(msg):
+        if refusal := self._bounds.refusal(msg) or self._unreadable(msg):
             self._effects.messages.append(Failed(msg.placement, refusal, retriable=False))
         elif reason := self._not_now(len(msg.choices)):
             self._effects.messages.append(Declined(msg.placement, reason))
-        elif (prompt := self._reserve(msg)) is None:
+        elif (prompt := self._reserve(msg, now)) is None:
             self._effects.messages.append(Declined(msg.placement, "no free blocks"))
         else:
             self._accept_reservation(prompt)
 
     def on_cancel(self, msg: Cancel, now: float) -> None:
         """Always answers Cancelled. Blocks that a plan in flight uses are freed when it is applied."""
-        prompt = self._prompts.get(msg.placement)
-        if prompt is not None:
-            self._cancel_prompt(prompt, msg.choice)
-        for sequence in [s for s in self._running if s.placement == msg.placement]:
-            if msg.choice is None or msg.choice == sequence.choice:
-                self._end(sequence)
-                self._land(sequence)
+        self._stop(msg.placement, msg.choice)
         self._effects.messages.append(Cancelled(msg.placement, msg.choice))
 
     def on_welcome(self, now: float) -> None:
@@ -160,11 +166,13 @@ class DecodeScheduler:
         blocks, _ = self._quarantine.pop(transfer_id)
         self.pool.free(blocks)
 
-    def on_received(self, transfer_id: str, logits: Any, now: float) -> None:
-        """All blocks are in the pool, and `logits` are those of the prompt's last position."""
+    def on_received(self, transfer_id: str, logits: Any, now: float, prompt_logprobs: bytes = b"") -> None:
+        """All blocks are in the pool, and `logits` are those of the prompt's last position. `prompt_logprobs`: of its
+        tokens from the second on, packed, where the request asks."""
         prompt = self._prompt_of(transfer_id)
         if prompt is not None:
             prompt.receive_all(logits, self.pool)
+            self._report_packed(prompt, 1, prompt_logprobs)
         elif transfer_id in self._quarantine:
             self.on_released(transfer_id)  # it was given up a moment before its end, so the transport says no more
 
@@ -173,6 +181,12 @@ class DecodeScheduler:
         if prompt is not None:
             self._effects.messages.append(Failed(prompt.placement, error, retriable=True))
             self._drop(prompt)
+
+    def on_refused(self, seq_id: int, error: str) -> None:
+        """The engine cannot draw for a sequence that began: its placement fails."""
+        placement = next((sequence.placement for sequence in self._running if sequence.seq_id == seq_id), None)
+        if placement is not None:
+            self._fail(placement, error)
 
     # Steps.
 
@@ -184,6 +198,7 @@ class DecodeScheduler:
         flight = Flight(now)
         for sequence in tuple(self._running):
             if not sequence.ended and sequence.plannable and self._has_block(sequence):
+                self._begin_anew(sequence)
                 flight.add_decode(sequence, self.pool.block_size)
         budget = self._max_num_batched_tokens - len(flight.rows)
         for prompt in tuple(self._prompts.values()):
@@ -202,11 +217,13 @@ class DecodeScheduler:
         rows: list[TokenRow | None] = []
         for prompt, num_tokens in flight.chunks:
             prompt.pending -= 1
+            position = prompt.paged.num_computed + 1
             prompt.paged.advance(num_tokens, self.pool)
+            self._report(prompt, position, result.prompt_logprobs.get(prompt.row_seq_id, ()))
             rows += self._complete(prompt)
         for sequence in flight.decoding:
             sequence.advance(self.pool)
-        rows += [self._accept(*drawn) for drawn in zip(flight.sequences, result.token_ids, strict=True)]
+        rows += [self._accept(sequence, *drawn) for sequence, drawn in zip(flight.sequences, result.drawn, strict=True)]
         if kept := tuple(row for row in rows if row is not None):
             self._effects.messages.append(Tokens(kept))
         self.pool.free([source for source, _ in flight.copies])
@@ -214,6 +231,8 @@ class DecodeScheduler:
             self._land(prompt)
         for sequence in flight.sequences:
             self._land(sequence)
+        for placement, error in self._failures(flight).items():
+            self._fail(placement, error)
 
     def take_effects(self) -> Effects:
         """What is to be done since the last call, with the credit if it changed."""
@@ -307,27 +326,44 @@ class DecodeScheduler:
             return "too many sequences"
         return None
 
-    def _reserve(self, msg: Reserve) -> Prompt | None:
+    def _unreadable(self, msg: Reserve) -> str | None:
+        """Why its output cannot be followed as text, where that is needed."""
+        if msg.params.guidance is not None and self._guides is None:
+            return "constrained decoding needs the model's tokenizer, which this worker does not have"
+        if msg.params.banned_strings and self._phrase_bans is None:
+            return "banned_strings needs the model's tokenizer, which this worker does not have"
+        return None
+
+    def _pending_guide(self, msg: Reserve, limits: Limits, now: float) -> "PendingGuide | None":
+        if self._guides is None or limits.max_output == 0:
+            return None
+        return self._guides.pending(msg.params, limits.stop_ids, msg.eos_ids, now)
+
+    def _reserve(self, msg: Reserve, now: float) -> Prompt | None:
         token_ids = unpack_ids(msg.prompt + msg.choices[0].output)
         num_blocks = self._bounds.num_blocks_for(len(token_ids), len(msg.choices))
         hashes = hash_prompt(self.pool, token_ids)
-        paged = reserve_prompt(self.pool, token_ids, hashes, num_blocks, self._keep_free)
+        match = msg.remote or msg.params.prompt_logprobs is None
+        paged = reserve_prompt(self.pool, token_ids, hashes, num_blocks, self._keep_free, match=match)
         if paged is None:
             return None
         num_own = num_blocks - len(msg.choices) + 1
         paged.table, spares = paged.table[:num_own], paged.table[num_own:]
         order, first_id = self._num_placements, self._num_sequences
+        limits = self._bounds.limits(msg)
         return Prompt(
             message=msg,
             paged=paged,
             prompt_len=len(msg.prompt) // 4,
-            limits=self._bounds.limits(msg),
+            limits=limits,
             age=(order, 0),
             seq_ids={choice.index: first_id + i for i, choice in enumerate(msg.choices)},
             row_seq_id=first_id,
             spares=spares,
             transfer_id=f"{self._epoch}.{order}.{msg.placement}" if msg.remote else "",
             state=PromptState.RESERVED if msg.remote else PromptState.PREFILLING,
+            pending_guide=self._pending_guide(msg, limits, now),
+            phrase_bans=self._phrase_bans if msg.params.banned_strings else None,
         )
 
     def _accept_reservation(self, prompt: Prompt) -> None:
@@ -348,12 +384,17 @@ class DecodeScheduler:
         """Adds its draws or its next chunk; the number of tokens that took of the budget."""
         if prompt.condemned:
             return 0
-        if prompt.state is PromptState.RECEIVED:
+        if error := prompt.pending_guide and prompt.pending_guide.failure(self._now):
+            self._fail(prompt.placement, error)
+            return 0
+        if prompt.state is PromptState.RECEIVED and not prompt.waits_for_grammar:
             self._start(prompt, flight.add_shipped(prompt, self.pool))
             return 0
         if prompt.state is not PromptState.PREFILLING:
             return 0
         num_tokens = min(budget, self._max_chunk_tokens, prompt.paged.num_unplanned)
+        if num_tokens == prompt.paged.num_unplanned and prompt.waits_for_grammar:
+            return 0
         if num_tokens:
             self._start(prompt, flight.add_chunk(prompt, num_tokens, self.pool))
         return num_tokens
@@ -365,6 +406,13 @@ class DecodeScheduler:
         self._effects.admit += prompt.seeds()
         for sequence in sequences:
             insort(self._running, sequence, key=lambda item: item.age)
+
+    def _begin_anew(self, sequence: Sequence) -> None:
+        """After a rewind, the sampling state forgets the tokens taken back."""
+        seed = sequence.take_new_seed()
+        if seed is not None:
+            self._effects.retire.append(sequence.seq_id)
+            self._effects.admit.append(seed)
 
     def _has_block(self, sequence: Sequence) -> bool:
         """Whether the next token has a slot. Makes room for it where there is none; False if that takes until the
@@ -401,13 +449,26 @@ class DecodeScheduler:
 
     # Leaving.
 
-    def _accept(self, sequence: Sequence, token_id: int) -> TokenRow | None:
+    def _report(self, prompt: Prompt, position: int, rows: Collection[TokenLogprobs]) -> None:
+        """How likely the tokens of the prompt from `position` on were."""
+        if rows and not prompt.ended:
+            assert prompt.num_prompt_logprobs is not None
+            self._report_packed(prompt, position, pack_logprobs(rows, prompt.num_prompt_logprobs))
+
+    def _report_packed(self, prompt: Prompt, position: int, rows: bytes) -> None:
+        if rows and prompt.num_prompt_logprobs is not None:
+            message = PromptLogprobs(prompt.placement, position, prompt.num_prompt_logprobs, rows)
+            self._effects.messages.append(message)
+
+    def _accept(
+        self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None, state: bytes
+    ) -> TokenRow | None:
         """The token of a sequence that has ended in the meantime is discarded."""
         sequence.pending -= 1
         if sequence.ended:
             return None
-        row = sequence.accept(token_id)
-        if row.finish_reason:
+        row = sequence.accept(token_id, logprobs, state)
+        if row is not None and row.finish_reason:
             self._end(sequence)
         return row
 
@@ -418,6 +479,26 @@ class DecodeScheduler:
             del self._prompts[prompt.placement]
             prompt.ended = True
         return rows
+
+    def _failures(self, flight: Flight) -> dict[int, str]:
+        """Why placements of the flight cannot go on, by placement."""
+        running = [sequence for sequence in flight.sequences if not sequence.ended]
+        return {sequence.placement: sequence.error for sequence in running if sequence.error}
+
+    def _fail(self, placement: int, error: str) -> None:
+        """It can never be served: with it go all its choices."""
+        self._effects.messages.append(Failed(placement, error, retriable=False))
+        self._stop(placement, None)
+
+    def _stop(self, placement: int, choice: int | None) -> None:
+        """Ends all of the placement, or one choice, wherever it is. Not while a plan is being applied."""
+        prompt = self._prompts.get(placement)
+        if prompt is not None:
+            self._cancel_prompt(prompt, choice)
+        for sequence in [s for s in self._running if s.placement == placement]:
+            if choice is None or choice == sequence.choice:
+                self._end(sequence)
+                self._land(sequence)
 
     def _cancel_prompt(self, prompt: Prompt, choice: int | None) -> None:
         if choice is None or prompt.seq_ids.keys() == {choice}:

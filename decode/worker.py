@@ -1,17 +1,22 @@
 """A decode worker: takes reservations and KV, runs the batch, streams tokens."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 
 from msgspec.structs import replace
 
 from ..engine.block_pool import BlockPool
+from ..engine.plan import SequenceSeed
 from ..engine.worker import Limits, Load, Loaded, Worker, now
 from ..kvtransfer.leased_receiver import LeasedReceiver
 from ..kvtransfer.open import LEASE_S, TRANSPORTS, open_receiver, pool_of
 from ..kvtransfer.transport import Done, Failed, PoolBlocks, Released
 from ..wire.messages import Cancel, FromRouter, FromWorker, Heartbeat, Reserve, WorkerStats
+from ..wire.sampling import SamplingParams
 from .effects import Receive
+from .guidance import Guides, make_guides
+from .phrase_ban import make_phrase_bans
 from .scheduler import DecodeScheduler
 
 
@@ -20,8 +25,11 @@ class DecodeLoop:
 
     sending = False
 
-    def __init__(self, scheduler: DecodeScheduler, loaded: Loaded, receiver: LeasedReceiver):
+    def __init__(
+        self, scheduler: DecodeScheduler, loaded: Loaded, receiver: LeasedReceiver, guides: Guides | None = None
+    ):
         self.scheduler = scheduler
+        self._guides = guides
         self.engine = loaded.engine
         self.data_endpoints = (receiver.endpoint,)
         self._receiver = receiver
@@ -45,7 +53,8 @@ class DecodeLoop:
                 case Done():
                     self._transfer_bytes += event.num_bytes
                     logits = self.engine.unpack_logits(event.tail["logits"])
-                    self.scheduler.on_received(event.transfer_id, logits, now)
+                    prompt_logprobs = bytes(event.tail.get("prompt_logprobs", b""))
+                    self.scheduler.on_received(event.transfer_id, logits, now, prompt_logprobs)
                 case Failed():
                     self.scheduler.on_transfer_failed(event.transfer_id, event.error, now)
                 case Released():
@@ -67,13 +76,21 @@ class DecodeLoop:
         for seq_id in effects.retire:
             self.engine.retire(seq_id)
         for seed in effects.admit:
-            self.engine.admit(seed)
+            self._admit(seed)
         for transfer_id in effects.abandon:
             self._receiver.abandon(transfer_id)
         for receive in effects.receive:
             self._register(receive)
         for message in effects.messages:
             send(message)
+
+    def _admit(self, seed: SequenceSeed) -> None:
+        """One that the engine refuses is drawn for plainly by the plan that is under way, and fails."""
+        try:
+            self.engine.admit(seed)
+        except ValueError as error:
+            self.engine.admit(dataclasses.replace(seed, params=SamplingParams(), state=b"", stop_ids=frozenset()))
+            self.scheduler.on_refused(seed.seq_id, str(error))
 
     def _register(self, receive: Receive) -> None:
         def store(first_block: int, num_blocks: int, payload: memoryview) -> None:
@@ -92,6 +109,8 @@ class DecodeLoop:
 
     def close(self) -> None:
         self._receiver.close()
+        if self._guides is not None:
+            self._guides.close()
 
 
 def make_worker(
@@ -118,6 +137,7 @@ def make_worker(
 
     def make_role(loaded: Loaded, epoch: str, wake: Callable[[], None]) -> DecodeLoop:
         pool = BlockPool(loaded.engine.num_blocks, loaded.engine.block_size, enable_prefix_caching)
+        guides = make_guides(loaded.tokenizer, loaded.engine.vocab_size)
         scheduler = DecodeScheduler(
             pool,
             max_num_seqs=max_num_seqs,
@@ -125,10 +145,12 @@ def make_worker(
             max_chunk_tokens=max_chunk_tokens,
             max_model_len=loaded.max_model_len,
             epoch=epoch,
+            guides=guides,
+            phrase_bans=make_phrase_bans(loaded.tokenizer),
         )
         kv = pool_of(loaded.engine)
         receiver = open_receiver(wake, host=data_host, transports=transports, lease_s=lease_s, pool=kv)
-        return DecodeLoop(scheduler, loaded, receiver)
+        return DecodeLoop(scheduler, loaded, receiver, guides)
 
     return Worker(
         role="decode",

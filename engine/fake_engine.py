@@ -3,7 +3,9 @@
 Its "KV" of a slot is the token, its position, and a running hash of all tokens up to it. A row reads its history back
 through its block table and checks it, so a block that is corrupted, missing, misplaced or reused too early changes
 the tokens or raises AssertionError. A token is a pure function of that history, the sequence's key and the output
-position: nothing else, so every path (chunks, prefix hits, shipped KV, replay) must give the same ones.
+position: nothing else, so every path (chunks, prefix hits, shipped KV, replay) must give the same ones. Where Mirostat
+or adaptive-p is asked for, it is also one of a state, which each token changes: a replay without it goes astray.
+After a rewind it is one of the epoch too.
 """
 
 import time
@@ -16,12 +18,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..wire.logprobs import TokenLogprobs
 from .plan import IN_FLIGHT, Draw, Plan, Result, Row, SequenceSeed
 
 _MULTIPLIER = 0x5851_F42D_4C95_7F2D  # Knuth's MMIX
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
 _LOGITS = Struct("<Q")
 _DRAW = Struct("<QIIII")
+_SCORE = Struct("<Qq")
+_STATE = Struct("<Q")
 _NOWHERE = -1
 
 
@@ -32,6 +37,22 @@ def extend_history(history: int, token_ids: Iterable[int]) -> list[int]:
         history = (history * _MULTIPLIER + token + 1) & _MASK
         histories.append(history)
     return histories
+
+
+def has_state(params: Any) -> bool:
+    """Whether tokens alone do not determine what a sequence with these parameters draws."""
+    return bool(params.mirostat_mode) or params.adaptive_target >= 0
+
+
+def next_state(state: bytes, token: int) -> bytes:
+    """After a token; nothing where there was none."""
+    return state and _STATE.pack(extend_history(_STATE.unpack(state)[0], (token, 1))[-1])
+
+
+def mixed(history: int, state: bytes, epoch: int = 0) -> int:
+    """What a draw depends on, besides key and position."""
+    seen = history ^ _STATE.unpack(state)[0] if state else history
+    return extend_history(seen, (epoch,))[0] if epoch else seen
 
 
 class FakeHandle:
@@ -85,6 +106,7 @@ class FakeEngine:
         self._flying: list[FakeHandle] = []
         self._seeds: dict[int, SequenceSeed] = {}
         self._drawn: dict[int, list[int]] = {}
+        self._states: dict[int, bytes] = {}
 
     def launch(self, plan: Plan) -> FakeHandle:
         assert len(self._flying) < 2, "two steps are in flight"
@@ -109,11 +131,19 @@ class FakeEngine:
             self._histories[destination] = self._histories[source]
         histories = self._read_histories(plan.rows)
         ends = [self._compute(row, history) for row, history in zip(plan.rows, histories, strict=True)]
-        drawn = [self._draw(draw, end) for row, end in zip(plan.rows, ends, strict=True) for draw in row.draws]
-        drawn += [self._draw(draw, part.logits) for part in plan.shipped for draw in part.draws]
+        seen = [(draw, end) for row, end in zip(plan.rows, ends, strict=True) for draw in row.draws]
+        seen += [(draw, part.logits) for part in plan.shipped for draw in part.draws]
+        drawn = [self._draw(draw, end) for draw, end in seen]
         logits = {row.seq_id: end for row, end in zip(plan.rows, ends, strict=True) if row.keep_logits}
+        logprobs = [self._logprobs(draw, end, token) for (draw, end), token in zip(seen, drawn, strict=True)]
+        states = [self._states.get(draw.seq_id, b"") for draw, _ in seen]
+        scored = {
+            row.seq_id: self._score(row, history)
+            for row, history in zip(plan.rows, histories, strict=True)
+            if row.prompt_logprobs is not None
+        }
         self._flying.pop(0)
-        return Result(drawn, logits)
+        return Result(drawn, logits, logprobs, states, scored)
 
     def read_blocks(self, block_ids: Sequence[int], out: memoryview | None = None) -> memoryview:
         assert not self._written_in_flight() & set(block_ids), "read while a plan in flight writes"
@@ -145,11 +175,15 @@ class FakeEngine:
         assert seed.seq_id not in self._seeds, f"sequence {seed.seq_id} was admitted twice"
         self._seeds[seed.seq_id] = seed
         self._drawn[seed.seq_id] = []
+        if has_state(seed.params):
+            assert bool(seed.state) == bool(seed.output_ids), f"sequence {seed.seq_id}: a state without its tokens"
+            self._states[seed.seq_id] = seed.state or _STATE.pack(0)
 
     def retire(self, seq_id: int) -> None:
         flying = {draw.seq_id for handle in self._flying for draw in handle.plan.draws}
         assert seq_id not in flying, f"sequence {seq_id} retires while a plan in flight draws for it"
         del self._seeds[seq_id], self._drawn[seq_id]
+        self._states.pop(seq_id, None)
 
     def expected_tokens(
         self,
@@ -158,15 +192,24 @@ class FakeEngine:
         num_tokens: int,
         stop_ids: frozenset[int] = frozenset(),
         min_tokens: int = 0,
+        *,
+        with_state: bool = False,
     ) -> list[int]:
         """What a sequence must produce if nothing ends it: the oracle of tests."""
         history = extend_history(0, prompt_ids)[-1]
         tokens: list[int] = []
+        state = _STATE.pack(0) if with_state else b""
         for position in range(num_tokens):
             banned = stop_ids if position < min_tokens else frozenset()
-            tokens.append(self._pick(history, key, position, banned))
+            tokens.append(self._pick(mixed(history, state), key, position, banned))
+            state = next_state(state, tokens[-1])
             (history,) = extend_history(history, tokens[-1:])
         return tokens
+
+    def expected_logprobs(self, token_ids: Sequence[int], num_top: int) -> list[TokenLogprobs]:
+        """Of each token after the first, where it follows those before it: the oracle of tests."""
+        histories = extend_history(0, token_ids)
+        return [self._score_one(h, token, num_top) for h, token in zip(histories, token_ids[1:], strict=False)]
 
     def _read_histories(self, rows: Sequence[Row]) -> list[int]:
         """The running hash before each row: follows its block table from slot 0 and checks every slot on the way."""
@@ -210,8 +253,31 @@ class FakeEngine:
         seed, drawn = self._seeds[draw.seq_id], self._drawn[draw.seq_id]
         assert draw.position == len(seed.output_ids) + len(drawn), f"sequence {draw.seq_id}: a draw out of turn"
         banned = seed.stop_ids if draw.position < seed.params.min_tokens else frozenset()
-        drawn.append(self._pick(history, seed.key, draw.position, banned))
+        state = self._states.get(draw.seq_id, b"")
+        if any(token not in banned and token not in draw.bans for token in self._alphabet):
+            banned |= set(draw.bans)
+        drawn.append(self._pick(mixed(history, state, draw.epoch), seed.key, draw.position, banned))
+        if state:
+            self._states[draw.seq_id] = next_state(state, drawn[-1])
         return drawn[-1]
+
+    def _logprobs(self, draw: Draw, history: int, token: int) -> TokenLogprobs | None:
+        num_top = self._seeds[draw.seq_id].params.logprobs
+        return None if num_top is None else self._score_one(history, token, num_top)
+
+    def _score(self, row: Row, history: int) -> list[TokenLogprobs]:
+        assert row.prompt_logprobs is not None
+        histories, targets = extend_history(history, row.token_ids), row.prompt_logprobs.targets
+        return [
+            self._score_one(h, token, row.prompt_logprobs.num_top) for h, token in zip(histories, targets, strict=False)
+        ]
+
+    def _score_one(self, history: int, token: int, num_top: int) -> TokenLogprobs:
+        """Numbers that only this token after this history has, exact in fp32; alternatives with falling ones."""
+        top = tuple(((history + i) % self.vocab_size, -(1 + i) / 64) for i in range(min(num_top, self.vocab_size)))
+        digest = blake2b(_SCORE.pack(history, token), digest_size=2).digest()
+        word = int.from_bytes(digest, "little")
+        return TokenLogprobs(-word / 4096, top, 1 + word % self.vocab_size)
 
     def _pick(self, history: int, key: tuple[int, int], position: int, banned: frozenset[int]) -> int:
         for attempt in range(64):
@@ -221,7 +287,10 @@ class FakeEngine:
             token = self._eos_id if is_eos and self._eos_id is not None else self._alphabet[word % len(self._alphabet)]
             if token not in banned:
                 return token
-        raise ValueError("every token is a stop token")
+        left = [token for token in self._alphabet if token not in banned]
+        if not left:
+            raise ValueError("every token is a stop token")
+        return left[word % len(left)]
 
     def _written_in_flight(self) -> set[int]:
         written = {block for handle in self._flying for _, block in handle.plan.copies}

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ..wire.block_hash import block_hashes
 from .block_pool import BlockPool
-from .plan import Draw, Row
+from .plan import Draw, Row, Scoring
 
 
 @dataclass(slots=True, eq=False)
@@ -32,11 +32,25 @@ class PagedPrompt:
     def num_unplanned(self) -> int:
         return len(self.token_ids) - self.num_planned
 
-    def plan_row(self, seq_id: int, num_tokens: int, draws: tuple[Draw, ...] = (), keep_logits: bool = False) -> Row:
+    def plan_row(
+        self,
+        seq_id: int,
+        num_tokens: int,
+        draws: tuple[Draw, ...] = (),
+        *,
+        keep_logits: bool = False,
+        scoring: Scoring | None = None,
+    ) -> Row:
         """The next `num_tokens` tokens as a row of a plan."""
         start = self.num_planned
         self.num_planned += num_tokens
-        return Row(seq_id, self.token_ids[start : self.num_planned], start, self.table, draws, keep_logits)
+        return Row(seq_id, self.token_ids[start : self.num_planned], start, self.table, draws, keep_logits, scoring)
+
+    def scoring(self, num_tokens: int, prompt_len: int, num_top: int | None) -> Scoring | None:
+        """What the next `num_tokens` tokens tell of those that follow them, as far as these are the prompt's."""
+        first = self.num_planned + 1
+        targets = self.token_ids[first : min(first + num_tokens, prompt_len)]
+        return Scoring(targets, num_top) if targets and num_top is not None else None
 
     def advance(self, num_tokens: int, pool: BlockPool) -> None:
         """The KV of the next `num_tokens` tokens is there: blocks it filled join the prefix cache."""
@@ -48,11 +62,18 @@ class PagedPrompt:
 
 
 def reserve_prompt(
-    pool: BlockPool, token_ids: list[int], hashes: Sequence[bytes], num_blocks: int, keep_free: int = 0
+    pool: BlockPool,
+    token_ids: list[int],
+    hashes: Sequence[bytes],
+    num_blocks: int,
+    keep_free: int = 0,
+    *,
+    match: bool = True,
 ) -> PagedPrompt | None:
     """Finds the prompt's prefix and allocates the rest of `num_blocks` blocks; None if fewer than `keep_free`
-    blocks would then be left. The match stops before the last token: its logits are wanted."""
-    cached = pool.match(hashes[: (len(token_ids) - 1) // pool.block_size])
+    blocks would then be left. The match stops before the last token: its logits are wanted. Without `match` nothing is
+    looked for: the logits of all are."""
+    cached = pool.match(hashes[: (len(token_ids) - 1) // pool.block_size]) if match else []
     rest = num_blocks - len(cached)
     fresh = pool.allocate(rest, after=cached[-1] if cached else None) if pool.num_free - rest >= keep_free else None
     if fresh is None:

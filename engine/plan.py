@@ -5,12 +5,21 @@ A step may be launched while the one before it is still in flight: a token that 
 stands in the next plan's rows as `IN_FLIGHT`, and the engine puts the sampled id in its place.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from ..wire.logprobs import TokenLogprobs
+
 IN_FLIGHT = -1
 """In `Row.token_ids`: the token that the plan in flight samples for this sequence."""
+
+MAX_BANS = 512
+"""Of one draw."""
+
+NO_TOKEN = -1
+"""In `Result.token_ids`: nothing could be drawn, and the sequence cannot go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +29,23 @@ class Draw:
     seq_id: int
     position: int
     """Index of the token among the request's output tokens: counts the request's whole life, not this attempt."""
+    epoch: int = 0
+    """How often the request was rewound before this draw: noise after a rewind is not the noise before it."""
+    mask: "Future[Any] | None" = None
+    """Gives int32 or uint32 [ceil(vocab / 32)], bit i of word i // 32 set where token i is allowed; asked for just
+    before sampling. None: all are."""
+    bans: tuple[int, ...] = ()
+    """Tokens that may not come either, each once; if the mask leaves no others, they may."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """Tell how likely tokens that are known already were: those of a prompt."""
+
+    targets: Sequence[int]
+    """The tokens that follow those of the row, the first being that at `start + 1`. None follows the prompt's last."""
+    num_top: int
+    """Of the likeliest tokens to name beside each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +64,12 @@ class Row:
     the n choices of one prompt."""
     keep_logits: bool = False
     """Return the last position's logits (fp32, [vocab]) in the result: prefill ships them to decode."""
+    prompt_logprobs: Scoring | None = None
+
+    @property
+    def num_scored(self) -> int:
+        """Positions, from the row's first, whose logits tell how likely the known token after it was."""
+        return 0 if self.prompt_logprobs is None else len(self.prompt_logprobs.targets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +103,22 @@ class Plan:
 @dataclass(frozen=True, slots=True)
 class Result:
     token_ids: Sequence[int]
-    """One sampled id for each of `Plan.draws`, in that order."""
+    """One sampled id, or NO_TOKEN, for each of `Plan.draws`, in that order."""
     logits: dict[int, Any] = field(default_factory=dict)
     """Of rows with `keep_logits`: seq_id -> fp32 [vocab]."""
+    logprobs: Sequence[TokenLogprobs | None] = ()
+    """Of the token of each draw, None where its sequence does not ask; empty where none does."""
+    states: Sequence[bytes] = ()
+    """Of each draw, what `SequenceSeed.state` must be to go on after its token; empty where all are."""
+    prompt_logprobs: Mapping[int, Sequence[TokenLogprobs]] = field(default_factory=dict)
+    """Of rows with `prompt_logprobs`: seq_id -> one for each of `Scoring.targets`."""
+
+    @property
+    def drawn(self) -> Iterator[tuple[int, TokenLogprobs | None, bytes]]:
+        """(token id, logprobs, state) of each draw."""
+        num_draws = len(self.token_ids)
+        logprobs, states = self.logprobs or (None,) * num_draws, self.states or (b"",) * num_draws
+        return zip(self.token_ids, logprobs, states, strict=True)
 
 
 class Handle(Protocol):
@@ -134,3 +179,6 @@ class SequenceSeed:
     """Tokens the request produced before this placement (a replay or a preemption), else empty."""
     stop_ids: frozenset[int]
     """End-of-sequence ids (unless ignored) and stop_token_ids: what `min_tokens` masks."""
+    state: bytes = b""
+    """What `Result.states` gave with the last of `output_ids`: all that tokens do not determine. Empty where there is
+    no such thing, or no token yet."""

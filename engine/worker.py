@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
+from ..text.tokenizer import Tokenizer
 from ..wire.messages import (
     PROTOCOL_VERSION,
     Cancel,
@@ -46,6 +47,8 @@ class Loaded:
     engine: Engine
     fingerprint: Fingerprint
     max_model_len: int
+    tokenizer: Tokenizer | None = None
+    """Of workers that draw: what constrains tokens by their text needs it."""
 
 
 Load = Callable[[str], Loaded]

@@ -32,8 +32,12 @@ _ROUNDS = 10
 def gumbel_noise(keys: Tensor, positions: Tensor, rewind_epochs: Tensor, ids: Tensor, *, stream: int) -> Tensor:
     """fp32 [R, N] for `keys` [R, 2], `positions` [R] and `rewind_epochs` [R], `ids` [R, N]; all int64, all words
     of 32 bits. What is the same for all ids of a row is computed once a row."""
-    words = torch.stack(_words(keys, positions, rewind_epochs, ids >> 2, stream), dim=-1)
-    return gumbel(words.gather(-1, (ids & 3)[..., None]).squeeze(-1))
+    return gumbel(_words_of_ids(keys, positions, rewind_epochs, ids, stream))
+
+
+def uniform_noise(keys: Tensor, positions: Tensor, rewind_epochs: Tensor, ids: Tensor, *, stream: int) -> Tensor:
+    """u, fp32 [R, N], in place of its `gumbel_noise`."""
+    return _scale(_words_of_ids(keys, positions, rewind_epochs, ids, stream).float())
 
 
 def noise_ceiling(keys: Tensor, positions: Tensor, rewind_epochs: Tensor, num_ids: int, *, stream: int) -> Tensor:
@@ -71,6 +75,11 @@ def gumbel_ceiling(words: Tensor) -> Tensor:
     u ≤ −log1p(−u), so −log u is never below the noise, and nowhere further above it than −GUMBEL_MIN, at the largest
     u. `_CEILING_SLACK` covers the error of a plain fp32 logarithm on either side."""
     return _scale(words).log_().neg_().add_(_CEILING_SLACK)
+
+
+def _words_of_ids(keys: Tensor, positions: Tensor, rewind_epochs: Tensor, ids: Tensor, stream: int) -> Tensor:
+    words = torch.stack(_words(keys, positions, rewind_epochs, ids >> 2, stream), dim=-1)
+    return words.gather(-1, (ids & 3)[..., None]).squeeze(-1)
 
 
 def _words(keys: Tensor, positions: Tensor, rewind_epochs: Tensor, groups: Tensor, stream: int) -> Words4:

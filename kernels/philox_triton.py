@@ -63,7 +63,7 @@ def philox_word(position, epoch, token, key0, key1, STREAM: tl.constexpr):
 @triton.jit
 def gumbel_exact(words):
     """fp32 noise of uint32 `words`: two fp64 logarithms each, so for few of them."""
-    u = _uniform(words).to(tl.float64)
+    u = uniform(words).to(tl.float64)
     exponential = tl.where(u < 2.0**-20, u * (1.0 + u * (0.5 + u * (1.0 / 3))), -tl.log(1.0 - u))
     return (-tl.log(exponential)).to(tl.float32)
 
@@ -73,7 +73,7 @@ def gumbel_near(words):
     """fp32 within NEAR_SLACK of the noise of uint32 `words`, by approximate fp32 logarithms.
 
     Below 1/16 the logarithm's argument is too near 1: four terms of the series, relative error under 2⁻¹⁸."""
-    u = _uniform(words)
+    u = uniform(words)
     series = u * tl.fma(u, tl.fma(u, tl.fma(u, 0.25, 1.0 / 3), 0.5), 1.0)
     exponential = tl.where(u < 0.0625, series, _log2_near(1.0 - u) * -_LN_2)
     return _log2_near(exponential) * -_LN_2
@@ -92,5 +92,6 @@ def _log2_near(x):
 
 
 @triton.jit
-def _uniform(words):
+def uniform(words):
+    """fp32 u of uint32 `words`."""
     return tl.minimum(tl.maximum(words.to(tl.float32) * _U_SCALE, _U_MIN), _U_MAX)

@@ -22,8 +22,8 @@ NO_TOKEN: tl.constexpr = tl.constexpr(2**31 - 1)
 @triton.jit
 def upper_scores(values, quads, noise, TILE: tl.constexpr):
     """Scores fp32 [TILE] with the noise at the top of what it may be, of the ids 4q … 4q + 3 of `quads` [TILE / 4]."""
-    position, key0, key1 = noise
-    words = philox_tile(position, position * 0, quads, key0, key1, DRAW, TILE)
+    position, epoch, key0, key1 = noise
+    words = philox_tile(position, epoch, quads, key0, key1, DRAW, TILE)
     return values + (gumbel_near(words) + NEAR_SLACK)
 
 
@@ -36,8 +36,8 @@ def lower_bound(upper):
 @triton.jit
 def draw_listed(values, ids, noise):
     """The id of the winner among `values` fp32 [N], logits of any `ids` int32 [N]; removed ones are −inf."""
-    position, key0, key1 = noise
-    exact = gumbel_exact(philox_word(position, position * 0, ids, key0, key1, DRAW))
+    position, epoch, key0, key1 = noise
+    exact = gumbel_exact(philox_word(position, epoch, ids, key0, key1, DRAW))
     _, token = largest(values + exact, ids)
     return token
 
@@ -46,7 +46,7 @@ def draw_listed(values, ids, noise):
 def draw_groups(line, reach, kept, V, noise, is_greedy, GROUP: tl.constexpr):
     """(id int32, logit fp32) of the winner among the tokens of a row that are `kept`. `reach` fp32 [N]: the largest
     upper score of each group's kept tokens, −inf where there is none; for a greedy row, the largest logit."""
-    position, key0, key1 = noise
+    position, epoch, key0, key1 = noise
     group = tl.arange(0, reach.shape[0])
     best = tl.max(reach, 0)
     floor = tl.where(is_greedy, best, lower_bound(best))
@@ -57,7 +57,7 @@ def draw_groups(line, reach, kept, V, noise, is_greedy, GROUP: tl.constexpr):
         values = keep(load_logits(line, ids, ids < V), ids, kept)
         scores = values
         if not is_greedy:
-            scores += gumbel_exact(philox_word(position, position * 0, ids, key0, key1, DRAW))
+            scores += gumbel_exact(philox_word(position, epoch, ids, key0, key1, DRAW))
         a_score, a_token = largest(scores, ids)
         if a_score > score:
             score, token, logit = a_score, a_token, tl.max(tl.where(ids == a_token, values, float("-inf")), 0)

@@ -10,14 +10,15 @@ temperature, which costs less than another pass.
 import triton
 import triton.language as tl
 
-from . import sampling_table
+from . import sampling_params
 
+_TINY: tl.constexpr = tl.constexpr(1e-300)
 _INF: tl.constexpr = tl.constexpr(float("inf"))
-_IN_PROMPT: tl.constexpr = tl.constexpr(sampling_table.IN_PROMPT)
-_TEMPERATURE: tl.constexpr = tl.constexpr(sampling_table.TEMPERATURE)
-_REPETITION: tl.constexpr = tl.constexpr(sampling_table.REPETITION)
-_FREQUENCY: tl.constexpr = tl.constexpr(sampling_table.FREQUENCY)
-_PRESENCE: tl.constexpr = tl.constexpr(sampling_table.PRESENCE)
+_IN_PROMPT: tl.constexpr = tl.constexpr(sampling_params.IN_PROMPT)
+_TEMPERATURE: tl.constexpr = tl.constexpr(sampling_params.TEMPERATURE)
+_REPETITION: tl.constexpr = tl.constexpr(sampling_params.REPETITION)
+_FREQUENCY: tl.constexpr = tl.constexpr(sampling_params.FREQUENCY)
+_PRESENCE: tl.constexpr = tl.constexpr(sampling_params.PRESENCE)
 
 LOWEST_KEY: tl.constexpr = tl.constexpr(-0x7F80_0001)
 """`order_key` of −inf."""
@@ -28,6 +29,12 @@ def order_key(values):
     """int32 in the order of fp32 `values`, which are not NaN; −0 is 0."""
     bits = tl.where(values == 0, 0.0, values).to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFF_FFFF)
+
+
+@triton.jit
+def log_of(x):
+    """ln of fp64 `x` ≥ 0, −inf of 0."""
+    return tl.where(x > 0, tl.log(tl.maximum(x, _TINY)), -_INF)
 
 
 @triton.jit
@@ -61,7 +68,7 @@ def adjust_logits(values, line, ids, inside):
     _, counts, params = line
     if params is not None:
         if is_penalised(params):
-            values = _penalise(values, tl.load(counts + ids, mask=inside, other=0), params)
+            values = penalise(values, tl.load(counts + ids, mask=inside, other=0), params)
         temperature = tl.load(params + _TEMPERATURE)
         if (temperature != 0) & (temperature != 1):
             values = tl.div_rn(values, temperature)
@@ -75,7 +82,7 @@ def is_penalised(params):
 
 
 @triton.jit
-def _penalise(values, counts, params):
+def penalise(values, counts, params):
     """Repetition over prompt and output, then frequency and presence over the output."""
     repetition = tl.load(params + _REPETITION)
     num_output = counts & (_IN_PROMPT - 1)

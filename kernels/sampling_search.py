@@ -116,10 +116,10 @@ def threshold_of_many(
     above = tl.full((), 0.0, tl.float64)
     by_value = low == low
     while (low < high) & (num_low - num_above > CAPACITY):
-        p1, p2, p3 = _pivots(low, high, by_value)
+        p1, p2, p3 = pivots(low, high, by_value)
         by_value = not by_value
         w1, w2, w3, n1, n2, n3 = _walk(line, live, V, best, by_mass, p1, p2, p3, GROUP, TILE)
-        low, high, num_low, num_above, above = _narrow(
+        low, high, num_low, num_above, above = narrow(
             low, high, num_low, num_above, above, p1, p2, p3, w1, w2, w3, n1, n2, n3, target
         )
     if low < high:
@@ -141,7 +141,7 @@ def mass_above(line, live, V, best, key, before, GROUP: tl.constexpr, TILE: tl.c
         tied = (keys == key) & (ids < V)
         ties += of_fours(tied.to(tl.int32))
         ties_before += of_fours((tied & (ids < before)).to(tl.int32))
-    return _sum3(mass, ties, ties_before)
+    return sum3(mass, ties, ties_before)
 
 
 @triton.jit
@@ -160,25 +160,25 @@ def nth_tied(line, live, V, key, n, GROUP: tl.constexpr, TILE: tl.constexpr):
 
 @triton.jit
 def _narrow_keys(keys, weights, target, low, high, num_low, num_above, above, IS_BOUND: tl.constexpr):
-    """(low, high, num_low, num_above, above): as `_narrow`, until one key is left between, or few for a bound."""
+    """(low, high, num_low, num_above, above): as `narrow`, until one key is left between, or few for a bound."""
     base = above + tl.full((), 0.0, tl.float64)
     above = base
     num_above += num_low * 0
     enough, by_value = num_low * 0 + 1, low == low
     while (low < high) & (num_low - num_above > enough):
-        p1, p2, p3 = _pivots(low, high, by_value)
+        p1, p2, p3 = pivots(low, high, by_value)
         by_value = not by_value
-        w1, w2, w3 = _sum3(
+        w1, w2, w3 = sum3(
             of_fours(tl.where(keys >= p1, weights, 0.0)).to(tl.float64),
             of_fours(tl.where(keys >= p2, weights, 0.0)).to(tl.float64),
             of_fours(tl.where(keys >= p3, weights, 0.0)).to(tl.float64),
         )
-        n1, n2, n3 = _sum3(
+        n1, n2, n3 = sum3(
             of_fours((keys >= p1).to(tl.int32)),
             of_fours((keys >= p2).to(tl.int32)),
             of_fours((keys >= p3).to(tl.int32)),
         )
-        low, high, num_low, num_above, above = _narrow(
+        low, high, num_low, num_above, above = narrow(
             low, high, num_low, num_above, above, p1, p2, p3, base + w1, base + w2, base + w3, n1, n2, n3, target
         )
         if IS_BOUND:
@@ -201,8 +201,8 @@ def _walk(line, live, V, best, by_mass, p1, p2, p3, GROUP: tl.constexpr, TILE: t
         n1 += of_fours((keys >= p1).to(tl.int32))
         n2 += of_fours((keys >= p2).to(tl.int32))
         n3 += of_fours((keys >= p3).to(tl.int32))
-    w1, w2, w3 = _sum3(w1, w2, w3)
-    n1, n2, n3 = _sum3(n1, n2, n3)
+    w1, w2, w3 = sum3(w1, w2, w3)
+    n1, n2, n3 = sum3(n1, n2, n3)
     return w1, w2, w3, n1, n2, n3
 
 
@@ -225,7 +225,7 @@ def _weights(values, best, by_mass):
 
 
 @triton.jit
-def _pivots(low, high, by_value):
+def pivots(low, high, by_value):
     """Three ascending keys among low + 1 … high: a quarter, half and three quarters of the way, by logit or by key.
 
     Logits are spread by value, but only keys halve in a bounded number of steps; turns of both do both."""
@@ -244,7 +244,7 @@ def _pivots(low, high, by_value):
 
 
 @triton.jit
-def _narrow(low, high, num_low, num_above, above, p1, p2, p3, w1, w2, w3, n1, n2, n3, target):
+def narrow(low, high, num_low, num_above, above, p1, p2, p3, w1, w2, w3, n1, n2, n3, target):
     """(low, high, number of tokens ≥ low, number of those > high, their weight) after a look at three keys."""
     if w3 >= target:
         low, num_low = p3, n3
@@ -260,7 +260,7 @@ def _narrow(low, high, num_low, num_above, above, p1, p2, p3, w1, w2, w3, n1, n2
 
 
 @triton.jit
-def _sum3(a, b, c):
+def sum3(a, b, c):
     """Sums of three tensors [N] in one reduction, but under the interpreter, which calls its sum for each number."""
     if _INTERPRETED:
         return tl.sum(a, 0), tl.sum(b, 0), tl.sum(c, 0)

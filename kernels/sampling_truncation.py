@@ -99,7 +99,7 @@ def _draw_of_few(found, num, V, best, floor, lowest, limits, target, noise, CAPA
         mass = mass_of(tl.where(keys > last, weights, 0.0))
         tied = (keys == last).to(tl.int32)
         num_tied = tl.sum(tied, 0)
-        num_kept = _num_tied_kept(last, best, target, mass, num_tied)
+        num_kept = num_tied_kept(last, best, target, mass, num_tied)
         if num_kept < num_tied:
             cut = tl.min(tl.where((tied > 0) & (tl.cumsum(tied, 0) == num_kept), ids, V), 0)
     return draw_listed(keep(values, ids, (tl.maximum(last, lowest), last, cut)), ids, noise)
@@ -120,7 +120,7 @@ def _kept_of_many(
         if top_p < 1.0:
             mass, num_tied, _ties = mass_above(line, live, V, best, last, 0, GROUP, TILE)
             if by_mass:
-                num_kept = _num_tied_kept(last, best, target, mass, num_tied)
+                num_kept = num_tied_kept(last, best, target, mass, num_tied)
                 if num_kept < num_tied:
                     cut = nth_tied(line, live, V, last, num_kept, GROUP, TILE)
             else:
@@ -142,7 +142,7 @@ def _score(line, live, scores, V, kept, noise, GROUP: tl.constexpr, TILE: tl.con
 
 
 @triton.jit
-def _num_tied_kept(last, best, target, mass, num_tied):
+def num_tied_kept(last, best, target, mass, num_tied):
     """How many tokens at top-p's threshold `last` reach `target` with the `mass` above: one at least; all where they
     weigh nothing."""
     weight = tl.exp(key_value(last) - best).to(tl.float64)

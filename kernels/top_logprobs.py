@@ -133,18 +133,30 @@ def launch_top_logprobs(
 
 
 def ref_top_logprobs(logits: Tensor, tokens: Tensor, num_top: int, *, out: TopLogprobs | None = None) -> TopLogprobs:
-    """`top_logprobs` in plain torch, in fp64 and by sorting."""
+    """`top_logprobs` in plain torch, in fp64."""
     if out is None:
         out = TopLogprobs.empty(len(logits), num_top, logits.device)
     logprobs = logits.double().log_softmax(-1)
-    order = logits.sort(dim=-1, descending=True, stable=True).indices
     drawn = tokens.long()[:, None]
     known = drawn[:, 0] >= 0
     out.logprobs.copy_(logprobs.gather(1, drawn.clamp(min=0))[:, 0].where(known, -torch.inf))
-    out.ranks.copy_((order == drawn).int().argmax(-1).where(known, logits.shape[1]) + 1)
-    out.top_ids.copy_(order[:, :num_top])
-    out.top_logprobs.copy_(logprobs.gather(1, order[:, :num_top]))
+    own = logits.gather(1, drawn.clamp(min=0))
+    ids = torch.arange(logits.shape[1], device=logits.device)
+    num_before = ((logits > own) | ((logits == own) & (ids < drawn))).sum(-1)
+    out.ranks.copy_(num_before.where(known, logits.shape[1]) + 1)
+    if num_top and len(logits):
+        order = torch.stack([_largest(row, num_top) for row in logits])
+        out.top_ids.copy_(order)
+        out.top_logprobs.copy_(logprobs.gather(1, order))
     return out
+
+
+def _largest(row: Tensor, count: int) -> Tensor:
+    """Ids of the largest values of [V], the lowest first where equal: [count]. Sorts no more than it must."""
+    last = row.topk(count).values[-1]
+    above = (row > last).nonzero().flatten()
+    ids = torch.cat((above, (row == last).nonzero().flatten()[: count - len(above)]))
+    return ids[row[ids].sort(descending=True, stable=True).indices]
 
 
 @triton.jit(do_not_specialize=["num_tiles"])

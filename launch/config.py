@@ -45,6 +45,9 @@ class HttpOptions:
     chat_template: str | None = option(
         None, "jinja template for chats: a file, or the template itself; default: the model's", metavar="TEMPLATE"
     )
+    max_logprobs: int = option(
+        20, "likeliest tokens that a request may ask to see at each position", metavar="NUM", parse=at_least(0, 32)
+    )
     max_waiting: int = option(1000, "answers that may wait in the queue; past it requests get a 503", parse=at_least(1))
     request_timeout_s: float = option(
         600.0, "a request that has no first token by then gets a 504; 0: never", metavar="SECONDS", parse=seconds

@@ -22,6 +22,7 @@ def run_router(config: RouterConfig, lifeline: Lifeline) -> int:
             served_model_names=http.served_model_name or served_names(config.model.model),
             max_model_len=min(config.model.max_model_len or longest, longest),
             chat_template=http.chat_template,
+            max_logprobs=http.max_logprobs,
             max_waiting=http.max_waiting,
             request_timeout_s=http.request_timeout_s or None,
             local_prefill_max_tokens=routing.local_prefill_max_tokens,

@@ -15,8 +15,11 @@ from .resolve import ConfigError, check_model_len, kv_cache_memory, max_model_le
 from .worker_place import WorkerPlace
 
 if TYPE_CHECKING:
+    from ..decode.sampler import Sampler
     from ..engine.plan import Engine
     from ..engine.worker import Loaded
+    from ..text.phrases import Phrases
+    from ..text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +53,8 @@ class Loader:
         dtype = model.gpu_dtype(options.dtype)
         check_model_len(wanted, model.facts(dtype))
         self._wait_for_memory(model, gpu, dtype)
+        tokenizer = self._tokenizer(model)
+        phrases = self._phrases(tokenizer)
         engine, length = load_cuda_engine(
             model.resolved.config(),
             model.path,
@@ -69,9 +74,11 @@ class Loader:
             max_model_len=wanted,
             enforce_eager=device.enforce_eager,
             draws=self.draws,
+            phrases=phrases,
+            sampler=self._sampler(model, phrases, f"cuda:{gpu.index}") if self.draws else None,
         )
         kv_dtype = dtype if device.kv_cache_dtype == "auto" else device.kv_cache_dtype
-        return Loaded(engine, model.fingerprint(options.block_size, kv_dtype, "torch"), length)
+        return Loaded(engine, model.fingerprint(options.block_size, kv_dtype, "torch"), length, tokenizer)
 
     def _wait_for_memory(self, model: Model, gpu: Gpu, dtype: str) -> None:
         """Not for ever: the engine may do with less, and if not it says so."""
@@ -106,16 +113,32 @@ class Loader:
         from ..engine.load import resolve_dtype
 
         dtype = resolve_dtype(options.dtype)
-        engine = self._torch_engine(model, dtype, self._num_blocks(model, dtype, length, memory))
-        return Loaded(engine, model.fingerprint(options.block_size, dtype, "torch"), length)
+        tokenizer = self._tokenizer(model)
+        num_blocks = self._num_blocks(model, dtype, length, memory)
+        engine = self._torch_engine(model, dtype, num_blocks, self._phrases(tokenizer))
+        return Loaded(engine, model.fingerprint(options.block_size, dtype, "torch"), length, tokenizer)
+
+    def _tokenizer(self, model: Model) -> "Tokenizer | None":
+        from ..text.tokenizer import Tokenizer
+
+        return Tokenizer.from_folder(model.resolved.folder) if self.draws else None
 
     def _num_blocks(self, model: Model, dtype: str, length: int, memory: int) -> int:
         options = self.config.engine
         bytes_per_block = model.facts(dtype).kv_bytes_per_token * options.block_size
         return num_blocks(options, self.limits.max_num_seqs, length, bytes_per_block, memory)
 
-    def _torch_engine(self, model: Model, dtype: str, num_blocks: int) -> "Engine":
+    def _phrases(self, tokenizer: "Tokenizer | None") -> "Phrases | None":
+        from ..text.phrases import Phrases
+
+        return None if tokenizer is None else Phrases(tokenizer)
+
+    def _sampler(self, model: Model, phrases: "Phrases | None", device: str = "cpu") -> "Sampler":
         from ..decode.sampler import Sampler
+
+        return Sampler(model.config.vocab_size, device, phrases)
+
+    def _torch_engine(self, model: Model, dtype: str, num_blocks: int, phrases: "Phrases | None") -> "Engine":
         from ..engine.load import load_engine
 
         return load_engine(
@@ -124,7 +147,7 @@ class Loader:
             dtype=dtype,
             load_format=model.load_format,
             block_size=self.config.engine.block_size,
-            sampler=Sampler(model.config.vocab_size),
+            sampler=self._sampler(model, phrases),
             num_blocks=num_blocks,
         )
 

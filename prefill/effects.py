@@ -19,6 +19,8 @@ class Send:
     last: bool
     logits: Any = None
     """With the last piece: fp32 [vocab] of the prompt's last position."""
+    prompt_logprobs: bytes = b""
+    """With the last piece, where the prompt asks: of all its tokens but the first, packed."""
 
 
 @dataclass(slots=True)

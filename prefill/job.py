@@ -32,6 +32,10 @@ class Job:
     pending: int = 0
     """Plans in flight that compute a chunk of it."""
     ended: bool = False
+    prompt_logprobs: bytes = b""
+    """Packed: of the prompt's tokens from the second on, as far as they are known. They wait to be sent with the KV."""
+    num_scored: int = 0
+    """Tokens of the prompt whose logprobs the router has been sent."""
 
     @property
     def sends(self) -> bool:
@@ -60,6 +64,5 @@ class Job:
         blocks = self.paged.table[self.num_sent : complete]
         index, self.num_sent = self.num_sent - self.first_block, complete
         message = self.message
-        return Send(
-            message.transfer_id, message.data_endpoint, index, blocks, self.computed, logits if self.computed else None
-        )
+        tail = (logits, self.prompt_logprobs) if self.computed else ()
+        return Send(message.transfer_id, message.data_endpoint, index, blocks, self.computed, *tail)

@@ -15,6 +15,7 @@ cache as soon as they are computed, and are sent just as soon.
 """
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..engine.block_pool import BlockPool
@@ -22,7 +23,8 @@ from ..engine.paged_prompt import hash_prompt, reserve_prompt
 from ..engine.plan import Plan, Result, Row
 from ..engine.step_meter import StepMeter
 from ..wire.codec import unpack_ids
-from ..wire.messages import Cancel, Cancelled, Credit, Failed, Prefill, Prefilled, WorkerStats
+from ..wire.logprobs import TokenLogprobs, pack_logprobs
+from ..wire.messages import Cancel, Cancelled, Credit, Failed, Prefill, Prefilled, PromptLogprobs, WorkerStats
 from .budget import split_budget
 from .effects import Effects
 from .job import Job
@@ -168,6 +170,7 @@ class PrefillScheduler:
             if job.ended:
                 self._land(job)
                 continue
+            self._take_logprobs(job, result.prompt_logprobs.get(job.seq_id, ()))
             if job.computed:
                 job.compute_s = now - job.began_s
             if not job.sends:
@@ -240,6 +243,8 @@ class PrefillScheduler:
             return f"the prompt has {num_tokens} tokens, the context holds {self._max_model_len}"
         if bool(msg.data_endpoint) != bool(msg.transfer_id):
             return "an endpoint without a transfer id, or the other way round"
+        if msg.prompt_logprobs is not None and not 0 < msg.prompt_len <= num_tokens:
+            return f"logprobs of a prompt of {msg.prompt_len} among {num_tokens} tokens"
         return None
 
     @property
@@ -258,7 +263,8 @@ class PrefillScheduler:
             if num_computing >= self._max_num_seqs:
                 return
             num_blocks = -(-len(job.token_ids) // self.pool.block_size)
-            job.paged = reserve_prompt(self.pool, job.token_ids, job.hashes, num_blocks)
+            match = job.message.prompt_logprobs is None
+            job.paged = reserve_prompt(self.pool, job.token_ids, job.hashes, num_blocks, match=match)
             if job.paged is None:
                 return
             num_computing += 1
@@ -271,7 +277,21 @@ class PrefillScheduler:
             job.began_s = now
         job.pending += 1
         ships_logits = job.sends and num_tokens == job.num_unplanned
-        return job.paged.plan_row(job.seq_id, num_tokens, keep_logits=ships_logits)
+        scoring = job.paged.scoring(num_tokens, job.message.prompt_len, job.message.prompt_logprobs)
+        return job.paged.plan_row(job.seq_id, num_tokens, keep_logits=ships_logits, scoring=scoring)
+
+    def _take_logprobs(self, job: Job, rows: Sequence[TokenLogprobs]) -> None:
+        """They go with the KV; to the router where that is not sent."""
+        if not rows:
+            return
+        assert job.message.prompt_logprobs is not None
+        packed, num_top = pack_logprobs(rows, job.message.prompt_logprobs), job.message.prompt_logprobs
+        if job.sends:
+            job.prompt_logprobs += packed
+            return
+        position = job.num_scored + 1
+        job.num_scored += len(rows)
+        self._effects.messages.append(PromptLogprobs(job.message.placement, position, num_top, packed))
 
     # Leaving.
 

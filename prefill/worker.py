@@ -70,6 +70,8 @@ class PrefillLoop:
             return self.engine.read_blocks(part.block_ids[first : first + num_blocks], out)
 
         tail = {"logits": self.engine.pack_logits(part.logits)} if part.last else {}
+        if part.prompt_logprobs:
+            tail["prompt_logprobs"] = memoryview(part.prompt_logprobs)
         num_blocks, bytes_per_block = len(part.block_ids), self.engine.bytes_per_block
         return Piece(part.first_block, num_blocks, bytes_per_block, read, part.last, tail, part.block_ids)
 

@@ -13,6 +13,7 @@ from .job import Core
 from .kobold import kobold_routes
 from .openai_routes import openai_routes
 from .request_id import HEADER, RequestIdMiddleware, request_id_of
+from .samplers_route import samplers_routes
 from .served import Served
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,7 @@ def create_app(core: Core, served: Served) -> FastAPI:
     app = FastAPI(title="Isthmus", version=__version__, description="LLM serving, OpenAI and KoboldAI APIs")
     app.include_router(openai_routes(core, served))
     app.include_router(kobold_routes(core, served))
+    app.include_router(samplers_routes())
     add_service_routes(app, core)
     app.add_middleware(RequestIdMiddleware)
     app.add_exception_handler(ApiError, on_api_error)

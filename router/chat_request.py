@@ -8,6 +8,7 @@ from msgspec import Meta, Struct
 from ..text.chat_template import ChatTemplateError
 from .errors import bad_field
 from .fields import convert, decode_json, take_apart
+from .logprob_fields import put_chat_logprobs, take_chat_logprobs
 from .openai_request import ALIASES, OpenAiRequest, Prompt, check_request, make_generation
 from .served import Served
 from .text_stream import Generation
@@ -43,6 +44,10 @@ class ChatRequest(OpenAiRequest, frozen=True, kw_only=True, forbid_unknown_field
     """Leave the last message open, to be continued."""
     chat_template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)
     """Variables for the chat template."""
+    logprobs: bool = False
+    """Tell how likely each token was."""
+    top_logprobs: int = 0
+    """And the likeliest tokens in its place, so many."""
     add_special_tokens: bool = False
     """Begin the rendered prompt as the model expects any text to begin, besides what the template wrote."""
 
@@ -53,7 +58,9 @@ OWN = frozenset(ChatRequest.__struct_fields__)
 def parse_chat(raw: bytes, request_id: str, served: Served) -> tuple[ChatRequest, Generation]:
     """Raises ApiError. Safe in a thread, for large bodies."""
     fields = take_apart(decode_json(raw), OWN, CHAT_ALIASES)
+    take_chat_logprobs(fields)
     request = convert(fields.own, ChatRequest, fields)
+    put_chat_logprobs(request.logprobs, request.top_logprobs, fields, served)
     params = check_request(request, fields, served)
     if params.max_tokens == 0:
         raise bad_field(fields.sent("max_tokens"), "must be at least 1; /v1/completions takes 0, to warm a prefix")

@@ -1,10 +1,14 @@
 """The body of POST /v1/completions."""
 
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
+from msgspec import Meta
+
+from ..wire.sampling import SamplingParams
 from .errors import bad_field
-from .fields import convert, decode_json, take_apart
-from .openai_request import ALIASES, OpenAiRequest, Prompt, check_request, make_generation
+from .fields import Fields, convert, decode_json, take_apart
+from .openai_request import ALIASES, MAX_N, OpenAiRequest, Prompt, check_request, make_generation
 from .served import Served
 from .text_stream import Generation
 
@@ -18,6 +22,14 @@ class CompletionRequest(OpenAiRequest, frozen=True, kw_only=True, forbid_unknown
     """Put the prompt before each choice."""
     add_special_tokens: bool = True
     """Begin text prompts as the model expects (BOS)."""
+    best_of: Annotated[
+        int, Meta(ge=1, le=MAX_N, description="make so many, and return the n with the highest mean logprob per token")
+    ] = 1
+
+    @property
+    def num_made(self) -> int:
+        """Choices to make for each prompt."""
+        return max(self.n, self.best_of)
 
 
 OWN = frozenset(CompletionRequest.__struct_fields__)
@@ -28,9 +40,29 @@ def parse_completion(raw: bytes, request_id: str, served: Served) -> tuple[Compl
     fields = take_apart(decode_json(raw), OWN, ALIASES)
     request = convert(fields.own, CompletionRequest, fields)
     fields.sampling.setdefault("max_tokens", DEFAULT_MAX_TOKENS)
-    params = check_request(request, fields, served)
+    check_best_of(request, fields)
+    params = asked_logprobs(check_request(request, fields, served), request)
     prompts = [read_prompt(prompt, request, served) for prompt in split_prompts(request.prompt)]
-    return request, make_generation(request_id, request, params, prompts, "prompt", fields, served)
+    generation = make_generation(request_id, request, params, prompts, "prompt", fields, served)
+    return request, generation
+
+
+def check_best_of(request: CompletionRequest, fields: Fields) -> None:
+    """Raises ApiError (400)."""
+    if "best_of" in fields.own and request.best_of < request.n:
+        raise bad_field("best_of", "must be at least n")
+    if request.stream and request.num_made != request.n:
+        raise bad_field("best_of", "must not exceed n when streaming: the best are not known before the end")
+
+
+def asked_logprobs(params: SamplingParams, request: CompletionRequest) -> SamplingParams:
+    """Also of the prompt, where that is echoed; also where `best_of` compares by them."""
+    if request.echo and params.logprobs is not None:
+        num_top = max(params.logprobs, params.prompt_logprobs or 0)
+        params = msgspec.structs.replace(params, prompt_logprobs=num_top)
+    if request.num_made != request.n and params.logprobs is None:
+        params = msgspec.structs.replace(params, logprobs=0)
+    return params
 
 
 def split_prompts(prompt: Any) -> list[str] | list[list[int]]:

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice
 
+from ..wire.logprobs import TokenLogprobs
+from ..wire.messages import FinishReason
 from .job import Job, JobError, JobTimings, NewTokens
 
 Script = Callable[[Job, int], Iterator[int]]
@@ -13,6 +15,12 @@ Script = Callable[[Job, int], Iterator[int]]
 def repeat_prompt(job: Job, choice: int) -> Iterator[int]:
     """The prompt again and again; choice i begins at its token i."""
     return islice(cycle(job.prompt_ids), choice, None)
+
+
+def made_up_logprobs(token_ids: Sequence[int], num_top: int) -> tuple[TokenLogprobs, ...]:
+    """Token i has logprob -i / 64; the ids from 0 on are the likeliest."""
+    top = tuple((other, -other / 64) for other in range(num_top))
+    return tuple(TokenLogprobs(-token / 64, top, token + 1) for token in token_ids)
 
 
 class FakeCore:
@@ -53,6 +61,9 @@ class FakeStream:
     def __init__(self, core: FakeCore, job: Job):
         self.job = job
         self.cancelled = asyncio.Event()
+        self.prompt_logprobs: Sequence[TokenLogprobs] = ()
+        if job.params.prompt_logprobs is not None:
+            self.prompt_logprobs = made_up_logprobs(job.prompt_ids[1:], job.params.prompt_logprobs)
         self.stopped: list[int] = []
         """Choices ended by `stop`."""
         self.running = {choice: core.script(job, choice) for choice in range(job.num_choices)}
@@ -84,13 +95,19 @@ class FakeStream:
             made.append(token_id)
             num_made += 1
             if token_id in self._stops and num_made > self.job.params.min_tokens:
-                return self._end(NewTokens(choice, made, "stop", token_id))
+                return self._end(self._new(choice, made, "stop", token_id))
             if num_made == self.job.params.max_tokens:
-                return self._end(NewTokens(choice, made, "length"))
+                return self._end(self._new(choice, made, "length"))
         self._num_made[choice] = num_made
         if len(made) < self._tokens_per_step:
-            return self._end(NewTokens(choice, made, "stop"))
-        return NewTokens(choice, made)
+            return self._end(self._new(choice, made, "stop"))
+        return self._new(choice, made)
+
+    def _new(
+        self, choice: int, made: Sequence[int], reason: FinishReason | None = None, stop: int | None = None
+    ) -> NewTokens:
+        num_top = self.job.params.logprobs
+        return NewTokens(choice, made, reason, stop, () if num_top is None else made_up_logprobs(made, num_top))
 
     def _end(self, new: NewTokens) -> NewTokens:
         del self.running[new.choice]

@@ -8,12 +8,16 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from ..wire.sampling import ALIASES, NO_EFFECT_WITHOUT, NOT_YET, SamplingParams, is_neutral
+from ..wire.sampling import ALIASES, NOT_YET, SamplingParams, is_neutral
+from ..wire.sampling_values import READERS
 from .errors import ApiError, bad_field
 from .no_ops import NO_OPS, NOT_BUILT, asks_for_nothing
 
 T = TypeVar("T")
 SAMPLING_FIELDS: dict[str, Any] = {f.name: f.default for f in msgspec.structs.fields(SamplingParams)}
+del SAMPLING_FIELDS["guidance"]  # no client's name: see guidance_fields
+SHAPING = frozenset(["dynatemp_range", "dynamic_temperature"])
+"""Ways to say other fields: see sampling_fields."""
 
 
 @dataclass(slots=True)
@@ -22,6 +26,7 @@ class Fields:
 
     own: dict[str, Any] = field(default_factory=dict)
     sampling: dict[str, Any] = field(default_factory=dict)
+    shaping: dict[str, Any] = field(default_factory=dict)
     sent_as: dict[str, str] = field(default_factory=dict)
     """Our name to the client's, for error messages."""
 
@@ -32,6 +37,7 @@ class Fields:
         """Raises ApiError if the field was already given another value under another name. Of two switches the one
         that is on counts: clients have a box for each name, and tick one."""
         group = self.sampling if name in SAMPLING_FIELDS else self.own
+        value = read_value(name, sent, value)
         if name in group and isinstance(value, bool) and isinstance(group[name], bool):
             value = value or group[name]
         elif name in group and not same(group[name], value):
@@ -62,33 +68,34 @@ def take_apart(body: Mapping[str, Any], own: frozenset[str], aliases: Mapping[st
         if name in own or name in SAMPLING_FIELDS:
             if value is not None:
                 fields.put(name, sent, value)
-        elif name in NOT_BUILT or name in NOT_YET or name in NO_EFFECT_WITHOUT:
+        elif name in SHAPING:
+            fields.shaping[name] = value
+        elif name in NOT_BUILT or name in NOT_YET:
             unbuilt.append(name)
         elif name not in NO_OPS:
             raise bad_field(sent, "unknown field", code="unknown_field")
     for name in unbuilt:
-        refuse_unbuilt(name, body, fields.sampling)
+        refuse_unbuilt(name, body[name])
     return fields
 
 
-def refuse_unbuilt(name: str, body: Mapping[str, Any], sampling: Mapping[str, Any]) -> None:
+def read_value(name: str, sent: str, value: Any) -> Any:
+    """As our field means it. Raises ApiError (400) if it is written in no way we know."""
+    if name not in SAMPLING_FIELDS or name not in READERS:
+        return value
+    try:
+        return READERS[name](value)
+    except ValueError as error:
+        raise bad_field(sent, str(error)) from None
+
+
+def refuse_unbuilt(name: str, value: Any) -> None:
     """Raises ApiError unless the field, known but not built, would change nothing."""
-    value = body[name]
-    shaped = NO_EFFECT_WITHOUT.get(name)
-    if shaped is not None and is_off(shaped, body, sampling):
-        return
     neutral = NOT_BUILT.get(name, NOT_YET.get(name, ()))
-    if asks_for_nothing(name, value) if name in NOT_BUILT else name in NOT_YET and is_neutral(name, value):
+    if asks_for_nothing(name, value) if name in NOT_BUILT else is_neutral(name, value):
         return
     shown = json.dumps(neutral[0] if neutral else None)
     raise bad_field(name, f"not supported yet; leave it out or send {shown}", code="unsupported_field")
-
-
-def is_off(name: str, body: Mapping[str, Any], sampling: Mapping[str, Any]) -> bool:
-    """Whether a sampler, built or not, is left at the value that changes nothing."""
-    if name in SAMPLING_FIELDS:
-        return same(sampling.get(name, SAMPLING_FIELDS[name]), SAMPLING_FIELDS[name])
-    return is_neutral(name, body.get(name))
 
 
 def same(a: Any, b: Any) -> bool:

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from ..wire.logprobs import TokenLogprobs
 from ..wire.messages import FinishReason
 from ..wire.sampling import SamplingParams
 
@@ -36,6 +37,8 @@ class NewTokens(Struct, frozen=True):
     finish_reason: FinishReason | None = None
     """With the last tokens of the choice."""
     stop_token_id: int | None = None
+    logprobs: Sequence[TokenLogprobs] = ()
+    """Of each token, where the job asks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +72,9 @@ class JobError(Exception):
 
 class Stream(Protocol):
     """The tokens of one job, as they come."""
+
+    prompt_logprobs: Sequence[TokenLogprobs]
+    """Of the prompt's tokens from the second on, where the job asks: there before the first token is."""
 
     async def next(self) -> Sequence[NewTokens]:
         """All that has come since the last call, waiting for something; empty once every choice has finished or

@@ -13,10 +13,12 @@ from .. import __version__
 from .bodies import read_body, understand
 from .errors import bad_field
 from .fields import convert, decode_json
+from .guidance_check import check_guidance
 from .job import Core
 from .kobold_events import KoboldRenderer
 from .kobold_request import DEFAULT_MAX_LENGTH, KoboldRequest, lengths, parse_kobold
 from .kobold_running import GenKey, RunningGenerations
+from .logprobs_json import kobold_logprobs
 from .request_id import request_id_of
 from .request_schema import body_schema
 from .served import Served
@@ -25,9 +27,9 @@ from .text_stream import Generation, TextStream
 
 KOBOLD_VERSION = "1.2.5"
 """Of the API that /api/v1 follows."""
-KOBOLDCPP_VERSION = "1.49"
-"""Clients switch features on by it. This one has streaming (1.40) and memory (1.49); images (1.61), DRY (1.70), XTC
-(1.74) and adaptive-p (1.104) are not built."""
+KOBOLDCPP_VERSION = "1.104"
+"""Clients switch features on by it: streaming (1.40), grammars (1.44), memory (1.49), DRY (1.70), XTC (1.74),
+adaptive-p (1.104). What is missing, such as images, the capabilities say."""
 CAPABILITIES = {
     "protected": False,
     "llm": True,
@@ -86,6 +88,11 @@ class KoboldRoutes:
         found = self.running.abort(await self._key(request))
         return JSONResponse({"success": "true" if found else "false", "done": "true"})
 
+    async def last_logprobs(self, request: Request) -> Response:
+        """Of the newest generation with this key, running or just ended; null where it asked for none."""
+        scored = self.running.last_logprobs(await self._key(request))
+        return JSONResponse({"logprobs": kobold_logprobs(scored, self._served.tokenizer) if scored else None})
+
     async def count_tokens(self, request: Request) -> Response:
         raw = await read_body(request, self._served.max_body_bytes)
         ids = await understand(raw, self._count)
@@ -94,12 +101,14 @@ class KoboldRoutes:
     async def _parse(self, request: Request) -> tuple[KoboldRequest, Generation]:
         raw = await read_body(request, self._served.max_body_bytes)
         request_id = request_id_of(request.scope)
-        return await understand(raw, partial(parse_kobold, request_id=request_id, served=self._served))
+        asked, generation = await understand(raw, partial(parse_kobold, request_id=request_id, served=self._served))
+        await check_guidance(generation.jobs[0].params.guidance, generation.guided_by, self._served.grammars)
+        return asked, generation
 
     def _answer(self, request: Request, asked: KoboldRequest, generation: Generation, *, stream: bool) -> Response:
         start = partial(TextStream, self._core, generation, self._served.tokenizer)
         during = partial(self.running.registered, (client_address(request), asked.genkey))
-        return GenerationResponse(start, KoboldRenderer(), stream=stream, during=during)
+        return GenerationResponse(start, KoboldRenderer(self._served.tokenizer), stream=stream, during=during)
 
     async def _key(self, request: Request) -> GenKey:
         raw = await read_body(request, self._served.max_body_bytes)
@@ -122,6 +131,7 @@ def kobold_routes(core: Core, served: Served) -> APIRouter:
     routes.add_api_route("/extra/generate/stream", handlers.generate_stream, methods=["POST"], openapi_extra=body)
     for method in ("GET", "POST"):
         routes.add_api_route("/extra/generate/check", handlers.check, methods=[method])
+    routes.add_api_route("/extra/last_logprobs", handlers.last_logprobs, methods=["POST"])
     routes.add_api_route("/extra/abort", handlers.abort, methods=["POST"])
     routes.add_api_route("/extra/tokencount", handlers.count_tokens, methods=["POST"])
     context = {"value": served.max_model_len}

@@ -4,7 +4,9 @@ from typing import Any
 
 import msgspec
 
+from ..text.tokenizer import Tokenizer
 from .errors import ApiError, kobold_error
+from .logprobs_json import kobold_logprobs
 from .text_stream import ChoiceText, Piece, TextStream
 
 encode = msgspec.json.encode
@@ -25,7 +27,10 @@ class KoboldRenderer:
 
     event = staticmethod(piece_event)
 
-    def opening(self) -> bytes:
+    def __init__(self, tokenizer: Tokenizer):
+        self._tokenizer = tokenizer
+
+    def opening(self, text: TextStream) -> bytes:
         return b""
 
     def closing(self, text: TextStream) -> bytes:
@@ -37,15 +42,16 @@ class KoboldRenderer:
 
     def whole(self, text: TextStream) -> bytes:
         num_prompt_tokens = text.generation.num_prompt_tokens
-        return encode({"results": [kobold_result(choice, num_prompt_tokens) for choice in text.choices]})
+        results = [kobold_result(choice, num_prompt_tokens, self._tokenizer) for choice in text.choices]
+        return encode({"results": results})
 
 
-def kobold_result(choice: ChoiceText, num_prompt_tokens: int) -> dict[str, Any]:
+def kobold_result(choice: ChoiceText, num_prompt_tokens: int, tokenizer: Tokenizer) -> dict[str, Any]:
     return {
         "text": "".join(choice.parts),
         "tool_calls": [],
         "finish_reason": choice.finish_reason or "length",
-        "logprobs": None,
+        "logprobs": kobold_logprobs(choice.logprobs, tokenizer) if choice.logprobs else None,
         "prompt_tokens": num_prompt_tokens,
         "completion_tokens": choice.num_tokens,
     }

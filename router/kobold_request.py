@@ -1,35 +1,51 @@
 """The body of Kobold's generate routes, with KoboldCpp's defaults."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta
 
 from ..wire.sampling import SamplingParams
+from ..wire.sampling_values import KOBOLD_ORDER, kobold_order
 from .errors import bad_field
 from .fields import Fields, convert, decode_json, take_apart
+from .guidance_fields import ALIASES as GUIDANCE_ALIASES
+from .guidance_fields import GuidanceFields, put_guidance
 from .limits import check_num_choices, check_params, make_jobs
+from .logprob_fields import check_logprobs, put_kobold_logprobs
 from .openai_request import MAX_N, MAX_STOPS, StopString
+from .sampling_fields import sampling_params
 from .served import Served
 from .text_stream import Generation, TextOptions
 
 DEFAULT_MAX_LENGTH = 2048
 MAX_OUTPUT_SHARE = 0.8
 """Of the context; the rest is always the prompt's."""
-SAMPLING_DEFAULTS = {"temperature": 0.7, "top_k": 100, "top_p": 0.9}
+SAMPLING_DEFAULTS = {
+    "temperature": 0.7,
+    "top_k": 100,
+    "top_p": 0.9,
+    "repetition_penalty_range": 320,
+    "xtc_threshold": 0.2,
+    "dry_range": 320,
+    "dry_sequence_breakers": (),
+    "sampler_priority": kobold_order(KOBOLD_ORDER),
+}
+"""KoboldCpp's, where they are not ours."""
 ALIASES = {
     "max_tokens": "max_length",
     "max_new_tokens": "max_length",
     "n_predict": "max_length",
     "stop": "stop_sequence",
     "stopping_strings": "stop_sequence",
+    **GUIDANCE_ALIASES,
 }
 PLACEHOLDER = "{{["
 """How Lite's instruct placeholders begin, such as {{[INPUT]}}."""
 
 
-class KoboldRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class KoboldRequest(GuidanceFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Fields besides sampling's."""
 
     prompt: str = ""
@@ -38,7 +54,7 @@ class KoboldRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     n: Annotated[int, Meta(ge=1, le=MAX_N)] = 1
     max_context_length: Annotated[int, Meta(ge=2, description="tokens; the server's own where that is less")] = 2**31
     max_length: Annotated[int, Meta(ge=1, description="tokens to make at most")] = DEFAULT_MAX_LENGTH
-    stop_sequence: Annotated[list[StopString], Meta(max_length=MAX_STOPS)] = []
+    stop_sequence: Annotated[list[StopString], Meta(max_length=MAX_STOPS)] = msgspec.field(default_factory=list)
     trim_stop: bool = True
     """Leave the stop sequence out of the text."""
     render_special: bool = False
@@ -66,15 +82,18 @@ def parse_kobold(raw: bytes, request_id: str, served: Served) -> tuple[KoboldReq
     generation = Generation(
         jobs=make_jobs(request_id, [(prompt_ids, max_length)], request.n, params, served),
         options=TextOptions(tuple(request.stop_sequence), not request.trim_stop, not request.render_special),
+        guided_by=fields.sent("guidance"),
     )
     return request, generation
 
 
 def kobold_params(request: KoboldRequest, fields: Fields, served: Served) -> SamplingParams:
-    sampling: dict[str, Any] = {**SAMPLING_DEFAULTS, **fields.sampling}
+    put_kobold_logprobs(fields)
+    put_guidance(request, fields)
+    check_logprobs(fields, served)
     if request.bypass_eos:
-        sampling["ignore_eos"] = True
-    params = convert(sampling, SamplingParams, fields)
+        fields.sampling["ignore_eos"] = True
+    params = sampling_params(fields, SAMPLING_DEFAULTS)
     check_params(params, fields, served)
     if params.min_tokens > request.max_length:
         raise bad_field("min_tokens", f"must not exceed {fields.sent('max_length')}")

@@ -7,7 +7,10 @@ errors go to the job's sink at once. A worker's answer to a placement that is no
 import logging
 from itertools import takewhile
 
+import msgspec
+
 from ..wire.codec import pack_ids
+from ..wire.logprobs import unpack_logprobs
 from ..wire.messages import (
     Cancel,
     Cancelled,
@@ -16,12 +19,14 @@ from ..wire.messages import (
     FromRouter,
     Prefill,
     Prefilled,
+    PromptLogprobs,
     Reserve,
     Reserved,
     TokenRow,
     Tokens,
     placement_base,
 )
+from ..wire.sampling import SamplingParams
 from .job import Job, JobError, JobTimings, NewTokens
 from .metrics import Metrics
 from .rates import TransferRates
@@ -187,6 +192,12 @@ class Ledger:
             if sequence.state is State.PREFILLING:
                 sequence.move(State.RECEIVING)
 
+    def on_prompt_logprobs(self, worker: WorkerId, message: PromptLogprobs) -> None:
+        """Of several choices that were placed apart, the first to be computed tells."""
+        attempt = self._attempt(message.placement, worker)
+        if attempt is not None:
+            attempt.entry.learn_prompt(message.position, unpack_logprobs(message.rows, message.num_top))
+
     def on_tokens(self, worker: WorkerId, message: Tokens, now: float) -> None:
         """Applies each row at exactly the ledger's position; any other position fails that sequence."""
         for row in message.rows:
@@ -196,6 +207,8 @@ class Ledger:
                 log.debug("late tokens for placement %d choice %d", row.placement, row.choice)
             elif row.position != len(sequence.output) or sequence.state is State.RESERVED:
                 self._misplaced(sequence, row, now)
+            elif sequence.entry.num_prompt_logprobs is not None:
+                self._fail_attempt(sequence, "tokens before the logprobs of their prompt", now)
             elif sequence.entry.job.prompt_only:
                 self._complete(sequence, now)
             else:
@@ -275,9 +288,10 @@ class Ledger:
         if sequence.state is not State.RUNNING:
             self._begin(sequence, now)
         sequence.output.extend(row.token_ids)
+        sequence.sampler_state, sequence.epoch = row.state, row.epoch
         self.metrics.count_tokens(len(row.token_ids), now - sequence.token_at, first=row.position == 0)
         sequence.token_at = entry.last_token_at = now
-        entry.sink.push(NewTokens(row.choice, row.token_ids, row.finish_reason, row.stop_token_id))
+        entry.sink.push(NewTokens(row.choice, row.token_ids, row.finish_reason, row.stop_token_id, row.logprobs))
         if row.finish_reason is not None:
             self._end(sequence, State.DONE, row.finish_reason, now)
 
@@ -321,9 +335,13 @@ class Ledger:
         )
 
     def _misplaced(self, sequence: Sequence, row: TokenRow, now: float) -> None:
+        error = f"tokens at position {row.position}, expected {len(sequence.output)} ({sequence.state.value})"
+        self._fail_attempt(sequence, error, now)
+
+    def _fail_attempt(self, sequence: Sequence, error: str, now: float) -> None:
+        """A worker said of the sequence what cannot be: back to the queue, three times at most."""
         attempt = sequence.attempt
         assert attempt is not None
-        error = f"tokens at position {row.position}, expected {len(sequence.output)} ({sequence.state.value})"
         log.error("request %s choice %d: %s", sequence.entry.job.request_id, sequence.choice, error)
         self._requeue(sequence)
         self._settle(attempt, [sequence], decode_knows=False)
@@ -453,7 +471,7 @@ def reserve_message(attempt: Attempt, cost_blocks: int) -> Reserve:
         request_id=job.request_id,
         prompt=attempt.entry.prompt,
         choices=tuple(s.as_choice() for s in attempt.sequences.values()),
-        params=job.params,
+        params=worker_params(attempt.entry),
         prompt_index=job.prompt_index,
         cost_blocks=cost_blocks,
         remote=attempt.prefill is not None,
@@ -470,7 +488,17 @@ def prefill_message(attempt: Attempt, transfer_id: str) -> Prefill:
         data_endpoint=attempt.data_endpoint,
         transfer_id=transfer_id,
         cost_tokens=attempt.num_tokens,
+        prompt_len=attempt.entry.num_prompt_tokens if attempt.entry.num_prompt_logprobs is not None else 0,
+        prompt_logprobs=attempt.entry.num_prompt_logprobs,
     )
+
+
+def worker_params(entry: Entry) -> SamplingParams:
+    """What is still to be done: a replay does not measure the prompt again."""
+    params = entry.job.params
+    if params.prompt_logprobs == entry.num_prompt_logprobs:
+        return params
+    return msgspec.structs.replace(params, prompt_logprobs=entry.num_prompt_logprobs)
 
 
 def date_prefill(attempt: Attempt) -> None:

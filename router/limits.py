@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from ..wire.sampling import SamplingParams
+from ..wire.sampling import MAX_BANNED_CHARS, SamplingParams
 from .errors import ApiError, bad_field
 from .fields import Fields
 from .job import Job
@@ -25,13 +25,16 @@ def check_params(params: SamplingParams, fields: Fields, served: Served) -> None
         invalid = tokenizer.invalid_id(list(ids))
         if invalid is not None:
             raise bad_field(fields.sent(name), f"the model has no token {invalid}")
+    if (num_chars := sum(map(len, params.banned_strings))) > MAX_BANNED_CHARS:
+        message = f"{num_chars} characters in all exceed the limit of {MAX_BANNED_CHARS}"
+        raise bad_field(fields.sent("banned_strings"), message)
     if params.max_tokens is not None and params.min_tokens > params.max_tokens:
         raise bad_field(fields.sent("min_tokens"), f"must not exceed {fields.sent('max_tokens')}")
 
 
-def check_num_choices(num_prompts: int, n: int, served: Served) -> None:
+def check_num_choices(num_prompts: int, n: int, served: Served, param: str = "n") -> None:
     if num_prompts * n > served.max_choices:
-        raise bad_field("n", f"{num_prompts} prompts × {n} choices exceed the limit of {served.max_choices}")
+        raise bad_field(param, f"{num_prompts} prompts × {n} choices exceed the limit of {served.max_choices}")
 
 
 def with_seed(params: SamplingParams) -> SamplingParams:

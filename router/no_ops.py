@@ -17,6 +17,7 @@ NO_OPS: dict[str, str] = {
     "use_authors_note": "KoboldAI United's own author's note, which a server without one cannot add",
     "use_world_info": "KoboldAI United's own world info, which a server without one cannot add",
     "quiet": "keeps the request out of KoboldCpp's console; prompts are never logged here",
+    "guided_decoding_backend": "chooses one of several implementations; there is one",
     "api_type": "tells SillyTavern's own server which backend it talks to",
     "api_server": "tells SillyTavern's own server where the backend is",
     "max_context_length": "on /v1, the context length SillyTavern has already cut the prompt to",
@@ -25,9 +26,7 @@ NO_OPS: dict[str, str] = {
 """Fields accepted at any value, and why nothing is missed."""
 
 NOT_BUILT: dict[str, tuple[Any, ...]] = {
-    "logprobs": (False,),
     "top_logprobs": (0,),
-    "prompt_logprobs": (False,),
     "suffix": ("",),
     "use_beam_search": (False,),
     "length_penalty": (1,),
@@ -41,8 +40,6 @@ NOT_BUILT: dict[str, tuple[Any, ...]] = {
     "add_bos_token": (True,),
     "min_keep": (0, 1),
     "max_tokens_second": (0,),
-    "structured_outputs": (),
-    "response_format": ({"type": "text"},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),

@@ -1,15 +1,18 @@
 """POST /v1/completions."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from .completion_request import CompletionRequest
 from .errors import ApiError
+from .logprobs_json import completion_logprobs, joined
 from .openai_events import DONE, ChunkTemplate, error_event
+from .openai_prompts import echo_logprobs, prompt_logprobs_of
 from .openai_request import usage_of
 from .served import Served
-from .text_stream import ChoiceText, Generation, TextStream
+from .text_stream import ChoiceText, Generation, Piece, TextStream
 
 
 class CompletionRenderer:
@@ -18,7 +21,10 @@ class CompletionRenderer:
     def __init__(self, request: CompletionRequest, generation: Generation, served: Served, now: int):
         """`now`: Unix time, seconds."""
         self._generation = generation
+        self._num_returned = request.n
         self._include_usage = request.include_usage
+        self._tokenizer = served.tokenizer
+        self._shows_logprobs = generation.num_logprobs is not None
         self._head: dict[str, Any] = {
             "id": f"cmpl-{generation.jobs[0].request_id}",
             "object": "text_completion",
@@ -26,15 +32,27 @@ class CompletionRenderer:
             "model": request.model or served.name,
             "system_fingerprint": served.system_fingerprint,
         }
-        self._chunks = ChunkTemplate(self._head, b'"text":', b"", usage_null=self._include_usage)
+        self._chunks = ChunkTemplate(
+            self._head,
+            b'"text":',
+            b"",
+            usage_null=self._include_usage,
+            logprobs=self._piece_logprobs if self._shows_logprobs else None,
+        )
         self.event = self._chunks.piece
 
-    def opening(self) -> bytes:
+    def opening(self, text: TextStream) -> bytes:
         """The prompts, where echo is asked for."""
         if not self._generation.echoes:
             return b""
-        echo, text = self._generation.echo, self._chunks.text
-        return b"".join([text(index, echo(index)) for index in range(self._generation.num_choices)])
+        return b"".join([self._echo(text, index) for index in range(self._generation.num_choices)])
+
+    def _echo(self, text: TextStream, index: int) -> bytes:
+        logprobs = echo_logprobs(text, index, self._tokenizer) if self._shows_logprobs else None
+        return self._chunks.text(index, self._generation.echo(index), logprobs)
+
+    def _piece_logprobs(self, piece: Piece) -> dict[str, Any]:
+        return completion_logprobs(piece.logprobs, self._tokenizer, len(self._generation.echo(piece.index)))
 
     def closing(self, text: TextStream) -> bytes:
         return (self._chunks.usage(usage_of(text)) if self._include_usage else b"") + DONE
@@ -43,14 +61,34 @@ class CompletionRenderer:
         return error_event(error)
 
     def whole(self, text: TextStream) -> bytes:
-        choices = [self._choice(choice) for choice in text.choices]
-        return msgspec.json.encode({**self._head, "choices": choices, "usage": usage_of(text)})
+        choices = best_choices(text.choices, self._generation.jobs[0].num_choices, self._num_returned)
+        shown = [self._choice(index, choice, text) for index, choice in enumerate(choices)]
+        return msgspec.json.encode({**self._head, "choices": shown, "usage": usage_of(text)})
 
-    def _choice(self, choice: ChoiceText) -> dict[str, Any]:
+    def _choice(self, index: int, choice: ChoiceText, text: TextStream) -> dict[str, Any]:
         return {
-            "index": choice.index,
+            "index": index,
             "text": self._generation.echo(choice.index) + "".join(choice.parts),
-            "logprobs": None,
+            "logprobs": self._choice_logprobs(choice, text) if self._shows_logprobs else None,
             "finish_reason": choice.finish_reason,
             "stop_reason": choice.stop_reason,
+            **prompt_logprobs_of(text, choice.index, self._tokenizer),
         }
+
+    def _choice_logprobs(self, choice: ChoiceText, text: TextStream) -> dict[str, Any]:
+        offset = len(self._generation.echo(choice.index))
+        own = completion_logprobs(choice.logprobs, self._tokenizer, offset)
+        return joined(echo_logprobs(text, choice.index, self._tokenizer), own) if self._generation.echoes else own
+
+
+def best_choices(choices: Sequence[ChoiceText], num_made: int, num_returned: int) -> list[ChoiceText]:
+    """Of each prompt's `num_made` choices the `num_returned` with the highest mean logprob per token, best first; in
+    their own order where all are returned."""
+    if num_returned == num_made:
+        return list(choices)
+    by_prompt = [choices[start : start + num_made] for start in range(0, len(choices), num_made)]
+    return [best for made in by_prompt for best in sorted(made, key=mean_logprob, reverse=True)[:num_returned]]
+
+
+def mean_logprob(choice: ChoiceText) -> float:
+    return choice.sum_logprobs / max(1, choice.num_tokens)

@@ -1,6 +1,6 @@
 """OpenAI's server-sent events. A token costs one JSON string between bytes that are made once a request."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -8,6 +8,7 @@ import msgspec
 from .errors import ApiError, openai_error
 from .text_stream import Piece
 
+RenderLogprobs = Callable[[Piece], Mapping[str, Any]]
 encode = msgspec.json.encode
 DONE = b"data: [DONE]\n\n"
 
@@ -23,24 +24,39 @@ def error_event(error: ApiError) -> bytes:
 class ChunkTemplate:
     """The chunks of one request, which differ in choice, text and ending only."""
 
-    def __init__(self, head: Mapping[str, Any], before_text: bytes, after_text: bytes, *, usage_null: bool):
+    def __init__(
+        self,
+        head: Mapping[str, Any],
+        before_text: bytes,
+        after_text: bytes,
+        *,
+        usage_null: bool,
+        logprobs: RenderLogprobs | None = None,
+    ):
         """`head`: the chunk's fields before `choices`. The text stands between `before_text` and `after_text` in its
-        choice. `usage_null`: as OpenAI's chunks say it when a last one will carry the usage."""
+        choice. `usage_null`: as OpenAI's chunks say it when a last one will carry the usage. `logprobs` writes those
+        of the tokens whose text a chunk carries; None: nobody asked."""
         self._head = b"data: " + encode(head)[:-1]
         self._tail = b',"usage":null}\n\n' if usage_null else b"}\n\n"
         self._before_text = b"," + before_text
         self._after_text = after_text
         self._unfinished = after_text + b',"logprobs":null,"finish_reason":null}]' + self._tail
         self._openings: dict[int, bytes] = {}
+        self._logprobs = logprobs
 
-    def text(self, index: int, text: str) -> bytes:
-        return self._opening(index) + encode(text) + self._unfinished
+    def text(self, index: int, text: str, logprobs: Mapping[str, Any] | None = None) -> bytes:
+        if logprobs is None:
+            return self._opening(index) + encode(text) + self._unfinished
+        return self._ended(index, text, {"logprobs": logprobs, "finish_reason": None})
 
     def piece(self, piece: Piece) -> bytes:
-        if piece.finish_reason is None:
+        if piece.finish_reason is None and self._logprobs is None:
             return self._opening(piece.index) + encode(piece.text) + self._unfinished
-        ending = {"logprobs": None, "finish_reason": piece.finish_reason, "stop_reason": piece.stop_reason}
-        return b"".join((self._opening(piece.index), encode(piece.text), self._after_text, self._ending(ending)))
+        ending: dict[str, Any] = {"logprobs": self._logprobs and self._logprobs(piece)}
+        ending["finish_reason"] = piece.finish_reason
+        if piece.finish_reason is not None:
+            ending["stop_reason"] = piece.stop_reason
+        return self._ended(piece.index, piece.text, ending)
 
     def _opening(self, index: int) -> bytes:
         """All before the text of a choice."""
@@ -49,8 +65,9 @@ class ChunkTemplate:
             opening = self._openings[index] = self._head + b',"choices":[{"index":%d' % index + self._before_text
         return opening
 
-    def _ending(self, fields: Mapping[str, Any]) -> bytes:
-        return b"," + encode(fields)[1:] + b"]" + self._tail
+    def _ended(self, index: int, text: str, fields: Mapping[str, Any]) -> bytes:
+        ending = b"," + encode(fields)[1:] + b"]" + self._tail
+        return b"".join((self._opening(index), encode(text), self._after_text, ending))
 
     def usage(self, usage: Mapping[str, Any]) -> bytes:
         """The chunk without choices that carries the usage."""

@@ -4,12 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, field
 
 from ..wire.sampling import SamplingParams
 from .errors import bad_field
-from .fields import Fields, convert
+from .fields import Fields
+from .guidance_fields import ALIASES as GUIDANCE_ALIASES
+from .guidance_fields import GuidanceFields, put_guidance
 from .limits import check_model, check_num_choices, check_params, fit_context, make_jobs
+from .logprob_fields import check_logprobs
+from .sampling_fields import sampling_params
 from .served import Served
 from .text_stream import Generation, TextOptions, TextStream
 
@@ -23,6 +27,7 @@ ALIASES = {
     "n_predict": "max_tokens",
     "stopping_strings": "stop",
     "stop_sequence": "stop",
+    **GUIDANCE_ALIASES,
 }
 """Other clients' names, on top of `wire.sampling.ALIASES`."""
 
@@ -34,16 +39,21 @@ class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
     """Padding against observers of packet lengths. Not built."""
 
 
-class OpenAiRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class OpenAiRequest(GuidanceFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Fields of both routes besides sampling's."""
 
     model: str | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: Annotated[int, Meta(ge=1, le=MAX_N, description="choices for each prompt")] = 1
-    stop: StopString | Annotated[list[StopString], Meta(max_length=MAX_STOPS)] = []
+    stop: StopString | Annotated[list[StopString], Meta(max_length=MAX_STOPS)] = field(default_factory=list)
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
+
+    @property
+    def num_made(self) -> int:
+        """Choices to make for each prompt."""
+        return self.n
 
     @property
     def include_usage(self) -> bool:
@@ -69,7 +79,11 @@ def check_request(request: OpenAiRequest, fields: Fields, served: Served) -> Sam
         raise bad_field("stream_options", "only allowed when stream is true")
     if request.stream_options is not None and request.stream_options.include_obfuscation:
         raise bad_field("stream_options.include_obfuscation", "not supported yet; leave it out or send false")
-    params = convert(fields.sampling, SamplingParams, fields)
+    check_logprobs(fields, served)
+    if request.stream and "prompt_logprobs" in fields.sampling:
+        raise bad_field("prompt_logprobs", "not when streaming; echo with logprobs streams the prompt's")
+    put_guidance(request, fields)
+    params = sampling_params(fields, {})
     check_params(params, fields, served)
     return params
 
@@ -84,13 +98,17 @@ def make_generation(
     served: Served,
 ) -> Generation:
     """`param` names the field that holds the prompts. Raises ApiError."""
-    check_num_choices(len(prompts), request.n, served)
+    named = "n" if request.num_made == request.n else "best_of"
+    check_num_choices(len(prompts), request.num_made, served, named)
     sized = [(p.ids, fit_context(params, len(p.ids), param, fields, served)) for p in prompts]
     echoes = tuple(prompt.text for prompt in prompts)
     return Generation(
-        jobs=make_jobs(request_id, sized, request.n, params, served),
+        jobs=make_jobs(request_id, sized, request.num_made, params, served),
         options=request.text_options,
         echoes=echoes if any(echoes) else (),
+        num_logprobs=fields.sampling.get("logprobs"),
+        num_prompt_logprobs=fields.sampling.get("prompt_logprobs"),
+        guided_by=fields.sent("guidance"),
     )
 
 

@@ -11,6 +11,7 @@ from .bodies import read_body, understand
 from .chat_request import ChatRequest, parse_chat
 from .completion_request import CompletionRequest, parse_completion
 from .errors import ApiError
+from .guidance_check import check_guidance
 from .job import Core
 from .openai_chat import ChatRenderer
 from .openai_completions import CompletionRenderer
@@ -39,6 +40,7 @@ def openai_routes(core: Core, served: Served) -> APIRouter:
         raw = await read_body(request, served.max_body_bytes)
         request_id = request_id_of(request.scope)
         asked, generation = await understand(raw, partial(parse_completion, request_id=request_id, served=served))
+        await check_guidance(generation.jobs[0].params.guidance, generation.guided_by, served.grammars)
         renderer = CompletionRenderer(asked, generation, served, int(time.time()))
         start = partial(TextStream, core, generation, served.tokenizer)
         return GenerationResponse(start, renderer, stream=asked.stream)
@@ -48,6 +50,7 @@ def openai_routes(core: Core, served: Served) -> APIRouter:
         raw = await read_body(request, served.max_body_bytes)
         request_id = request_id_of(request.scope)
         asked, generation = await understand(raw, partial(parse_chat, request_id=request_id, served=served))
+        await check_guidance(generation.jobs[0].params.guidance, generation.guided_by, served.grammars)
         renderer = ChatRenderer(asked, generation, served, int(time.time()))
         start = partial(TextStream, core, generation, served.tokenizer)
         return GenerationResponse(start, renderer, stream=asked.stream)

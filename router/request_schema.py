@@ -13,6 +13,7 @@ def body_schema(request: type[msgspec.Struct]) -> dict[str, Any]:
     del own, sampling
     schema = _inlined(parts[request.__name__], parts)
     schema["properties"] |= _inlined(parts[SamplingParams.__name__], parts)["properties"]
+    del schema["properties"]["guidance"]  # no client's name: see guidance_fields
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 

@@ -1,9 +1,11 @@
 """What the ledger writes down: jobs, their sequences, and the attempts to run them."""
 
+from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..wire.codec import pack_ids
+from ..wire.logprobs import TokenLogprobs
 from ..wire.messages import Choice
 from .job import Job, JobError, NewTokens
 from .states import FINAL, State, check_move
@@ -14,6 +16,9 @@ WorkerId = bytes
 
 class Sink(Protocol):
     """Where the tokens of a job go."""
+
+    prompt_logprobs: Rows[TokenLogprobs]
+    """Set before the first `push`, where the job asks."""
 
     def push(self, tokens: NewTokens) -> None: ...
 
@@ -46,10 +51,26 @@ class Entry:
     """When the prompt was computed, where no token is wanted."""
     last_token_at: float | None = None
     num_cached_tokens: int = 0
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """Of the prompt's tokens from the second on, as far as workers have told."""
 
     @property
     def num_prompt_tokens(self) -> int:
         return len(self.prompt) // 4
+
+    @property
+    def num_prompt_logprobs(self) -> int | None:
+        """Likeliest tokens that a worker has yet to name beside each token of the prompt; None: it has nothing to."""
+        complete = len(self.prompt_logprobs) == self.num_prompt_tokens - 1
+        return None if complete else self.job.params.prompt_logprobs
+
+    def learn_prompt(self, position: int, rows: Rows[TokenLogprobs]) -> None:
+        """Takes in what is new. Each placement begins anew, and goes on without a gap."""
+        known = self.prompt_logprobs
+        assert position <= len(known) + 1
+        known += rows[len(known) + 1 - position :]
+        if self.num_prompt_logprobs is None:
+            self.sink.prompt_logprobs = known
 
 
 @dataclass(slots=True, eq=False)
@@ -60,6 +81,10 @@ class Sequence:
     choice: int
     state: State = State.QUEUED
     output: list[int] = field(default_factory=list)
+    sampler_state: bytes = b""
+    """After the last token of `output`."""
+    epoch: int = 0
+    """Of rewinding, when the last token of `output` was drawn."""
     attempt: "Attempt | None" = None
     """Where it runs, in every state between QUEUED and the final ones."""
     urgent: bool = False
@@ -95,7 +120,7 @@ class Sequence:
         return (not self.urgent, self.entry.arrival, self.choice)
 
     def as_choice(self) -> Choice:
-        return Choice(self.choice, pack_ids(self.output) if self.output else b"")
+        return Choice(self.choice, pack_ids(self.output) if self.output else b"", self.sampler_state, self.epoch)
 
 
 @dataclass(slots=True, eq=False)

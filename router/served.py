@@ -1,9 +1,10 @@
 """What one router serves, as its HTTP handlers see it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .. import __version__
 from ..text.chat_template import ChatTemplate
+from ..text.grammar_cache import GrammarCache
 from ..text.tokenizer import Tokenizer
 
 
@@ -22,8 +23,15 @@ class Served:
     max_body_bytes: int = 32 << 20
     max_choices: int = 256
     """Prompts × n of one request."""
+    max_logprobs: int = 20
+    """Likeliest tokens that may be asked for at each position."""
     system_fingerprint: str = f"isthmus-{__version__}"
     """Changes whenever the same request and seed could give other tokens."""
+
+    grammars: GrammarCache = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "grammars", GrammarCache.of(self.tokenizer))
 
     @property
     def name(self) -> str:

@@ -52,6 +52,7 @@ def run(
     served_model_names: tuple[str, ...],
     max_model_len: int,
     chat_template: str | None = None,
+    max_logprobs: int = 20,
     max_waiting: int = 1000,
     request_timeout_s: float | None = 600.0,
     local_prefill_max_tokens: int = 64,
@@ -66,7 +67,7 @@ def run(
     it. Port 0, and `*` as the port of `worker_address`, pick free ones. Raises OSError if an address cannot be
     bound, ValueError if the tokenizer or the chat template cannot be used.
     """
-    served = load_served(text_folder, served_model_names, max_model_len, chat_template)
+    served = load_served(text_folder, served_model_names, max_model_len, chat_template, max_logprobs)
     with bound(host, port) as http, opened(worker_address) as hub:
         addresses = Addresses(host, http.getsockname()[1], hub.address)
 
@@ -162,7 +163,9 @@ class HttpServer(uvicorn.Server):
             await asyncio.sleep(0.005)
 
 
-def load_served(folder: Path, names: tuple[str, ...], max_model_len: int, chat_template: str | None) -> Served:
+def load_served(
+    folder: Path, names: tuple[str, ...], max_model_len: int, chat_template: str | None, max_logprobs: int = 20
+) -> Served:
     """What the HTTP handlers need of the model. Raises ValueError."""
     tokenizer = Tokenizer.from_folder(folder)
     return Served(
@@ -172,6 +175,7 @@ def load_served(folder: Path, names: tuple[str, ...], max_model_len: int, chat_t
         max_model_len=max_model_len,
         eos_ids=tuple(sorted(tokenizer.eos_ids)),
         created=int(time.time()),
+        max_logprobs=max_logprobs,
     )
 
 

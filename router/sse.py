@@ -30,7 +30,7 @@ EVENT_HEADERS = (
 class Renderer(Protocol):
     """One API's way of writing a generation down."""
 
-    def opening(self) -> bytes:
+    def opening(self, text: TextStream) -> bytes:
         """Events before the first text."""
 
     @property
@@ -107,7 +107,7 @@ class GenerationResponse(Response):
             return
         await send({"type": "http.response.start", "status": 200, "headers": list(EVENT_HEADERS)})
         event = self._renderer.event
-        body = self._renderer.opening()
+        body = self._renderer.opening(text)
         try:
             while pieces is not None and not watcher.done():
                 body += b"".join([event(piece) for piece in pieces])

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 
+from ..wire.logprobs import TokenLogprobs
 from .job import JobError, JobTimings, NewTokens
 from .ledger import timings
 from .sequence import Entry
@@ -27,6 +28,7 @@ class JobStream:
         self._stop = stop
         self._cancel = cancel
         self._clock = clock
+        self.prompt_logprobs: Sequence[TokenLogprobs] = ()
         self._arrived: list[NewTokens] = []
         self._error: JobError | None = None
         self._timings = JobTimings(0.0, 0.0, 0.0, 0.0, 0)

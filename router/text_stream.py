@@ -9,8 +9,10 @@ from msgspec import Struct
 from ..text.detokenizer import Detokenizer
 from ..text.stop import StopMatcher
 from ..text.tokenizer import Tokenizer
+from ..wire.logprobs import TokenLogprobs
 from ..wire.messages import FinishReason
 from .job import Core, Job, JobError, JobTimings, NewTokens, Stream
+from .token_logprobs import LogprobQueue, ScoredToken
 
 TAIL_TOKENS = 16
 """How much of the prompt the detokenizer looks at, for a character that the prompt leaves unfinished."""
@@ -26,6 +28,8 @@ class Piece(Struct, frozen=True):
     """With the last piece of a choice."""
     stop_reason: str | int | None = None
     """The stop string or token id asked for that ended it; None for end of sequence and for length."""
+    logprobs: tuple[ScoredToken, ...] = ()
+    """Of the tokens whose text this is, where the request asks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +50,12 @@ class Generation:
     options: TextOptions
     echoes: tuple[str, ...] = ()
     """A prompt's text, to be put before each of its choices; empty if that was not asked for."""
+    num_logprobs: int | None = None
+    """Likeliest tokens to show beside each of an answer's, and of a prompt's that is echoed; None: nothing is shown."""
+    num_prompt_logprobs: int | None = None
+    """Of a prompt's, in a field of their own."""
+    guided_by: str = "guidance"
+    """The client's name of the field that constrains the output, if one does."""
 
     @property
     def num_choices(self) -> int:
@@ -54,6 +64,10 @@ class Generation:
     @property
     def num_prompt_tokens(self) -> int:
         return sum(len(job.prompt_ids) for job in self.jobs)
+
+    def job_of(self, index: int) -> Job:
+        """Of a choice among all."""
+        return self.jobs[index // self.jobs[0].num_choices]
 
     def echo(self, index: int) -> str:
         return self.echoes[index // self.jobs[0].num_choices] if self.echoes else ""
@@ -69,23 +83,30 @@ class ChoiceText:
         self.num_tokens = 0
         self.finish_reason: FinishReason | None = None
         self.stop_reason: str | int | None = None
+        self.logprobs: list[ScoredToken] = []
+        """Of the tokens whose text has been given out, where the request asks."""
+        self.sum_logprobs = 0.0
+        """Of all tokens that count as output, where the request asks."""
+        self._num_chars = 0
         self._params = job.params
         self._include_stop = options.include_stop
         self._detokenizer = Detokenizer(tokenizer, tail, skip_special_tokens=options.skip_special_tokens)
         self._matcher = StopMatcher(options.stops, options.include_stop) if options.stops else None
+        self._one_by_one = bool(options.stops) or job.params.logprobs is not None
+        self._queue = None if job.params.logprobs is None else LogprobQueue(self._detokenizer)
 
     def push(self, new: NewTokens) -> Piece | None:
         """What `new` adds; None if that is nothing. Once finished, no more may be pushed."""
         assert self.finish_reason is None
-        if self._matcher is None and new.finish_reason is None:  # the usual case, spared all that follows
+        if self._one_by_one or new.finish_reason is not None:
+            text = self._text(new)
+        else:  # the usual case, spared all that follows
             self.num_tokens += len(new.token_ids)
             text = self._detokenizer.push(new.token_ids)
-        else:
-            text = self._text(new)
         if not text and self.finish_reason is None:
             return None
         self.parts.append(text)
-        return Piece(self.index, text, self.finish_reason, self.stop_reason)
+        return Piece(self.index, text, self.finish_reason, self.stop_reason, self._logprobs_of(text))
 
     def _text(self, new: NewTokens) -> str:
         text = self._shown(new)
@@ -97,28 +118,32 @@ class ChoiceText:
     def _shown(self, new: NewTokens) -> str:
         hidden = new.stop_token_id is not None and not self._include_stop
         shown = new.token_ids[:-1] if hidden else new.token_ids
-        if self._matcher is None:
+        if not self._one_by_one:
             self.num_tokens += len(new.token_ids)
             return self._detokenizer.push(shown)
-        text = self._match_each(shown)
+        text = self._push_each(shown, new.logprobs)
         if hidden and self.finish_reason is None:
             self.num_tokens += 1
+            self.sum_logprobs += sum(one.chosen for one in new.logprobs[-1:])
         return text
 
-    def _match_each(self, token_ids: Sequence[int]) -> str:
+    def _push_each(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> str:
         """Token by token: what counts as output ends with the token that completes a stop string, however many
         came together."""
-        text = ""
-        for token_id in token_ids:
+        given = ""
+        for index, token_id in enumerate(token_ids):
             self.num_tokens += 1
-            text += self._match(self._detokenizer.push((token_id,)))
+            text = self._detokenizer.push((token_id,))
+            if self._queue is not None:
+                self._queue.push(token_id, logprobs[index], text)
+                self.sum_logprobs += logprobs[index].chosen
+            given += self._match(text)
             if self.finish_reason is not None:
                 break
-        return text
+        return given
 
     def _match(self, text: str) -> str:
-        assert self._matcher is not None
-        if self.num_tokens <= self._params.min_tokens:
+        if self._matcher is None or self.num_tokens <= self._params.min_tokens:
             return text  # before min_tokens nothing stops a choice
         text, stop = self._matcher.push(text)
         if stop is not None:
@@ -131,6 +156,17 @@ class ChoiceText:
             return rest
         text, _ = self._matcher.push(rest)  # it has finished already, so a match here changes nothing
         return text + self._matcher.flush()
+
+    def _logprobs_of(self, text: str) -> tuple[ScoredToken, ...]:
+        """Of the tokens that are complete with this text, which is given out now."""
+        if self._queue is None:
+            return ()
+        self._num_chars += len(text)
+        scored = self._queue.take(self._num_chars)
+        if self.finish_reason is not None:
+            scored += self._queue.finish(self._num_chars if isinstance(self.stop_reason, str) else None)
+        self.logprobs += scored
+        return scored
 
     def _finish(self, new: NewTokens) -> None:
         self.finish_reason = new.finish_reason
@@ -197,6 +233,10 @@ class TextStream:
         for stream in self._streams:
             stream.cancel()
 
+    def prompt_logprobs(self, index: int) -> Sequence[TokenLogprobs]:
+        """Of the tokens of a choice's prompt, from the second on, where the request asks."""
+        return self._streams[index // self._n].prompt_logprobs
+
     @property
     def num_output_tokens(self) -> int:
         return sum(choice.num_tokens for choice in self.choices)
@@ -229,7 +269,8 @@ def joined(parts: Sequence[NewTokens]) -> NewTokens:
     if len(parts) == 1:
         return last
     token_ids = [token_id for part in parts for token_id in part.token_ids]
-    return NewTokens(last.choice, token_ids, last.finish_reason, last.stop_token_id)
+    logprobs = tuple(one for part in parts for one in part.logprobs)
+    return NewTokens(last.choice, token_ids, last.finish_reason, last.stop_token_id, logprobs)
 
 
 def submit_all(core: Core, jobs: Sequence[Job]) -> list[Stream]:

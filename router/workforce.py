@@ -17,6 +17,7 @@ from ..wire.messages import (
     Hello,
     Prefill,
     Prefilled,
+    PromptLogprobs,
     Ready,
     Reserve,
     Reserved,
@@ -111,6 +112,8 @@ class Workforce:
         match message:
             case Tokens():
                 self._ledger.on_tokens(worker.id, message, now)
+            case PromptLogprobs():
+                self._ledger.on_prompt_logprobs(worker.id, message)
             case Credit():
                 worker.on_credit(message)
             case Heartbeat():

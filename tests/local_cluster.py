@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from isthmus.prefill import worker as prefill
 from isthmus.router.core import RouterCore
 from isthmus.router.job import Job
 from isthmus.wire.hub import Hub
+from isthmus.wire.logprobs import TokenLogprobs
 from isthmus.wire.messages import WorkerStats
 from isthmus.wire.sampling import SamplingParams
 
@@ -26,6 +27,15 @@ class Ask:
     num_choices: int = 1
     cancel_after: int | None = None
     """Tokens after which the client leaves."""
+
+
+@dataclass
+class Heard:
+    """By choice: tokens and what was told of them; and of the prompt, before the first token."""
+
+    outputs: list[list[int]]
+    logprobs: list[list[TokenLogprobs]]
+    prompt: list[TokenLogprobs] = field(default_factory=list)
 
 
 class LocalCluster:
@@ -110,6 +120,14 @@ class LocalCluster:
 
         return self._call(all_of_them())
 
+    def hear(self, asks: Sequence[Ask]) -> list["Heard"]:
+        """All that is told of each job; all jobs run at the same time."""
+
+        async def all_of_them() -> list[Heard]:
+            return await asyncio.gather(*(self._hear(i, ask) for i, ask in enumerate(asks)))
+
+        return self._call(all_of_them())
+
     def used_blocks(self) -> dict[str, int]:
         """Of each worker, as its scheduler knows them now."""
         return {name: stats.num_blocks_used for name, stats in self.stats().items()}
@@ -156,3 +174,13 @@ class LocalCluster:
                 stream.cancel()
                 break
         return outputs
+
+    async def _hear(self, index: int, ask: Ask) -> Heard:
+        stream = self.core.submit(Job(f"job-{index}", 0, ask.prompt_ids, ask.num_choices, ask.params, ()))
+        heard = Heard([[] for _ in range(ask.num_choices)], [[] for _ in range(ask.num_choices)])
+        while new := await stream.next():
+            heard.prompt = list(stream.prompt_logprobs)
+            for tokens in new:
+                heard.outputs[tokens.choice] += tokens.token_ids
+                heard.logprobs[tokens.choice] += tokens.logprobs
+        return heard

@@ -23,6 +23,7 @@ from isthmus.kernels.philox import gumbel_noise
 from isthmus.tests.engine.cuda_tiny import LADDER, engine_around
 from isthmus.text.gguf_config import gguf_config
 from isthmus.text.gguf_metadata import read_gguf
+from isthmus.text.phrases import Phrases
 from isthmus.wire.messages import Fingerprint
 from isthmus.wire.noise import DRAW, philox_key
 from isthmus.wire.sampling import SamplingParams
@@ -82,7 +83,7 @@ class Reference:
     num_ties: int = 0
     _logits: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
-    def load(self, _: str) -> Loaded:
+    def load(self, _: str, phrases: Phrases | None = None) -> Loaded:
         """What a worker is given to load the same model with Isthmus."""
         sizes = ModelConfig.from_hf(self.config)
         engine = load_engine(
@@ -92,7 +93,7 @@ class Reference:
             load_format="auto",
             block_size=BLOCK_SIZE,
             num_blocks=256,
-            sampler=Sampler(sizes.vocab_size),
+            sampler=Sampler(sizes.vocab_size, phrases=phrases),
         )
         name = Fingerprint(str(self.weights), "", repr(sizes.rope), sizes.num_layers, sizes.vocab_size, BLOCK_SIZE)
         return Loaded(engine, name, min(sizes.max_position_embeddings, engine.num_blocks * BLOCK_SIZE))
@@ -101,7 +102,8 @@ class Reference:
         """As `load`, with the engine for GPUs, over its kernels' references: every step is launched ahead."""
         model = load_model(ModelConfig.from_hf(self.config), self.weights, torch.float32, parts=CudaParts(pdl=False))
         runtime = HostRuntime()
-        engine = engine_around(model, runtime, torch.float32, num_blocks=256, block_size=BLOCK_SIZE)
+        sampler = Sampler(self.config["vocab_size"])
+        engine = engine_around(model, runtime, torch.float32, num_blocks=256, block_size=BLOCK_SIZE, sampler=sampler)
         engine.capture(LADDER)
         loaded = self.load("")
         return replace(loaded, engine=engine)

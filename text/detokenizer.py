@@ -2,6 +2,7 @@
 
 import codecs
 from collections.abc import Iterable, Sequence
+from copy import copy
 
 from .tokenizer import Tokenizer
 
@@ -25,6 +26,13 @@ class Detokenizer:
         self._strip_left = self._bytes.strip_left
         self.push(prompt_tail_ids)
 
+    def copy(self) -> "Detokenizer":
+        """One that goes on from here on its own."""
+        twin = copy(self)
+        twin._decoder = codecs.getincrementaldecoder("utf-8")(self._bytes.errors)
+        twin._decoder.setstate(self._decoder.getstate())
+        return twin
+
     def push(self, ids: Iterable[int]) -> str:
         """The text that `ids` complete."""
         table, skip = self._bytes, self._skip
@@ -33,6 +41,11 @@ class Detokenizer:
     def flush(self) -> str:
         """The rest: U+FFFD for the bytes of a character that never got finished."""
         return self._strip(self._decoder.decode(b"", final=True))
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether a character has begun of which bytes are still to come."""
+        return bool(self._decoder.getstate()[0])
 
     def _strip(self, text: str) -> str:
         while self._strip_left and text:

@@ -12,9 +12,10 @@ from typing import Literal
 
 from msgspec import Struct
 
+from .logprobs import TokenLogprobs
 from .sampling import SamplingParams
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_CONTROL_BYTES = 64 << 20
 """Largest control message a peer may send; the largest is a Reserve or Prefill with its prompt."""
 
@@ -151,6 +152,10 @@ class Choice(Struct, frozen=True, array_like=True):
     index: int
     output: bytes = b""
     """Tokens it has already produced, on a replay or after a preemption."""
+    state: bytes = b""
+    """As `TokenRow.state` of the last of them."""
+    epoch: int = 0
+    """As `TokenRow.epoch` of the last of them."""
 
 
 class Reserve(Struct, frozen=True, tag="reserve"):
@@ -185,6 +190,11 @@ class Prefill(Struct, frozen=True, tag="prefill"):
     """As decode's Ready gave it."""
     transfer_id: str
     cost_tokens: int
+    prompt_len: int = 0
+    """Tokens of the prompt alone, where `prompt_logprobs` asks for theirs."""
+    prompt_logprobs: int | None = None
+    """Likeliest tokens to name beside each token of the prompt, all of which is then computed. They are sent with the
+    KV, or to the router where nothing is sent."""
 
 
 class Cancel(Struct, frozen=True, tag="cancel"):
@@ -228,12 +238,31 @@ class TokenRow(Struct, frozen=True, array_like=True):
     """The token that ended it, which is the last of `token_ids`."""
     state: bytes = b""
     """Sampler state after the last token, where tokens alone do not determine it."""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of each token, where the request asks."""
+    epoch: int = 0
+    """How often the request had been rewound when the last token was drawn."""
 
 
 class Tokens(Struct, frozen=True, tag="tokens"):
     """All that one step produced for this router."""
 
     rows: tuple[TokenRow, ...]
+
+
+# Whoever computes a prompt, to router.
+
+
+class PromptLogprobs(Struct, frozen=True, tag="prompt_logprobs"):
+    """How likely the prompt's tokens were; nothing is known of the first. In pieces, in order, and all before the
+    first token drawn after the prompt, or the end of a placement that draws none."""
+
+    placement: int
+    position: int
+    """In the prompt, of the token of the first row."""
+    num_top: int
+    rows: bytes
+    """As `logprobs.pack_logprobs` packs them."""
 
 
 # Prefill to router.
@@ -277,7 +306,18 @@ class Cancelled(Struct, frozen=True, tag="cancelled"):
 
 
 FromWorker = (
-    Hello | Ready | Goodbye | Heartbeat | Reserved | Declined | Tokens | Prefilled | Credit | Failed | Cancelled
+    Hello
+    | Ready
+    | Goodbye
+    | Heartbeat
+    | Reserved
+    | Declined
+    | Tokens
+    | PromptLogprobs
+    | Prefilled
+    | Credit
+    | Failed
+    | Cancelled
 )
 FromRouter = Welcome | HelloRefused | SayHello | Heartbeat | Reserve | Prefill | Cancel | Drain
 

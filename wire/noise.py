@@ -15,6 +15,8 @@ Words4 = tuple[int, int, int, int]
 
 DRAW = 0
 """The stream that draws tokens. Every other use of randomness gets a stream number of its own."""
+XTC = 1
+"""The stream of XTC's coin, the word of token id 0: XTC acts where its `uniform` is below xtc_probability."""
 
 U_MIN = 2.0**-33
 U_MAX = 1 - 2.0**-24

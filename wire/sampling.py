@@ -5,94 +5,80 @@ The struct *is* the table: a field's default is its neutral value (the one that 
 decode workers sample by it.
 """
 
-import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta
 
 MAX_LOGIT_BIAS = 100.0
+MAX_BANNED_CHARS = 16_384
+"""Of all of a request's banned_strings: workers look for them at once, with memory in proportion."""
 
 ALIASES: dict[str, str] = {
     "rep_pen": "repetition_penalty",
     "repeat_penalty": "repetition_penalty",
+    "rep_pen_range": "repetition_penalty_range",
+    "repeat_last_n": "repetition_penalty_range",
+    "rep_pen_slope": "repetition_penalty_slope",
+    "typical": "typical_p",
+    "typ_p": "typical_p",
+    "tfs_z": "tfs",
+    "eps_cutoff": "epsilon_cutoff",
+    "top_n_sigma": "nsigma",
+    "mirostat": "mirostat_mode",
+    "dry_penalty_last_n": "dry_range",
+    "dynatemp_low": "dynatemp_min",
+    "min_temp": "dynatemp_min",
+    "dynatemp_high": "dynatemp_max",
+    "max_temp": "dynatemp_max",
+    "sampler_order": "sampler_priority",
+    "samplers": "sampler_priority",
     "sampler_seed": "seed",
     "ban_eos_token": "ignore_eos",
     "use_default_badwordsids": "ignore_eos",
+    "banned_tokens": "banned_strings",
 }
 """Other clients' names for fields of `SamplingParams`."""
 
 NOT_YET: dict[str, tuple[Any, ...]] = {
-    "best_of": (None, 1),
-    "dynatemp_min": (0,),
-    "dynatemp_max": (0,),
-    "dynatemp_range": (0,),
-    "dynatemp_exponent": (1,),
-    "smoothing_factor": (0,),
-    "smoothing_curve": (1,),
-    "top_a": (0,),
-    "tfs": (1,),
-    "tfs_z": (1,),
-    "typical": (1,),
-    "typical_p": (1,),
-    "typ_p": (1,),
-    "eta_cutoff": (0,),
-    "epsilon_cutoff": (0,),
-    "eps_cutoff": (0,),
-    "nsigma": (0,),
-    "top_n_sigma": (0,),
-    "xtc_probability": (0,),
-    "skew": (0,),
-    "mirostat": (0,),
-    "mirostat_mode": (0,),
-    "adaptive_target": (-1,),
-    "dry_multiplier": (0,),
-    "no_repeat_ngram_size": (0,),
-    "repetition_penalty_range": (0,),
-    "rep_pen_range": (0,),
-    "repeat_last_n": (-1,),
-    "repetition_penalty_slope": (1,),
-    "rep_pen_slope": (1,),
-    "temperature_last": (False,),
-    "sampler_priority": ([],),
-    "sampler_order": ([], [6, 0, 1, 3, 4, 2, 5]),
-    "allowed_token_ids": ([],),
-    "bad_words": ([],),
-    "custom_token_bans": ([], ""),
-    "token_ban_ranges": ([],),
-    "banned_strings": ([],),
-    "banned_tokens": ([],),
-    "guided_json": ("",),
-    "guided_regex": ("",),
-    "guided_grammar": ("",),
-    "guided_choice": ([],),
-    "grammar": ("",),
-    "grammar_string": ("",),
     "guidance_scale": (1, 0),
     "negative_prompt": ("",),
 }
 """Samplers that are known but not built: the values at which each changes nothing. `None` is always neutral."""
 
-NO_EFFECT_WITHOUT: dict[str, str] = {
-    "dynatemp_exponent": "dynatemp_range",
-    "smoothing_curve": "smoothing_factor",
-    "xtc_threshold": "xtc_probability",
-    "mirostat_tau": "mirostat",
-    "mirostat_eta": "mirostat",
-    "adaptive_decay": "adaptive_target",
-    "dry_base": "dry_multiplier",
-    "dry_allowed_length": "dry_multiplier",
-    "dry_range": "dry_multiplier",
-    "dry_penalty_last_n": "dry_multiplier",
-    "dry_sequence_breakers": "dry_multiplier",
-    "rep_pen_range": "repetition_penalty",
-    "repetition_penalty_range": "repetition_penalty",
-    "repeat_last_n": "repetition_penalty",
-    "rep_pen_slope": "repetition_penalty",
-    "repetition_penalty_slope": "repetition_penalty",
-    "grammar_retain_state": "grammar",
-}
-"""Fields that only shape another one: accepted at any value while that other one is neutral."""
+
+Step = Literal[
+    "dry",
+    "penalties",
+    "no_repeat_ngram",
+    "temperature",
+    "nsigma",
+    "top_k",
+    "top_p",
+    "top_a",
+    "min_p",
+    "tfs",
+    "eta_cutoff",
+    "epsilon_cutoff",
+    "typical_p",
+    "quadratic",
+    "xtc",
+]
+DEFAULT_ORDER: tuple[Step, ...] = get_args(Step)
+"""Aphrodite's declared one."""
+
+GuidanceKind = Literal["json_schema", "json_object", "regex", "lark", "gbnf", "choice", "structural_tag"]
+
+
+class Guidance(msgspec.Struct, frozen=True, array_like=True):
+    """What the output must match. Clients send it under several names; see router/guidance_fields.py."""
+
+    kind: GuidanceKind
+    spec: str
+    """The schema, expression or grammar; of `choice` a JSON list of strings; of `json_object` empty."""
+
+
+TokenId = Annotated[int, Meta(ge=0)]
 
 
 class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -120,6 +106,93 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unk
         dict[int, Annotated[float, Meta(ge=-MAX_LOGIT_BIAS, le=MAX_LOGIT_BIAS)]],
         Meta(max_length=1024, description="added to the logits of these token ids; -100 all but bans a token"),
     ] = {}
+    dynatemp_min: Annotated[float, Meta(ge=0, le=100, description="lowest dynamic temperature; 0 and 0 are off")] = 0.0
+    dynatemp_max: Annotated[float, Meta(ge=0, le=100, description="highest dynamic temperature")] = 0.0
+    dynatemp_exponent: Annotated[
+        float, Meta(gt=0, le=100, description="shapes the way from dynatemp_min to dynatemp_max as entropy grows")
+    ] = 1.0
+    smoothing_factor: Annotated[
+        float, Meta(ge=0, le=100, description="bends logits down quadratically below the largest; 0 is off")
+    ] = 0.0
+    smoothing_curve: Annotated[float, Meta(ge=1, le=100, description="cubic part of smoothing; 1 has none")] = 1.0
+    nsigma: Annotated[
+        float, Meta(ge=0, le=100, description="keep logits within so many standard deviations of the largest; 0 is off")
+    ] = 0.0
+    top_a: Annotated[
+        float, Meta(ge=0, le=1, description="keep tokens with at least top_a times the largest probability squared")
+    ] = 0.0
+    tfs: Annotated[float, Meta(gt=0, le=1, description="tail-free sampling: share of the curvature kept")] = 1.0
+    typical_p: Annotated[
+        float, Meta(gt=0, le=1, description="keep the most typical tokens whose probability reaches typical_p")
+    ] = 1.0
+    eta_cutoff: Annotated[float, Meta(ge=0, le=1, description="drop tokens under an entropy-dependent probability")] = (
+        0.0
+    )
+    epsilon_cutoff: Annotated[float, Meta(ge=0, le=1, description="drop tokens under this probability")] = 0.0
+    xtc_threshold: Annotated[
+        float, Meta(ge=0, le=1, description="XTC removes all but the least likely of tokens at least this probable")
+    ] = 0.1
+    xtc_probability: Annotated[float, Meta(ge=0, le=1, description="how often XTC acts; 0 is off")] = 0.0
+    skew: Annotated[
+        float,
+        Meta(ge=-20, le=20, description="above 0 favours less likely of the tokens kept, below 0 more likely ones"),
+    ] = 0.0
+    mirostat_mode: Annotated[int, Meta(ge=0, le=2, description="1 and 2 replace truncation by Mirostat; 0 is off")] = 0
+    mirostat_tau: Annotated[float, Meta(ge=0, le=100, description="Mirostat's target surprise, in bits")] = 5.0
+    mirostat_eta: Annotated[float, Meta(ge=0, le=10, description="Mirostat's learning rate")] = 0.1
+    adaptive_target: Annotated[
+        float, Meta(ge=-1, le=1, description="adaptive-p's target probability; below 0 is off")
+    ] = -1.0
+    adaptive_decay: Annotated[float, Meta(ge=0, le=0.99, description="how slowly adaptive-p's average forgets")] = 0.9
+    repetition_penalty_range: Annotated[
+        int, Meta(ge=0, le=2**31 - 1, description="repetition_penalty looks at so many last tokens; 0 is all")
+    ] = 0
+    repetition_penalty_slope: Annotated[
+        float, Meta(ge=0, le=10, description="how much of repetition_penalty acts in the older half of its range")
+    ] = 1.0
+    no_repeat_ngram_size: Annotated[
+        int, Meta(ge=0, le=2**31 - 1, description="no sequence of so many tokens comes twice; 0 is off")
+    ] = 0
+    dry_multiplier: Annotated[float, Meta(ge=0, le=100, description="DRY's strength; 0 is off")] = 0.0
+    dry_base: Annotated[
+        float, Meta(ge=1, le=100, description="DRY's penalty grows by this with each token repeated")
+    ] = 1.75
+    dry_allowed_length: Annotated[int, Meta(ge=0, description="repeats shorter than this are not penalised by DRY")] = 2
+    dry_range: Annotated[
+        int, Meta(ge=-1, le=2**31 - 1, description="DRY looks at so many last tokens; 0 and -1 are all")
+    ] = 0
+    dry_sequence_breakers: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=40)], ...],
+        Meta(max_length=64, description="strings that repeats are not followed across"),
+    ] = ("\n", ":", '"', "*")
+    allowed_token_ids: Annotated[
+        tuple[TokenId, ...], Meta(description="only these tokens may come; none given allows all")
+    ] = ()
+    custom_token_bans: Annotated[tuple[TokenId, ...], Meta(description="tokens that never come")] = ()
+    token_ban_ranges: Annotated[
+        tuple[tuple[TokenId, TokenId], ...], Meta(max_length=1024, description="(first id, how many) that never come")
+    ] = ()
+    bad_words: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=1024)], ...],
+        Meta(max_length=1024, description="words that never come, as sequences of tokens"),
+    ] = ()
+    banned_strings: Annotated[
+        tuple[Annotated[str, Meta(min_length=1, max_length=1024)], ...],
+        Meta(
+            max_length=1024,
+            description="phrases that never come, in upper or lower case, however they are spelt in tokens",
+        ),
+    ] = ()
+    temperature_last: Annotated[bool, Meta(description="temperature acts after all truncation")] = False
+    sampler_priority: Annotated[
+        tuple[Step, ...], Meta(description="order of the samplers, each once; empty is the default order")
+    ] = ()
+    guidance: Guidance | None = None
+    logprobs: Annotated[int, Meta(ge=0, description="alternatives to give with each token")] | None = None
+    logprobs_mode: Annotated[
+        Literal["raw", "processed"], Meta(description="logprobs of the model, or of what the samplers left")
+    ] = "raw"
+    prompt_logprobs: Annotated[int, Meta(ge=0, description="the same for the prompt's tokens")] | None = None
     seed: Annotated[
         int,
         Meta(ge=-(2**63), le=2**63 - 1, description="fixes every draw; the server picks one where it is null or -1"),
@@ -142,11 +215,4 @@ def resolve_seed(seed: int, fresh: int) -> int:
 
 def is_neutral(name: str, value: Any) -> bool:
     """Whether a known but unbuilt sampler field asks for nothing."""
-    if value is None:
-        return True
-    if isinstance(value, str) and value[:1] == "[":
-        try:
-            value = json.loads(value)
-        except ValueError:
-            return False
-    return any(type(value) in (bool, type(n), int, float) and value == n for n in NOT_YET[name])
+    return value is None or any(type(value) in (type(n), int, float) and value == n for n in NOT_YET[name])

@@ -5,7 +5,7 @@ are launched kernel by kernel. Either way `launch` returns at once: the tokens a
 the next step takes them from, and a copy of them is waited for in `Handle.result`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -14,14 +14,21 @@ import torch
 from torch import Tensor
 
 from ...kernels.begin_step import begin_step
+from ...kernels.keep_rows import keep_rows
 from ...kernels.vendor_attention import Run
+from ...text.phrases import Phrases
+from ...wire.logprobs import TokenLogprobs
 from ..models.llama import Llama
-from ..plan import IN_FLIGHT, Plan, Result, Row, SequenceSeed
+from ..plan import IN_FLIGHT, Draw, Plan, Result, Row, SequenceSeed
+from ..torch_engine import Sampler
 from .attention import AttentionState, Chunks, StepAttention
+from .drawn_states import DrawnStates, StatesPart
+from .eager_draws import Drawn, EagerDraws
 from .inputs import FIELDS, ChunkInputs, EditInputs, Inputs, TokenInputs, edits_to_device, to_device
+from .logprobs import DrawnLogprobs, PromptScore
 from .pool import CudaKvPool
 from .runtime import Runtime
-from .sampler import NO_TOKEN, DeviceSampler
+from .sampler import DeviceSampler, can_draw, state_size
 from .sequences import Sequences
 from .step_sizes import MAX_CHUNKS, NOTHING_CAPTURED, Ladder, StepSize
 
@@ -45,30 +52,56 @@ class Step:
     order: Sequence[int] | None = None
     """Where the draws of the plan stand in `tokens`, if elsewhere."""
     kept: dict[int, Tensor] = field(default_factory=dict)
+    logprobs: DrawnLogprobs | None = None
+    states: DrawnStates | None = None
+    scores: Sequence[PromptScore] = ()
+    eager: Mapping[int, Drawn] = field(default_factory=dict)
+    """Of draws that were made outside of the kernels, by their places."""
 
     def result(self) -> Result:
-        """Raises ValueError where logits had no finite largest one."""
         self.wait()
-        token_ids = (self.tokens if self.order is None else self.tokens[list(self.order)]).tolist()
-        if NO_TOKEN in token_ids:
-            bad = [draw.seq_id for draw, token in zip(self.plan.draws, token_ids, strict=True) if token == NO_TOKEN]
-            raise ValueError(f"no finite largest logit for sequences {bad}")
-        return Result(token_ids, self.kept)
+        order = range(len(self.tokens)) if self.order is None else self.order
+        token_ids = self.tokens[list(order)].tolist()
+        logprobs: Sequence[TokenLogprobs | None] = ()
+        if self.logprobs is not None or any(one for _, one, _ in self.eager.values()):
+            found: dict[int, TokenLogprobs | None] = {place: one for place, (_, one, _) in self.eager.items()}
+            found |= {} if self.logprobs is None else self.logprobs.by_place()
+            logprobs = [found.get(place) for place in order]
+        states: Sequence[bytes] = ()
+        if self.states is not None or any(state for _, _, state in self.eager.values()):
+            kept = {} if self.states is None else self.states.by_place()
+            kept |= {place: state for place, (_, _, state) in self.eager.items()}
+            states = [kept.get(place, b"") for place in order]
+        scores = {score.seq_id: score.read() for score in self.scores}
+        return Result(token_ids, self.kept, logprobs, states, scores)
 
 
 class CudaEngine:
     overlaps = True
 
     def __init__(
-        self, model: Llama, pool: CudaKvPool, runtime: Runtime, sizes: Sizes, *, draws: bool = True, pdl: bool = False
+        self,
+        model: Llama,
+        pool: CudaKvPool,
+        runtime: Runtime,
+        sizes: Sizes,
+        *,
+        draws: bool = True,
+        pdl: bool = False,
+        phrases: Phrases | None = None,
+        sampler: Sampler | None = None,
     ) -> None:
-        """`draws`: False on a worker that computes prompts alone, which then needs no sampling state."""
+        """`draws`: False on a worker that computes prompts alone, which then needs no sampling state. `phrases`: see
+        `DeviceSampler`. `sampler`, on this device, draws for requests for which the kernels do not (`can_draw`)."""
         self._model, self._pool, self._runtime, self._sizes = model, pool, runtime, sizes
         self.num_blocks, self.block_size = pool.num_blocks, pool.block_size
         self.bytes_per_block, self.vocab_size = pool.bytes_per_block, model.config.vocab_size
         num_slots = sizes.max_num_seqs if draws else 0
         device = runtime.device
-        self._sampler = DeviceSampler(num_slots, self.vocab_size, device) if draws else None
+        self._sampler = (
+            DeviceSampler(num_slots, self.vocab_size, sizes.max_model_len, device, phrases) if draws else None
+        )
+        self._eager = EagerDraws(sampler)
         self._no_tokens = torch.zeros(1, dtype=torch.int32, device=device)
         max_blocks = -(-sizes.max_model_len // pool.block_size)
         self._sequences = Sequences(runtime, num_slots, sizes.max_num_seqs, max_blocks)
@@ -84,6 +117,12 @@ class CudaEngine:
         self._inputs = Inputs(runtime, max_tokens)
         self._chunk_inputs = ChunkInputs(runtime, MAX_CHUNKS)
         self._edits = EditInputs(runtime, num_slots)
+        self._num_logprobs: dict[int, int] = {}
+        """Of sequences that ask: likeliest tokens to name with each."""
+        self._state_sizes: dict[int, int] = {}
+        """Of sequences that have a state beside their tokens: fp32 numbers."""
+        self._kept_logits = torch.empty(num_slots, self.vocab_size, device=device)
+        """Of the draws of rows of one token whose sequences ask: sampling overwrites logits."""
         self._drawn = torch.zeros(max(1, num_slots), dtype=torch.int32, device=device)
         self._chunk_logits = torch.zeros(MAX_CHUNKS, self.vocab_size, device=device)
         self._host_tokens = [runtime.pinned(max(1, num_slots)) for _ in range(2)]
@@ -111,27 +150,44 @@ class CudaEngine:
             self._has_aside = False
         self._num_steps += 1
         self._pool.copy(plan.copies)
-        singles = [row for row in plan.rows if _is_decode(row)]
-        chunks = [row for row in plan.rows if not _is_decode(row)]
-        logits = self._compute(singles, chunks) if plan.rows else self._chunk_logits[:0]
+        singles = [row for row in plan.rows if self._is_single(row)]
+        chunks = [row for row in plan.rows if not self._is_single(row)]
+        self._prepare(plan.draws)
+        scores: list[PromptScore] = []
+        logits = self._compute(singles, chunks, scores) if plan.rows else self._chunk_logits[:0]
         wanted = [row for row in chunks if row.draws or row.keep_logits]
         kept = {row.seq_id: self._to_host(logits[i]) for i, row in enumerate(wanted) if row.keep_logits}
-        self._draw_rest(plan, wanted, logits, len(singles))
+        made = [draw for row in (*singles, *chunks) for draw in row.draws]
+        made += [draw for part in plan.shipped for draw in part.draws]
+        states = self._take_states(made[: len(singles)], 0)
+        rest, eager = self._draw_rest(plan, wanted, logits, len(singles))
+        states += self._take_states(made[len(singles) :], len(singles))
+        logprobs = self._measure(made, len(singles), rest)
         num_draws = len(plan.draws)
         host = self._host_tokens[self._parity][:num_draws]
         if num_draws:
             host.copy_(self._drawn[:num_draws], non_blocking=True)
-        return Step(plan, self._runtime.mark(), host.numpy(), _order(plan, singles, chunks), kept)
+        return Step(
+            plan,
+            self._runtime.mark(),
+            host.numpy(),
+            _order(plan, singles, chunks),
+            kept,
+            logprobs,
+            DrawnStates(states) if states else None,
+            scores,
+            eager,
+        )
 
-    def _compute(self, singles: Sequence[Row], chunks: Sequence[Row]) -> Tensor:
+    def _compute(self, singles: Sequence[Row], chunks: Sequence[Row], scores: list[PromptScore]) -> Tensor:
         """Stores all KV, draws for `singles` into the first places of `_drawn`; logits of the last position of each
-        chunk that needs them."""
+        chunk that needs them. What chunks tell of their prompts is added to `scores`."""
         tokens = np.concatenate((self._single_inputs(singles), self._chunk_rows(chunks)), axis=1)
         lengths = [len(row.token_ids) for row in chunks]
         self._upload_edits(singles)
         size = self._ladder.fit(len(singles), sum(lengths), len(chunks))
-        if size is None:
-            return self._launch_step(singles, chunks, tokens)
+        if size is None or any(row.num_scored for row in chunks):
+            return self._launch_step(singles, chunks, tokens, scores)
         self._inputs.upload(self._parity, tokens, StepSize(len(singles), sum(lengths)), size)
         needing = [index for index, row in enumerate(chunks) if row.draws or row.keep_logits]
         if chunks:
@@ -154,7 +210,9 @@ class CudaEngine:
         if size.num_chunk_tokens:
             self._chunk_logits.copy_(logits[n:])
 
-    def _launch_step(self, singles: Sequence[Row], chunks: Sequence[Row], tokens: np.ndarray) -> Tensor:
+    def _launch_step(
+        self, singles: Sequence[Row], chunks: Sequence[Row], tokens: np.ndarray, scores: list[PromptScore]
+    ) -> Tensor:
         """As `_compute`, kernel by kernel."""
         n, num_tokens = len(singles), tokens.shape[1]
         size = StepSize(n, num_tokens - n)
@@ -166,6 +224,9 @@ class CudaEngine:
             runs.append(Run(first, len(row.token_ids), row.start))
             if row.draws or row.keep_logits:
                 ends.append(n + first + len(row.token_ids) - 1)
+        num_ends = len(ends)
+        for row, run in zip(chunks, runs, strict=True):
+            ends += range(n + run.first_token, n + run.first_token + row.num_scored)
         wanted, described = None, None
         if runs:
             starts = [*(run.first_token for run in runs), num_tokens - n]
@@ -178,9 +239,21 @@ class CudaEngine:
             wanted = to_device(self._runtime, np.array(ends, np.int64))
         attention = StepAttention(self._attention, inputs.rows, inputs.positions, n, described)
         attention.begin()
-        logits = self._model.forward_embedded(self._embed(inputs), wanted, attention)
+        hidden = self._model.hidden(self._embed(inputs), wanted, attention)
+        logits = self._model.head(hidden[:num_ends]) if num_ends else self._chunk_logits[:0]
+        scores += self._score(chunks, hidden[num_ends:])
         self._draw_singles(logits, inputs, n)
         return logits[n:]
+
+    def _score(self, chunks: Sequence[Row], hidden: Tensor) -> list[PromptScore]:
+        scores = []
+        for row in chunks:
+            if row.prompt_logprobs is not None:
+                own, hidden = hidden[: row.num_scored], hidden[row.num_scored :]
+                targets = to_device(self._runtime, np.array(row.prompt_logprobs.targets, np.int32))
+                num_top = row.prompt_logprobs.num_top
+                scores.append(PromptScore.launch(self._runtime, self._model.head, own, targets, row.seq_id, num_top))
+        return scores
 
     def _embed(self, inputs: TokenInputs) -> Tensor:
         last_tokens = self._no_tokens if self._sampler is None else self._sampler.table.last_token
@@ -200,10 +273,14 @@ class CudaEngine:
         if num_single:
             assert self._sampler is not None
             rows, positions = inputs.rows[:num_single], inputs.draw_positions[:num_single]
+            keep_rows(logits[:num_single], inputs.kept_places[:num_single], self._kept_logits)
             self._sampler.sample(logits[:num_single], rows, positions, self._edits.tensors, self._drawn[:num_single])
 
-    def _draw_rest(self, plan: Plan, wanted: Sequence[Row], logits: Tensor, num_drawn: int) -> None:
-        """The draws of chunks, then those from shipped logits, into the places of `_drawn` after the first ones."""
+    def _draw_rest(
+        self, plan: Plan, wanted: Sequence[Row], logits: Tensor, num_drawn: int
+    ) -> tuple[Tensor, dict[int, Drawn]]:
+        """The draws of chunks, then those from shipped logits, into the places of `_drawn` after the first ones: the
+        logits, before anything, of those whose sequences ask for logprobs; and what was drawn eagerly, by place."""
         draws = [draw for row in wanted for draw in row.draws]
         parts = []
         if draws:
@@ -212,18 +289,72 @@ class CudaEngine:
         for shipped in plan.shipped:
             draws += shipped.draws
             parts.append(shipped.logits.expand(len(shipped.draws), -1))
-        if draws:
-            assert self._sampler is not None
-            slots, positions = [self._sequences.slot(d.seq_id) for d in draws], [d.position for d in draws]
-            given = to_device(self._runtime, np.array((slots, positions), np.int32))
-            edits = self._sampler.edits(slots, positions)
-            sent = None if edits is None else edits_to_device(self._runtime, edits)
-            out = self._drawn[num_drawn : num_drawn + len(draws)]
-            self._sampler.sample(torch.cat(parts), given[0], given[1], sent, out)
+        if not draws:
+            return self._chunk_logits[:0], {}
+        assert self._sampler is not None
+        joined, out = torch.cat(parts), self._drawn[num_drawn : num_drawn + len(draws)]
+        asking = self._rows(joined, self._places_asking(draws))
+        apart = [place for place, draw in enumerate(draws) if draw.seq_id in self._eager]
+        own = self._rows(joined, apart)
+        slots, positions = [self._slot_to_draw(draw) for draw in draws], [draw.position for draw in draws]
+        given = to_device(self._runtime, np.array((slots, positions), np.int32))
+        edits = self._sampler.edits(slots, draws)
+        sent = None if edits is None else edits_to_device(self._runtime, edits)
+        self._sampler.sample(joined, given[0], given[1], sent, out)
+        return asking, self._draw_eagerly(own, [(place + num_drawn, draws[place]) for place in apart])
+
+    def _draw_eagerly(self, logits: Tensor, placed: Sequence[tuple[int, Draw]]) -> dict[int, Drawn]:
+        if not placed:
+            return {}
+        drawn = self._eager.draw(logits, [draw for _, draw in placed])
+        for (place, _), (token, _, _) in zip(placed, drawn, strict=True):
+            self._drawn[place : place + 1].fill_(token)
+        return {place: one for (place, _), one in zip(placed, drawn, strict=True)}
+
+    def _rows(self, logits: Tensor, places: Sequence[int]) -> Tensor:
+        """A copy of these, before sampling overwrites them."""
+        return logits[to_device(self._runtime, np.array(places, np.int64))] if places else self._chunk_logits[:0]
+
+    def _slot_to_draw(self, draw: Draw) -> int:
+        """−1 where the device does not draw."""
+        return -1 if draw.seq_id in self._eager else self._sequences.slot(draw.seq_id)
+
+    def _prepare(self, draws: Sequence[Draw]) -> None:
+        if self._sampler is not None:
+            ours = [draw for draw in draws if draw.seq_id not in self._eager]
+            self._sampler.prepare([self._sequences.slot(draw.seq_id) for draw in ours], ours)
+
+    def _take_states(self, draws: Sequence[Draw], first_place: int) -> list[StatesPart]:
+        """Of the last `sample`, on its way to the host, where a sequence has one."""
+        sizes = {place: self._state_sizes.get(draw.seq_id, 0) for place, draw in enumerate(draws)}
+        if self._sampler is None or not any(sizes.values()):
+            return []
+        return [StatesPart(first_place, sizes, self._to_host(self._sampler.states[: len(draws)]))]
+
+    def _places_asking(self, draws: Sequence[Draw]) -> list[int]:
+        return [place for place, draw in enumerate(draws) if draw.seq_id in self._num_logprobs]
+
+    def _measure(self, made: Sequence[Draw], num_single: int, rest: Tensor) -> DrawnLogprobs | None:
+        """How likely the tokens were that were drawn for sequences that ask. `made`: draws as they lie in `_drawn`;
+        logits of the first `num_single` were kept, those of the others are `rest`."""
+        places = self._places_asking(made)
+        if not places:
+            return None
+        num_kept = sum(place < num_single for place in places)
+        logits = torch.cat((self._kept_logits[:num_kept], rest))
+        tokens = self._drawn[to_device(self._runtime, np.array(places, np.int64))]
+        num_top = [self._num_logprobs[made[place].seq_id] for place in places]
+        return DrawnLogprobs.launch(self._runtime, logits, tokens, places, num_top)
 
     def _to_host(self, tensor: Tensor) -> Tensor:
         host = self._runtime.pinned(*tensor.shape, dtype=tensor.dtype)
         return host.copy_(tensor, non_blocking=True)
+
+    def _is_single(self, row: Row) -> bool:
+        """One token in, the next of the same sequence out, and kernels draw it."""
+        if row.keep_logits or row.prompt_logprobs is not None or row.seq_id in self._eager:
+            return False
+        return len(row.token_ids) == 1 and [draw.seq_id for draw in row.draws] == [row.seq_id]
 
     # What the device is told.
 
@@ -234,15 +365,18 @@ class CudaEngine:
     def _upload_edits(self, singles: Sequence[Row]) -> None:
         if self._sampler is not None:
             slots = [self._sequences.slot(row.seq_id) for row in singles]
-            self._edits.upload(self._sampler.edits(slots, [row.draws[0].position for row in singles]))
+            self._edits.upload(self._sampler.edits(slots, [row.draws[0] for row in singles]))
 
     def _single_inputs(self, rows: Sequence[Row]) -> np.ndarray:
         """int32 [fields, rows] in the order of `inputs.FIELDS`."""
         columns = []
+        num_kept = 0
         for row in rows:
             slot, token = self._sequences.slot(row.seq_id), row.token_ids[0]
             place = -1 if token == IN_FLIGHT else token, slot, row.start, row.draws[0].position
-            columns.append((*place, *self._sequences.new_block(slot, row)))
+            asks = row.seq_id in self._num_logprobs
+            columns.append((*place, *self._sequences.new_block(slot, row), num_kept if asks else -1))
+            num_kept += asks
         return np.array(columns, np.int32).reshape(-1, len(FIELDS)).T
 
     def _chunk_rows(self, rows: Sequence[Row]) -> np.ndarray:
@@ -251,10 +385,10 @@ class CudaEngine:
         for index, row in enumerate(rows):
             num_tokens = len(row.token_ids)
             part = np.zeros((len(FIELDS), num_tokens), np.int32)
-            part[0] = row.token_ids
+            part[0] = row.token_ids if row.token_ids[0] != IN_FLIGHT else self._eager.last(row.seq_id)
             part[1] = self._sequences.chunk_row(self._parity, index, row)
             part[2] = np.arange(row.start, row.start + num_tokens)
-            part[4] = -1
+            part[4] = part[6] = -1
             parts.append(part)
         return np.concatenate(parts, axis=1)
 
@@ -300,18 +434,34 @@ class CudaEngine:
 
     @torch.inference_mode()
     def admit(self, seed: SequenceSeed) -> None:
+        """Raises ValueError where the request names what is not in the vocabulary, or cannot be done."""
         assert self._sampler is not None
-        self._sampler.set(self._sequences.admit(seed.seq_id), seed)
+        slot = self._sequences.admit(seed.seq_id)
+        try:
+            self._begin_drawing(slot, seed)
+        except ValueError:
+            self._sampler.clear(self._sequences.retire(seed.seq_id))
+            raise
+
+    def _begin_drawing(self, slot: int, seed: SequenceSeed) -> None:
+        assert self._sampler is not None
+        if not can_draw(seed.params):
+            self._eager.admit(seed)
+            return
+        self._sampler.set(slot, seed)
+        if seed.params.logprobs is not None:
+            self._num_logprobs[seed.seq_id] = seed.params.logprobs
+        if size := state_size(seed.params):
+            self._state_sizes[seed.seq_id] = size
 
     @torch.inference_mode()
     def retire(self, seq_id: int) -> None:
         assert self._sampler is not None
         self._sampler.clear(self._sequences.retire(seq_id))
-
-
-def _is_decode(row: Row) -> bool:
-    """One token in, the next of the same sequence out."""
-    return len(row.token_ids) == 1 and not row.keep_logits and [draw.seq_id for draw in row.draws] == [row.seq_id]
+        self._num_logprobs.pop(seq_id, None)
+        self._state_sizes.pop(seq_id, None)
+        if seq_id in self._eager:
+            self._eager.retire(seq_id)
 
 
 def _order(plan: Plan, singles: Sequence[Row], chunks: Sequence[Row]) -> list[int] | None:

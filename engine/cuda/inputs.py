@@ -12,20 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..plan import MAX_BANS
 from .runtime import Runtime
 from .sampler import Edits
 from .step_sizes import StepSize
 
-FIELDS = ("token_ids", "rows", "positions", "draw_positions", "new_indices", "new_blocks")
-PADDING = (0, -1, 0, 0, -1, 0)
+FIELDS = ("token_ids", "rows", "positions", "draw_positions", "new_indices", "new_blocks", "kept_places")
+PADDING = (0, -1, 0, 0, -1, 0, -1)
 ALIGNED = 16
-MAX_SEQUENCE_EDITS = 1024 + 256 + 32
-"""Of one draw: as many biases and stop tokens as a request may name, and ends of a sequence."""
+MAX_SEQUENCE_EDITS = 1024 + 256 + 32 + MAX_BANS
+"""Of one draw: as many biases and stop tokens as a request may name, ends of a sequence, and the draw's own bans."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenInputs:
-    """int32 [T] each, on the device. See `begin_step` and `sample_tail`."""
+    """int32 [T] each, on the device. See `begin_step`, `sample_tail` and `keep_rows`."""
 
     token_ids: Tensor
     rows: Tensor
@@ -33,6 +34,7 @@ class TokenInputs:
     draw_positions: Tensor
     new_indices: Tensor
     new_blocks: Tensor
+    kept_places: Tensor
 
 
 class Inputs:

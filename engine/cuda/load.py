@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 
+from ...text.phrases import Phrases
 from ..config import ModelConfig
 from ..kv_pool import bytes_per_block
 from ..load import load_model
 from ..models.llama import Llama
 from ..plan import Draw, Plan, Row, SequenceSeed
+from ..torch_engine import Sampler
 from .device_memory import allocate
 from .engine import CudaEngine, Sizes
 from .memory import Usage, kv_bytes, peak_bytes
@@ -55,12 +57,15 @@ def load_cuda_engine(
     max_model_len: int | None,
     enforce_eager: bool = False,
     draws: bool = True,
+    phrases: Phrases | None = None,
+    sampler: Sampler | None = None,
 ) -> tuple[CudaEngine, int]:
     """The engine, and the longest sequence it holds, in tokens: `max_model_len`, or what the model and the pool allow.
 
     `config` is a parsed config.json, `weights` a .gguf file or a folder with safetensors (None for the load format
     `dummy`). `dtype` is "auto" (the checkpoint's) or a name of torch's; `kv_cache_dtype` "auto" (the model's),
-    "fp8_e4m3" or "fp8_e5m2". `draws`: see `CudaEngine`. Raises ValueError, with a sentence, on what cannot be loaded.
+    "fp8_e4m3" or "fp8_e5m2". `draws`, `phrases` and `sampler`: see `CudaEngine`. Raises
+    ValueError, with a sentence, on what cannot be loaded.
     """
     sizes, start = ModelConfig.from_hf(config), time.monotonic()
     if sizes.head_dim % 16 or sizes.head_dim > 256:
@@ -76,7 +81,7 @@ def load_cuda_engine(
     model = load_model(sizes, weights, model_dtype, load_format, parts=CudaParts(pdl=pdl), device=runtime.device)
     log.info("%.1f GB of weights in %.1f s", torch.cuda.memory_allocated() / 1e9, time.monotonic() - start)
     kv_dtype = model_dtype if kv_cache_dtype == "auto" else KV_DTYPES[kv_cache_dtype]
-    make = _Maker(model, runtime, kv_dtype, block_size, draws, pdl)
+    make = _Maker(model, runtime, kv_dtype, block_size, draws, pdl, phrases, sampler)
     longest = sizes.max_position_embeddings if max_model_len is None else max_model_len
     step = Sizes(max_num_seqs, max_num_batched_tokens, longest)
     num_blocks = memory.num_blocks or _num_blocks(make, step, memory, enforce_eager)
@@ -109,6 +114,8 @@ class _Maker:
     block_size: int
     draws: bool
     pdl: bool
+    phrases: Phrases | None
+    sampler: Sampler | None
 
     @property
     def bytes_per_block(self) -> int:
@@ -138,7 +145,16 @@ class _Maker:
             head_dim=config.head_dim,
             dtype=self.kv_dtype,
         )
-        return CudaEngine(self.model, pool, self.runtime, sizes, draws=self.draws, pdl=self.pdl)
+        return CudaEngine(
+            self.model,
+            pool,
+            self.runtime,
+            sizes,
+            draws=self.draws,
+            pdl=self.pdl,
+            phrases=self.phrases,
+            sampler=self.sampler,
+        )
 
 
 def _num_blocks(make: _Maker, sizes: Sizes, memory: Memory, enforce_eager: bool) -> int:

@@ -72,16 +72,20 @@ class Llama:
 
     def forward_embedded(self, x: Tensor, wanted: Tensor | None, attention: Attention) -> Tensor:
         """As `forward`, of embeddings [T, hidden_size], which are overwritten."""
+        hidden = self.hidden(x, wanted, attention)
+        return self.head(hidden) if len(hidden) else torch.empty(0, self.config.vocab_size, device=x.device)
+
+    def hidden(self, x: Tensor, wanted: Tensor | None, attention: Attention) -> Tensor:
+        """As `forward_embedded`, but what `head` makes logits of, [N, hidden_size]."""
         for layer in self.layers[:-1]:
             layer.finish_(x, layer.attend(x, attention))
         last = self.layers[-1]
         heads = last.attend(x, attention)
         if wanted is not None:
             x, heads = x[wanted], heads[wanted]
-        if not len(x):
-            return torch.empty(0, self.config.vocab_size, device=x.device)
-        last.finish_(x, heads)
-        return self.head(x)
+        if len(x):
+            last.finish_(x, heads)
+        return x
 
     @classmethod
     def weight_shapes(cls, config: ModelConfig) -> dict[str, Shape]:

@@ -42,6 +42,8 @@ class Request:
     outputs: dict[int, list[int]] = field(default_factory=dict)
     finished: dict[int, TokenRow] = field(default_factory=dict)
     cancelled: set[int] = field(default_factory=set)
+    ends: dict[int, TokenRow] = field(default_factory=dict)
+    """The last row of each choice: with its state and epoch a replay goes on."""
 
     def live(self) -> list[int]:
         return [i for i in range(self.num_choices) if i not in self.finished and i not in self.cancelled]
@@ -115,7 +117,7 @@ class RouterSim:
         self.num_placements += 1
         placement = self.num_placements
         self.placed[placement] = request, choices
-        sent = tuple(Choice(i, pack_ids(request.outputs[i])) for i in choices)
+        sent = tuple(self.choice(request, i) for i in choices)
         cost = self.cost(request, choices)
         self.costs_sent += cost
         self.scheduler.on_reserve(
@@ -123,6 +125,10 @@ class RouterSim:
             self.now,
         )
         return placement
+
+    def choice(self, request: Request, index: int) -> Choice:
+        last = request.ends.get(index)
+        return Choice(index, pack_ids(request.outputs[index]), *((last.state, last.epoch) if last else ()))
 
     def cost(self, request: Request, choices: list[int]) -> int:
         return (len(request.prompt) + len(request.outputs[choices[0]])) // self.pool.block_size + len(choices)
@@ -183,6 +189,7 @@ class RouterSim:
         output = request.outputs[row.choice]
         assert row.position == len(output), "a gap"
         output += row.token_ids
+        request.ends[row.choice] = row
         if row.finish_reason:
             request.finished[row.choice] = row
             self.leave(row.placement, row.choice)

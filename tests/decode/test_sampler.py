@@ -2,9 +2,11 @@ import math
 
 import pytest
 import torch
-from isthmus.decode.sampler import Sampler, draw_tokens
-from isthmus.decode.sampling_steps import SequenceState, apply_steps
-from isthmus.engine.plan import Draw, SequenceSeed
+from isthmus.decode.sampler import Sampler
+from isthmus.decode.sampler_state import SequenceState
+from isthmus.decode.sampling_steps import Batch, apply_steps, reshape
+from isthmus.engine.plan import NO_TOKEN, Draw, SequenceSeed
+from isthmus.kernels import gumbel_draw
 from isthmus.kernels.philox import gumbel_noise
 from isthmus.wire.noise import DRAW, philox_key
 from isthmus.wire.sampling import SamplingParams
@@ -34,9 +36,19 @@ def randn(*shape, seed=0, scale=3.0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale
 
 
+def sample(sampler, logits, draws):
+    return sampler.sample(logits, draws).token_ids
+
+
 def run(sampler, seq_id, logits, start=0):
     """Tokens of one sequence, alone in its batch: row t of `logits` is its position start + t."""
-    return [int(sampler.sample(row[None], [Draw(seq_id, start + t)])) for t, row in enumerate(logits)]
+    return [int(sample(sampler, row[None], [Draw(seq_id, start + t)])) for t, row in enumerate(logits)]
+
+
+def draw_tokens(logits, keys, positions, epoch=0):
+    positions = torch.tensor(positions)
+    epochs = torch.full_like(positions, epoch)
+    return gumbel_draw.draw_tokens(logits, torch.tensor(keys), positions, epochs, stream=DRAW)
 
 
 def sampler_with(*seeds, vocab_size=200):
@@ -148,8 +160,9 @@ def twelve_tokens(**params):
     """Logits of 12 tokens among 128, after the steps."""
     logits = torch.full((1, 128), -INF)
     logits[0, 3:123:10] = randn(12, scale=1.2)
-    row = SequenceState(seed(0, SamplingParams(**params)), torch.device("cpu"))
-    return apply_steps(logits, [row])[0]
+    row = SequenceState(seed(0, SamplingParams(**params)), 128, torch.device("cpu"))
+    batch = Batch.of([row], [Draw(0, 0)], torch.device("cpu"))
+    return reshape(apply_steps(logits, batch), batch)[0]
 
 
 @pytest.mark.parametrize("params", [{}, {"top_p": 0.8}, {"temperature": 0.6, "top_k": 7}], ids=["plain", "p", "k"])
@@ -217,7 +230,7 @@ def test_a_sequence_draws_the_same_alone_and_among_31_others():
     seeds = [seed(i, CROWD[i % len(CROWD)], request_seed=i // 8, choice=i % 8) for i in range(32)]
     logits = randn(num_steps, 32, vocab_size)
     crowd = sampler_with(*seeds, vocab_size=vocab_size)
-    together = [crowd.sample(logits[t], [Draw(i, t) for i in range(32)]).tolist() for t in range(num_steps)]
+    together = [sample(crowd, logits[t], [Draw(i, t) for i in range(32)]).tolist() for t in range(num_steps)]
     for i, one in enumerate(seeds):
         alone = run(sampler_with(one, vocab_size=vocab_size), i, logits[:, i])
         assert alone == [tokens[i] for tokens in together]
@@ -253,7 +266,7 @@ def test_the_only_token_left_is_drawn(params):
 
 
 def test_no_draws_give_no_tokens():
-    assert Sampler(50).sample(torch.empty(0, 50), []).shape == (0,)
+    assert Sampler(50).sample(torch.empty(0, 50), []).token_ids.shape == (0,)
 
 
 def test_logits_are_left_as_they_were():
@@ -264,11 +277,13 @@ def test_logits_are_left_as_they_were():
 
 
 @pytest.mark.parametrize("bad", [math.nan, INF])
-def test_logits_of_a_broken_model_are_refused(bad):
+def test_logits_of_a_broken_model_draw_nothing_and_leave_the_neighbours_alone(bad):
     logits = torch.zeros(3, 200)
+    draws = [Draw(i, 0) for i in range(3)]
+    first, _, last = sampler_with(*(seed(i) for i in range(3))).sample(logits, draws).token_ids.tolist()
     logits[1, 9] = bad
-    with pytest.raises(ValueError, match=r"rows \[1\]"):
-        sampler_with(*(seed(i) for i in range(3))).sample(logits, [Draw(i, 0) for i in range(3)])
+    tokens = sampler_with(*(seed(i) for i in range(3))).sample(logits, draws).token_ids.tolist()
+    assert tokens == [first, NO_TOKEN, last]
 
 
 @pytest.mark.parametrize(
@@ -293,3 +308,26 @@ def test_a_retired_id_can_be_admitted_again_and_starts_anew():
     sampler.retire(0)
     sampler.admit(seed(0, PENALISED))
     assert run(sampler, 0, logits) == first
+
+
+@pytest.mark.parametrize("params", [{"dry_multiplier": 0.8}, {"bad_words": ("x",)}])
+def test_strings_are_refused_without_a_tokenizer(params):
+    with pytest.raises(ValueError, match="needs the model's tokenizer"):
+        Sampler(200).admit(seed(0, SamplingParams(**params)))
+
+
+def test_logprobs_are_those_of_the_model_or_of_what_was_drawn_from():
+    logits, draws = randn(4, 200), [Draw(i, 0) for i in range(4)]
+    asks = [{"logprobs": 3}, {"logprobs": 3, "logprobs_mode": "processed"}, {}, {"logprobs": 0}]
+    samples = sampler_with(*(seed(i, SamplingParams(top_k=2, **ask)) for i, ask in enumerate(asks))).sample(
+        logits, draws
+    )
+    raw = logits.double().log_softmax(-1)
+    for i in (0, 3):
+        assert samples.logprobs[i].chosen == pytest.approx(float(raw[i, samples.token_ids[i]]), abs=1e-6)
+    assert [token for token, _ in samples.logprobs[0].top] == raw[0].topk(3).indices.tolist()
+    two = logits[1].topk(2)
+    expected = dict(zip(two.indices.tolist(), two.values.double().log_softmax(-1).tolist(), strict=True))
+    assert dict(samples.logprobs[1].top) == pytest.approx(expected, abs=1e-6)
+    assert samples.logprobs[2] is None
+    assert samples.logprobs[3].top == ()

@@ -1,25 +1,33 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from isthmus.decode.sampling_steps import SequenceState, TokenCounts, apply_steps
-from isthmus.engine.plan import SequenceSeed
-from isthmus.wire.sampling import SamplingParams
+from isthmus.decode.sampler_state import SequenceState
+from isthmus.decode.sampling_steps import Batch, apply_steps, mask_logits
+from isthmus.engine.plan import Draw, SequenceSeed
+from isthmus.wire.sampling import DEFAULT_ORDER, SamplingParams
 from transformers.generation import logits_process as oracle
 
 CPU = torch.device("cpu")
 INF = math.inf
 
 
-def state(prompt=(), output=(), stop=(), **params):
+VOCAB_SIZE = 100_000
+"""At least that of any logits here."""
+
+
+def state(prompt=(), output=(), stop=(), phrases=None, vocab_size=VOCAB_SIZE, **params):
     seed = SequenceSeed(0, SamplingParams(**params), (0, 0), prompt, output, frozenset(stop))
-    return SequenceState(seed, CPU)
+    return SequenceState(seed, vocab_size, CPU, phrases)
 
 
-def run(logits, *rows):
-    return apply_steps(torch.as_tensor(logits, dtype=torch.float32), rows)
+def run(logits, *rows, guide=None):
+    batch = Batch.of(rows, [Draw(0, row.num_output) for row in rows], CPU)
+    masked = mask_logits(torch.as_tensor(logits, dtype=torch.float32), batch, [guide] * len(rows))
+    return apply_steps(masked, batch)
 
 
 def randn(*shape, seed=0, scale=3.0):
@@ -238,18 +246,117 @@ def test_one_token_left_stays():
     assert kept(run(logits, state(**EVERYTHING))) == [[123]]
 
 
-def test_counts_grow_as_if_they_had_been_known():
-    tokens = torch.randint(0, 60, (300,), generator=torch.Generator().manual_seed(2)).tolist()
-    stepped = TokenCounts(tokens[:20], [], CPU)
-    for token in tokens[20:]:
-        stepped.add(token)
-    known = TokenCounts(tokens[:20], tokens[20:], CPU)
-    assert torch.equal(stepped.ids, known.ids)
-    assert torch.equal(stepped.counts, known.counts)
-    assert dict(zip(known.ids.tolist(), known.counts.tolist(), strict=True)) == {
-        token: float(tokens[20:].count(token)) for token in tokens
-    }
+def test_history_is_kept_only_where_it_is_read():
+    assert state(prompt=[1], temperature=0.5, top_k=3).history is None
+    assert state(prompt=[1], presence_penalty=0.5).history is not None
 
 
-def test_counts_are_kept_only_for_penalties():
-    assert state(prompt=[1], temperature=0.5, top_k=3).counts is None
+BANS = {
+    "allowed_token_ids": ({"allowed_token_ids": (0, 33, 63)}, {0, 33, 63}),
+    "custom_token_bans": ({"custom_token_bans": (0, 31, 32)}, set(range(70)) - {0, 31, 32}),
+    "token_ban_ranges": ({"token_ban_ranges": ((5, 30), (60, 10**9))}, {*range(5), *range(35, 60)}),
+    "all": (
+        {"allowed_token_ids": (0, 9, 33), "custom_token_bans": (0,), "token_ban_ranges": ((5, 10),)},
+        {33},
+    ),
+}
+
+
+@pytest.mark.parametrize(("params", "allowed"), BANS.values(), ids=BANS)
+def test_banned_tokens_never_come(params, allowed):
+    assert kept(run(torch.zeros(1, 70), state(vocab_size=70, **params))) == [sorted(allowed)]
+
+
+@pytest.mark.parametrize(
+    "params", [{"allowed_token_ids": (3,), "custom_token_bans": (3,)}, {"token_ban_ranges": ((0, 70),)}]
+)
+def test_a_request_that_allows_no_token_is_refused(params):
+    with pytest.raises(ValueError, match="leave no token"):
+        state(vocab_size=70, **params)
+
+
+@pytest.mark.parametrize("name", ["allowed_token_ids", "custom_token_bans"])
+def test_bans_of_unknown_tokens_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name} 70 is not in the vocabulary"):
+        state(vocab_size=70, **{name: (70,)})
+
+
+def words(*tokens):
+    """Of guidance, for 70 tokens."""
+    allowed = np.zeros(96, dtype=bool)
+    allowed[list(tokens)] = True
+    return np.packbits(allowed, bitorder="little").view(np.uint32)
+
+
+def test_guidance_and_bans_act_together():
+    assert kept(run(torch.zeros(1, 70), state(vocab_size=70, custom_token_bans=(3, 4)), guide=words(2, 3, 69))) == [
+        [2, 69]
+    ]
+
+
+def test_guidance_wins_where_bans_would_leave_nothing():
+    assert kept(run(torch.zeros(1, 70), state(vocab_size=70, custom_token_bans=(3,)), guide=words(3))) == [[3]]
+
+
+def test_min_tokens_yields_where_only_the_end_is_left():
+    row = state(stop=[3], min_tokens=5, vocab_size=70)
+    assert kept(run(torch.zeros(1, 70), row, guide=words(3))) == [[3]]
+    assert kept(run(torch.zeros(1, 70), row, guide=words(3, 4))) == [[4]]
+
+
+def test_bans_of_a_draw_take_tokens_out_unless_nothing_were_left():
+    rows = [state(), state(allowed_token_ids=(1, 3), vocab_size=5), state(stop=[4], min_tokens=1), state()]
+    bans = [(0, 2), (1, 3), (0, 1, 2, 3), ()]
+    batch = Batch.of(rows, [Draw(0, 0, bans=ids) for ids in bans], CPU)
+    masked = mask_logits(torch.zeros(4, 5), batch, [None] * 4)
+    assert kept(masked) == [[1, 3, 4], [1, 3], [4], [0, 1, 2, 3, 4]]
+    assert kept(mask_logits(torch.zeros(2, 5), batch[torch.tensor([3, 0])], [None] * 2)) == [[0, 1, 2, 3, 4], [1, 3, 4]]
+
+
+def test_dry_lowers_what_would_go_on_with_a_repetition():
+    dry = {"dry_multiplier": 0.5, "dry_allowed_length": 1, "dry_sequence_breakers": ()}
+    rows = [state(prompt=[1, 2, 1], **dry), state(prompt=[2, 2, 2, 2], **dry), state(prompt=[0, 1, 2], **dry)]
+    expected = [[1.0, 1.0, 0.5], [1.0, 1.0, 1 - 0.5 * 1.75**2], [1.0, 1.0, 1.0]]
+    assert run([[1.0, 1.0, 1.0]] * 3, *rows).tolist() == expected
+
+
+class OneWord:
+    """Stands in for the words of a tokenizer: every string is token 3."""
+
+    def bad_words(self, strings):
+        return [(3,) for _ in strings]
+
+
+def test_repeated_ngrams_and_bad_words_are_banned():
+    row = state(prompt=[0, 1, 0], phrases=OneWord(), no_repeat_ngram_size=2, bad_words=("x",))
+    assert kept(run(torch.zeros(1, 5), row)) == [[0, 2, 4]]
+
+
+def test_no_ban_takes_the_last_token():
+    row = state(prompt=[0, 1, 2], no_repeat_ngram_size=1)
+    assert kept(run([[0.0, -INF, 1.0]], row)) == [[0, 2]]
+
+
+def test_a_drawn_token_is_history():
+    row = state(prompt=[0, 1], no_repeat_ngram_size=2)
+    assert kept(run(torch.zeros(1, 3), row)) == [[0, 1, 2]]
+    row.append(0)
+    assert kept(run(torch.zeros(1, 3), row)) == [[0, 2]]
+
+
+def test_repetition_with_a_range_and_a_slope():
+    """Of the last two tokens the older is divided by 1 + (2 − 1) × 0.5."""
+    row = state(prompt=[0, 1, 2], repetition_penalty=2.0, repetition_penalty_range=2, repetition_penalty_slope=0.5)
+    assert run([[4.0, 6.0, 4.0, 4.0]] * 2, row, state()).tolist() == [[4.0, 4.0, 2.0, 4.0], [4.0, 6.0, 4.0, 4.0]]
+
+
+def test_orders_of_different_rows_do_not_mix():
+    """Of (2, 1, 0, −1): top-k 2 then temperature or the other way is the same; min-p 0.3 keeps 2 at T = 1, 3 at 2."""
+    first = tuple(step for step in DEFAULT_ORDER if step != "temperature")
+    hot = {"temperature": 2.0, "min_p": 0.3}
+    rows = [state(**hot), state(**hot, temperature_last=True), state(**hot, sampler_priority=(*first, "temperature"))]
+    assert kept(run([[2.0, 1.0, 0.0, -1.0]] * 3, *rows)) == [[0, 1, 2], [0, 1], [0, 1]]
+
+
+def test_top_k_of_any_size_is_taken():
+    assert kept(run(torch.zeros(1, 5), state(top_k=2**63 - 1))) == [[0, 1, 2, 3, 4]]

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 from isthmus.decode.scheduler import DecodeScheduler
 from isthmus.engine.block_pool import BlockPool
-from isthmus.engine.plan import IN_FLIGHT, Result
+from isthmus.engine.plan import IN_FLIGHT, Result, Scoring
 from isthmus.tests.decode.router_sim import EOS, Request, RouterSim
 from isthmus.wire.codec import pack_ids
+from isthmus.wire.logprobs import TokenLogprobs, pack_logprobs
 from isthmus.wire.messages import (
     Cancel,
     Cancelled,
@@ -15,6 +16,7 @@ from isthmus.wire.messages import (
     Credit,
     Declined,
     Failed,
+    PromptLogprobs,
     Reserve,
     Reserved,
     TokenRow,
@@ -487,6 +489,50 @@ def test_a_sure_last_token_is_not_planned_past(params: dict[str, Any]) -> None:
     assert bench.scheduler.plan(0.0, second) is None
     assert not bench.scheduler.idle
     bench.scheduler.apply(second, Result([5]), 0.0)
+    bench.finish()
+
+
+def test_a_prompts_logprobs_come_before_its_first_token() -> None:
+    bench = Bench()
+    bench.reserve(1, PROMPT)
+    bench.step()
+    bench.finish()
+    bench.reserve(2, PROMPT, output=[40, 41], prompt_logprobs=0)
+    plan = bench.scheduler.plan(0.0, None)
+    assert plan is not None
+    (row,) = plan.rows
+    assert row.start == 0, "what the cache has is computed again"
+    assert row.prompt_logprobs == Scoring(PROMPT[1:], 0), "earlier output is not the prompt's"
+    rows = [TokenLogprobs(-float(i)) for i in range(9)]
+    bench.scheduler.apply(plan, Result([7], prompt_logprobs={row.seq_id: rows}), 0.0)
+    told, tokens = bench.messages(PromptLogprobs | Tokens)
+    assert told == PromptLogprobs(2, 1, 0, pack_logprobs(rows, 0))
+    assert isinstance(tokens, Tokens)
+    bench.finish()
+
+
+def test_a_prompts_logprobs_may_come_with_its_kv() -> None:
+    bench = Bench()
+    bench.reserve(1, PROMPT, remote=True, prompt_logprobs=3)
+    (reserved,) = bench.messages(Reserved)
+    bench.scheduler.on_received(reserved.transfer_id, "logits", 0.0, b"packed")
+    assert bench.messages(PromptLogprobs) == [PromptLogprobs(1, 1, 3, b"packed")]
+    assert bench.step()
+    bench.finish()
+
+
+def test_rows_carry_logprobs_and_state_and_a_seed_the_state_it_is_given() -> None:
+    bench = Bench()
+    message = Reserve(1, "r", pack_ids(PROMPT), (Choice(0, pack_ids([9]), b"before"),), SamplingParams(), 0, 1, False)
+    bench.scheduler.on_reserve(message, 0.0)
+    plan = bench.scheduler.plan(0.0, None)
+    assert plan is not None
+    (seed,) = bench.scheduler.take_effects().admit
+    assert (seed.output_ids, seed.state) == ([9], b"before")
+    one = TokenLogprobs(-0.5, ((3, -0.25),), 2)
+    bench.scheduler.apply(plan, Result([7], logprobs=[one], states=[b"after"]), 0.0)
+    (tokens,) = bench.messages(Tokens)
+    assert tokens.rows == (TokenRow(1, 0, 1, (7,), state=b"after", logprobs=(one,)),)
     bench.finish()
 
 

@@ -15,6 +15,7 @@ from isthmus.engine.cuda.step_sizes import Ladder
 from isthmus.engine.kv_pool import bytes_per_block
 from isthmus.engine.load import load_model
 from isthmus.engine.models.llama import Llama
+from isthmus.engine.torch_engine import Sampler
 from isthmus.tests.engine.tiny import BLOCK_SIZE, NUM_BLOCKS
 
 LADDER = Ladder(decode=(1, 2, 4, 8), single=(0, 4), chunk_tokens=(8, 16, 32, 48))
@@ -34,11 +35,12 @@ def cuda_engine(
     draws: bool = True,
     captured: bool = True,
     pdl: bool = False,
+    sampler: Sampler | None = None,
 ) -> CudaEngine:
     runtime, sizes = runtime_of(device), ModelConfig.from_hf(config)
     load_format = "dummy" if weights is None else "auto"
     model = load_model(sizes, weights, dtype, load_format, parts=CudaParts(pdl=pdl), device=runtime.device)
-    engine = engine_around(model, runtime, kv_dtype or dtype, draws=draws, pdl=pdl)
+    engine = engine_around(model, runtime, kv_dtype or dtype, draws=draws, pdl=pdl, sampler=sampler)
     if captured:
         engine.capture(LADDER if draws else replace(LADDER, decode=(), single=(0,)))
     return engine
@@ -54,6 +56,7 @@ def engine_around(
     max_num_batched_tokens: int = 256,
     draws: bool = True,
     pdl: bool = False,
+    sampler: Sampler | None = None,
 ) -> CudaEngine:
     """Its pool holds only NaN: whatever reads a slot that no token was stored in shows."""
     config = model.config
@@ -68,4 +71,4 @@ def engine_around(
     pool = CudaKvPool(runtime, memory, num_blocks=num_blocks, **shape)
     pool.kv.view(torch.uint8).fill_(0xFF)  # NaN in every floating type
     sizes = Sizes(8, max_num_batched_tokens, num_blocks * block_size)
-    return CudaEngine(model, pool, runtime, sizes, draws=draws, pdl=pdl)
+    return CudaEngine(model, pool, runtime, sizes, draws=draws, pdl=pdl, sampler=sampler)

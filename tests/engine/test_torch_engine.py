@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from isthmus.decode.sampler import Samples
 from isthmus.engine.kv_pool import KvPool
 from isthmus.engine.models.llama import Llama
 from isthmus.engine.plan import IN_FLIGHT, Draw, Engine, Plan, Row, SequenceSeed, ShippedDraw
@@ -136,10 +137,10 @@ class Recorder:
     def retire(self, seq_id: int) -> None:
         self.log.append(("retire", seq_id))
 
-    def sample(self, logits: Tensor, draws: Sequence[Draw]) -> Tensor:
+    def sample(self, logits: Tensor, draws: Sequence[Draw]) -> Samples:
         self.calls.append((logits.clone(), list(draws)))
         logits.fill_(float("nan"))
-        return torch.arange(len(draws))
+        return Samples(torch.arange(len(draws)), (), ())
 
 
 def recording(model: Llama) -> tuple[TorchEngine, Recorder]:

@@ -7,6 +7,7 @@ from typing import Any
 import gguf
 import numpy as np
 import torch
+from isthmus.decode.sampler import Samples
 from isthmus.engine.config import ModelConfig
 from isthmus.engine.gguf_weights import BLOCK_NAMES, GLOBAL_NAMES
 from isthmus.engine.kv_pool import KvPool
@@ -88,9 +89,9 @@ class Greedy:
 
     def retire(self, seq_id: int) -> None: ...
 
-    def sample(self, logits: Tensor, draws: Sequence[Draw]) -> Tensor:
+    def sample(self, logits: Tensor, draws: Sequence[Draw]) -> Samples:
         assert len(logits) == len(draws)
-        return logits.argmax(-1)
+        return Samples(logits.argmax(-1), (), ())
 
 
 def engine_of(config: Mapping[str, Any], weights: Path | None, **options: Any) -> TorchEngine:

@@ -77,7 +77,7 @@ class Sequences:
             self.table.set(2 * i, slot_params(p, key), prompt, output)
 
     def expected(self, logits):
-        return self.sampler.sample(logits, [Draw(i, self.position) for i in range(self.num)])
+        return self.sampler.sample(logits, [Draw(i, self.position) for i in range(self.num)]).token_ids
 
     def drawn(self, logits, sample=sample_tail, num_padding=0, dtype=torch.int32):
         """Tokens of the kernels, with `num_padding` padding rows at the end."""
@@ -351,7 +351,7 @@ def test_one_graph_serves_parameters_that_change():
         fresh = randn(num_rows, vocab_size, seed=seed)
         logits.copy_(fresh)
         graph.replay()
-        assert out.tolist() == sampler.sample(fresh, [Draw(i, 0) for i in range(num_rows)]).tolist()
+        assert out.tolist() == sampler.sample(fresh, [Draw(i, 0) for i in range(num_rows)]).token_ids.tolist()
 
 
 def test_a_slot_holds_what_was_set():

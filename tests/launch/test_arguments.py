@@ -66,7 +66,7 @@ FLAGS = """serve model.gguf --prefill 0 --decode 2 --host 0.0.0.0 --port 80 --ma
     --kv-cache-memory 1.5G --engine fake --fake-step-s 0.5 --no-restart --max-waiting 4 --drain-timeout 2
     --request-timeout 30 --local-prefill-max-tokens 0 --worker-address tcp://127.0.0.1:9 --log-level debug
     --kv-transport zmq --device cuda --gpu-memory-utilization 0.8 --kv-cache-dtype fp8_e4m3 --enforce-eager
-    --gpus 1,0"""
+    --gpus 1,0 --max-logprobs 5"""
 
 
 def test_flags_keep_the_names_users_know() -> None:
@@ -74,7 +74,7 @@ def test_flags_keep_the_names_users_know() -> None:
     assert config == ServeConfig(
         TopologyOptions(prefill=0, decode=2, gpus="1,0", restart=False),
         ModelOptions("model.gguf", 99, "dummy"),
-        HttpOptions("0.0.0.0", 80, ("a", "b"), "t.jinja", 4, 30.0, 2.0),
+        HttpOptions("0.0.0.0", 80, ("a", "b"), "t.jinja", 5, 4, 30.0, 2.0),
         RoutingOptions("tcp://127.0.0.1:9", 0),
         DataOptions(kv_transport="zmq"),
         EngineOptions("fake", "float32", 32, 7, 3 << 29, 3, 128, False, True),

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from isthmus.decode.sampler import Sampler
 from isthmus.engine.cuda.load import Memory
 from isthmus.engine.fake_engine import FakeEngine
 from isthmus.launch import worker_load
@@ -26,6 +27,7 @@ from isthmus.launch.worker_load import Loader
 from isthmus.launch.worker_place import WorkerPlace
 from isthmus.tests.helpers import demo_model_path
 from isthmus.tests.launch.fake_nvml import GIB, gpu
+from isthmus.text.phrases import Phrases
 
 MODEL = str(demo_model_path())
 LIMITS = StepLimits(256, 2048)
@@ -72,6 +74,8 @@ def test_the_engine_on_a_gpu_gets_what_the_options_say(engines: CudaEngines) -> 
     loaded = Loader(config, ON_GPU, LIMITS, draws=True)(MODEL)
     assert (loaded.engine, loaded.max_model_len) == (engines.engine, 4321)
     assert (engines.given[0]["num_hidden_layers"], str(engines.given[1])) == (30, MODEL)
+    phrases, sampler = engines.options.pop("phrases"), engines.options.pop("sampler")
+    assert (type(phrases), type(sampler)) == (Phrases, Sampler)
     assert engines.options == {
         "device_index": 3,
         "dtype": "bfloat16",

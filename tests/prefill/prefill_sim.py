@@ -80,13 +80,32 @@ class PrefillSim:
     def in_transit(self) -> list[Work]:
         return [work for work in self.works.values() if work.pieces and work.answer is None]
 
-    def submit(self, prompt: list[int], first_token: int = 0, sends: bool = True) -> Work:
+    def submit(
+        self,
+        prompt: list[int],
+        first_token: int = 0,
+        sends: bool = True,
+        *,
+        prompt_len: int = 0,
+        prompt_logprobs: int | None = None,
+    ) -> Work:
         work = Work(len(self.works), prompt, first_token, sends)
         self.works[work.placement] = work
         self.costs_sent += len(prompt)
         ids, cost = pack_ids(prompt), len(prompt)
         self.scheduler.on_prefill(
-            Prefill(work.placement, "r", ids, first_token, work.data_endpoint, work.transfer_id, cost), self.now
+            Prefill(
+                work.placement,
+                "r",
+                ids,
+                first_token,
+                work.data_endpoint,
+                work.transfer_id,
+                cost,
+                prompt_len,
+                prompt_logprobs,
+            ),
+            self.now,
         )
         return work
 

@@ -3,7 +3,8 @@
 import pytest
 from isthmus.tests.prefill.prefill_sim import PrefillSim
 from isthmus.wire.codec import pack_ids
-from isthmus.wire.messages import Cancel, Cancelled, Credit, Failed, Prefill, Prefilled
+from isthmus.wire.logprobs import unpack_logprobs
+from isthmus.wire.messages import Cancel, Cancelled, Credit, Failed, Prefill, Prefilled, PromptLogprobs
 
 LONG = list(range(40))
 
@@ -61,6 +62,32 @@ def test_the_last_token_is_always_computed() -> None:
     assert work.answer.num_cached_tokens == 4
     assert spans(sim, 1) == [(0, 1, True)]
     sim.assert_exact(work)
+
+
+def test_a_prompts_logprobs_go_with_its_last_piece_and_none_of_it_is_taken_from_the_cache() -> None:
+    sim = PrefillSim(num_blocks=40, max_num_batched_tokens=7)
+    sim.submit(LONG[:20])
+    sim.run()
+    work = sim.submit(LONG[:20], first_token=8, prompt_len=18, prompt_logprobs=2)  # two tokens are earlier output
+    sim.run()
+    assert isinstance(work.answer, Prefilled)
+    assert work.answer.num_cached_tokens == 0
+    *others, last = [send for send, _ in work.pieces]
+    assert not any(send.prompt_logprobs for send in others)
+    assert unpack_logprobs(last.prompt_logprobs, 2) == sim.engine.expected_logprobs(LONG[:18], 2)
+    sim.assert_exact(work)
+
+
+def test_a_prompts_logprobs_go_to_the_router_where_nothing_is_sent() -> None:
+    sim = PrefillSim(num_blocks=40, max_num_batched_tokens=7)
+    sim.submit(LONG[:20], sends=False, prompt_len=20, prompt_logprobs=1)
+    sim.run()
+    told = [message for message in sim.messages if isinstance(message, PromptLogprobs)]
+    assert [message.position for message in told] == [1, 8, 15]
+    rows = [row for message in told for row in unpack_logprobs(message.rows, message.num_top)]
+    assert rows == sim.engine.expected_logprobs(LONG[:20], 1)
+    assert isinstance(sim.messages[-1], Prefilled | Credit)
+    assert max(map(sim.messages.index, told)) < next(i for i, m in enumerate(sim.messages) if isinstance(m, Prefilled))
 
 
 def test_a_short_prompt_is_not_stuck_behind_a_long_one() -> None:

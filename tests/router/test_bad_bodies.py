@@ -60,15 +60,39 @@ BOTH = [
     ({"stop_token_ids": [259]}, 400, "stop_token_ids"),
     ({"stop_token_ids": [-1]}, 400, "stop_token_ids[0]"),
     ({"stop_token_ids": 5}, 400, "stop_token_ids"),
-    ({"top_a": 0.2}, 400, "top_a"),
-    ({"xtc_probability": 0.5, "xtc_threshold": 0.1}, 400, "xtc_probability"),
-    ({"dry_multiplier": 0.8, "dry_base": 1.75}, 400, "dry_multiplier"),
-    ({"mirostat_mode": 2, "mirostat_tau": 5}, 400, "mirostat_mode"),
-    ({"rep_pen": 1.1, "rep_pen_range": 320}, 400, "rep_pen_range"),
-    ({"guided_json": {"type": "object"}}, 400, "guided_json"),
-    ({"logprobs": True}, 400, "logprobs"),
+    ({"top_a": 1.2}, 400, "top_a"),
+    ({"tfs_z": 0}, 400, "tfs_z"),
+    ({"typical": 1.5}, 400, "typical"),
+    ({"typ_p": 0.5, "typical_p": 0.6}, 400, "typical_p"),
+    ({"eps_cutoff": -1}, 400, "eps_cutoff"),
+    ({"eta_cutoff": 10001}, 400, "eta_cutoff"),
+    ({"top_n_sigma": -2}, 400, "top_n_sigma"),
+    ({"xtc_probability": 2, "xtc_threshold": 0.1}, 400, "xtc_probability"),
+    ({"skew": 30}, 400, "skew"),
+    ({"smoothing_curve": 0.5}, 400, "smoothing_curve"),
+    ({"dynatemp_range": -1}, 400, "dynatemp_range"),
+    ({"dynatemp_low": 2, "dynatemp_high": 1}, 400, "dynatemp_low"),
+    ({"dynamic_temperature": 1}, 400, "dynamic_temperature"),
+    ({"dry_multiplier": -0.8, "dry_base": 1.75}, 400, "dry_multiplier"),
+    ({"dry_base": 0.5}, 400, "dry_base"),
+    ({"dry_sequence_breakers": "[1"}, 400, "dry_sequence_breakers"),
+    ({"dry_sequence_breakers": [""]}, 400, "dry_sequence_breakers[0]"),
+    ({"mirostat_mode": 3, "mirostat_tau": 5}, 400, "mirostat_mode"),
+    ({"mirostat": 2.5}, 400, "mirostat"),
+    ({"adaptive_decay": 1}, 400, "adaptive_decay"),
+    ({"rep_pen": 1.1, "rep_pen_range": -2}, 400, "rep_pen_range"),
+    ({"no_repeat_ngram_size": -1}, 400, "no_repeat_ngram_size"),
+    ({"custom_token_bans": "1,x"}, 400, "custom_token_bans"),
+    ({"token_ban_ranges": [[5]]}, 400, "token_ban_ranges[0]"),
+    ({"bad_words": [3]}, 400, "bad_words[0]"),
+    ({"sampler_order": [6, 0, 1, 3, 4, 2]}, 400, "sampler_order"),
+    ({"sampler_order": [6, 0, 1, 3, 4, 2, 2]}, 400, "sampler_order"),
+    ({"sampler_priority": ["dry", "top_k"]}, 400, "sampler_priority"),
+    ({"samplers": ["top_q"]}, 400, "samplers"),
+    ({"guidance_scale": 1.5}, 400, "guidance_scale"),
+    ({"guided_json": {"type": "object"}, "guided_regex": "a"}, 400, "guided_regex"),
+    ({"logprobs_mode": "cooked"}, 400, "logprobs_mode"),
     ({"early_stopping": True}, 400, "early_stopping"),
-    ({"best_of": 2}, 400, "best_of"),
 ]
 COMPLETIONS_ONLY = [
     ({"prompt": None}, 400, "prompt"),
@@ -92,10 +116,13 @@ COMPLETIONS_ONLY = [
     ({"prompt": "x", "max_tokens": 0, "min_tokens": 1}, 400, "min_tokens"),
     ({"echo": "yes"}, 400, "echo"),
     ({"suffix": "tail"}, 400, "suffix"),
-    ({"logprobs": 0}, 400, "logprobs"),
+    ({"logprobs": -1}, 400, "logprobs"),
+    ({"n": 2, "best_of": 1}, 400, "best_of"),
     ({"messages": []}, 400, "messages"),
 ]
 CHAT_ONLY = [
+    ({"best_of": 2}, 400, "best_of"),
+    ({"logprobs": 5}, 400, "logprobs"),
     ({"messages": None}, 400, "messages"),
     ({"messages": []}, 400, "messages"),
     ({"messages": "hi"}, 400, "messages"),
@@ -113,7 +140,7 @@ CHAT_ONLY = [
     ({"max_completion_tokens": 500}, 400, "max_completion_tokens"),
     ({"min_tokens": 200}, 400, "min_tokens"),
     ({"tools": [{"type": "function"}]}, 400, "tools"),
-    ({"response_format": {"type": "json_object"}}, 400, "response_format"),
+    ({"response_format": {"type": "json_schema"}}, 400, "response_format"),
     ({"top_logprobs": 3}, 400, "top_logprobs"),
     ({"continue_final_message": True}, 400, "continue_final_message"),
     ({"chat_template_kwargs": [1]}, 400, "chat_template_kwargs"),
@@ -136,11 +163,11 @@ KOBOLD = [
     ({"temperature": -1}, 400, "temperature"),
     ({"rep_pen": 0}, 400, "rep_pen"),
     ({"sampler_order": [0, 1]}, 400, "sampler_order"),
-    ({"typical": 0.5}, 400, "typical"),
-    ({"grammar": "root ::= x"}, 400, "grammar"),
+    ({"sampler_order": [0, 1, 2, 3, 4, 5, 7]}, 400, "sampler_order"),
+    ({"typical": 2}, 400, "typical"),
     ({"images": ["aGk="]}, 400, "images"),
-    ({"banned_tokens": ["x"]}, 400, "banned_tokens"),
-    ({"logprobs": True}, 400, "logprobs"),
+    ({"banned_tokens": [""]}, 400, "banned_tokens[0]"),
+    ({"logprobs": "yes"}, 400, "logprobs"),
     ({"singleline": True}, 400, "singleline"),
     ({"genkey": 5}, 400, "genkey"),
     ({"prompt": "a {{[INPUT]}}", "replace_instruct_placeholders": True}, 400, "replace_instruct_placeholders"),
@@ -191,7 +218,7 @@ def test_a_stream_of_several_choices_is_refused_on_kobold():
     ("body", "code"),
     [
         ({"prompt": "x" * 200}, "context_length_exceeded"),
-        ({"top_a": 1}, "unsupported_field"),
+        ({"guidance_scale": 2}, "unsupported_field"),
         ({"q": 1}, "unknown_field"),
     ],
 )
@@ -201,8 +228,8 @@ def test_codes(body, code):
 
 
 def test_an_unbuilt_field_says_what_to_send():
-    reply = ask(FakeCore(), "POST", "/v1/completions", json={**COMPLETION, "top_a": 1})
-    assert reply.json()["error"]["message"] == "top_a: not supported yet; leave it out or send 0"
+    reply = ask(FakeCore(), "POST", "/v1/completions", json={**COMPLETION, "guidance_scale": 2})
+    assert reply.json()["error"]["message"] == "guidance_scale: not supported yet; leave it out or send 1"
 
 
 BROKEN_JSON = [

@@ -12,6 +12,7 @@ from isthmus.router.metrics import Metrics
 from isthmus.router.sequence import Sequence
 from isthmus.router.states import FINAL, LEGAL_MOVES, State
 from isthmus.wire.codec import unpack_ids
+from isthmus.wire.logprobs import TokenLogprobs, pack_logprobs
 from isthmus.wire.messages import (
     Cancel,
     Cancelled,
@@ -19,6 +20,7 @@ from isthmus.wire.messages import (
     Failed,
     Prefill,
     Prefilled,
+    PromptLogprobs,
     Reserve,
     Reserved,
     TokenRow,
@@ -32,6 +34,7 @@ D, P = b"d0", b"p0"
 
 class Sink:
     def __init__(self):
+        self.prompt_logprobs = ()
         self.tokens = {}
         self.reasons = {}
         self.ended = False
@@ -118,6 +121,88 @@ def test_the_reserve_carries_the_job():
     assert [c.index for c in reserve.choices] == [0, 1], "the third waits for another placement"
     assert (reserve.remote, reserve.eos_ids, reserve.params.seed) == (True, (2,), 7)
     assert first(ledger).choice == 2
+
+
+def test_a_replay_carries_the_state_after_the_last_token():
+    ledger = make_ledger()
+    ledger.submit(make_job(), Sink(), 0.0)
+    attempt = place(ledger, first(ledger))
+    ledger.on_reserved(D, Reserved(attempt.placement, 0, ""))
+    for position, state in enumerate((b"one", b"two")):
+        ledger.on_tokens(D, Tokens((TokenRow(attempt.placement, 0, position, (9,), state=state),)), 1.0)
+    ledger.on_tokens(D, Tokens((TokenRow(attempt.placement, 0, 5, (9,), state=b"of another position"),)), 1.0)
+    place(ledger, first(ledger), decode=b"d1", now=9.0)
+    (choice,) = ledger.outbox[-1][1].choices
+    assert (unpack_ids(choice.output), choice.state) == ([9, 9], b"two")
+
+
+PROMPT_ROWS = [TokenLogprobs(-float(i), ((i, -0.5),), i) for i in (1, 2, 3)]
+
+
+def prompt_rows(attempt, position, rows):
+    return PromptLogprobs(attempt.placement, position, 1, pack_logprobs(rows, 1))
+
+
+def asking(num_choices=1, max_tokens=None):
+    """(ledger, entry, sink) of a job that asks about its four tokens."""
+    ledger, sink = make_ledger(), Sink()
+    params = SamplingParams(seed=7, max_tokens=max_tokens, prompt_logprobs=1)
+    return ledger, ledger.submit(Job("r1", 0, [1, 2, 3, 4], num_choices, params, (2,)), sink, 0.0), sink
+
+
+def test_a_prompts_logprobs_are_there_when_its_first_token_is():
+    ledger, _, sink = asking()
+    attempt = place(ledger, first(ledger))
+    ledger.on_reserved(D, Reserved(attempt.placement, 0, ""))
+    ledger.on_prompt_logprobs(D, prompt_rows(attempt, 1, PROMPT_ROWS[:2]))
+    assert sink.prompt_logprobs == ()
+    ledger.on_prompt_logprobs(D, prompt_rows(attempt, 3, PROMPT_ROWS[2:]))
+    assert sink.prompt_logprobs == PROMPT_ROWS
+    ledger.on_tokens(D, tokens(attempt, 0, 7, finish="stop"), 1.0)
+    assert sink.tokens == {0: [7]}
+    assert ledger.is_empty
+
+
+def test_what_a_lost_worker_told_of_a_prompt_is_not_told_twice():
+    ledger, _, sink = asking()
+    attempt = place(ledger, first(ledger))
+    ledger.on_prompt_logprobs(D, prompt_rows(attempt, 1, PROMPT_ROWS[:2]))
+    ledger.worker_lost(D, 1.0, died=True)
+    attempt = place(ledger, first(ledger), decode=b"d1", prefill=P)
+    assert ledger.outbox[-1][1].params.prompt_logprobs == 1
+    ledger.on_reserved(b"d1", Reserved(attempt.placement, 0, "t"))
+    assert (ledger.outbox[-1][1].prompt_logprobs, ledger.outbox[-1][1].prompt_len) == (1, 4)
+    ledger.on_prompt_logprobs(b"d1", prompt_rows(attempt, 1, PROMPT_ROWS))
+    assert sink.prompt_logprobs == PROMPT_ROWS
+    ledger.on_tokens(b"d1", tokens(attempt, 0, 7), 1.0)
+    ledger.worker_lost(b"d1", 2.0, died=False)
+    attempt = place(ledger, first(ledger), prefill=P, now=3.0)
+    assert ledger.outbox[-1][1].params.prompt_logprobs is None
+    ledger.on_reserved(D, Reserved(attempt.placement, 0, "t"))
+    assert ledger.outbox[-1][1].prompt_logprobs is None
+
+
+def test_choices_that_are_placed_apart_tell_once():
+    ledger, _, sink = asking(num_choices=2)
+    attempts = [place(ledger, first(ledger), max_choices=1, decode=decode) for decode in (D, b"d1")]
+    for attempt in attempts:
+        ledger.on_reserved(attempt.decode, Reserved(attempt.placement, 0, ""))
+        ledger.on_prompt_logprobs(attempt.decode, prompt_rows(attempt, 1, PROMPT_ROWS))
+        ledger.on_tokens(attempt.decode, tokens(attempt, 0, 7, choice=attempts.index(attempt), finish="stop"), 1.0)
+    assert sink.prompt_logprobs == PROMPT_ROWS
+    assert ledger.is_empty
+
+
+def test_tokens_before_their_prompts_logprobs_are_a_failure():
+    ledger, entry, sink = asking()
+    for _ in range(3):
+        attempt = place(ledger, first(ledger))
+        ledger.on_reserved(D, Reserved(attempt.placement, 0, ""))
+        ledger.on_tokens(D, tokens(attempt, 0, 7), 1.0)
+        ledger.on_cancelled(D, Cancelled(attempt.placement))
+    assert sink.error.status == 500
+    assert not sink.tokens
+    assert not entry.num_open
 
 
 def test_timings_are_of_the_first_placement_that_gave_a_token():

@@ -96,6 +96,17 @@ def test_special_tokens_are_skipped_or_shown(demo: Tokenizer) -> None:
     assert pieces(demo, ids, skip=False) == ["a", "<|im_end|>", "b", ""]
 
 
+@pytest.mark.parametrize("text", [text for text in TEXTS if text])
+def test_a_copy_goes_on_alone(text: str, demo: Tokenizer) -> None:
+    ids = demo.encode(text)
+    detokenizer, given = Detokenizer(demo), ""
+    for cut in range(len(ids)):
+        twin = detokenizer.copy()
+        assert given + twin.push(ids[cut:]) + twin.flush() == demo.decode(ids)
+        given += detokenizer.push(ids[cut : cut + 1])
+    assert given + detokenizer.flush() == demo.decode(ids)
+
+
 def test_ids_without_a_token_are_empty(demo: Tokenizer) -> None:
     assert pieces(demo, [49152, 10**6]) == ["", "", ""]
 

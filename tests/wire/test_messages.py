@@ -17,6 +17,7 @@ from isthmus.wire.codec import (
     pack_ids,
     unpack_ids,
 )
+from isthmus.wire.logprobs import TokenLogprobs, pack_logprobs
 from isthmus.wire.sampling import SamplingParams
 
 GOLDEN = Path(__file__).with_name("golden_messages.txt")
@@ -25,6 +26,7 @@ FINGERPRINT = m.Fingerprint("w", "t", "r", 2, 64, 16, (m.CacheGroup((0, 1), 3, 6
 STATS = m.WorkerStats(1, 2, 3, 4, 5.5, 0.25, 6, 7, 8, 9, 0.5, 10)
 PARAMS = SamplingParams(temperature=0.5, top_k=40, logit_bias={7: -1.5}, seed=9, max_tokens=5, stop_token_ids=(3,))
 IDS = pack_ids([1, 2, 70000])
+LOGPROBS = TokenLogprobs(-1.5, ((7, -0.5),), 2)
 
 EXAMPLES: list = [
     m.Heartbeat("loading", 1.5, STATS, ("d0/5",)),
@@ -34,13 +36,14 @@ EXAMPLES: list = [
     m.Welcome("r", 3, "model.gguf", 1.0),
     m.HelloRefused("no"),
     m.SayHello(),
-    m.Reserve(5, "cmpl-1", IDS, (m.Choice(0), m.Choice(1, IDS)), PARAMS, 0, 2, True, (2,)),
-    m.Prefill(5, "cmpl-1", IDS, 16, "tcp://127.0.0.1:1", "d0/5", 3),
+    m.Reserve(5, "cmpl-1", IDS, (m.Choice(0), m.Choice(1, IDS, b"\x02", 4)), PARAMS, 0, 2, True, (2,)),
+    m.Prefill(5, "cmpl-1", IDS, 16, "tcp://127.0.0.1:1", "d0/5", 3, 2, 4),
     m.Cancel(5, 1),
     m.Drain(),
     m.Reserved(5, 16, "d0/5"),
     m.Declined(5, "full", 1, True),
-    m.Tokens((m.TokenRow(5, 0, 3, (8, 9), "stop", 9, b"\x01"),)),
+    m.Tokens((m.TokenRow(5, 0, 3, (8, 9), "stop", 9, b"\x01", (LOGPROBS, LOGPROBS), 4),)),
+    m.PromptLogprobs(5, 1, 2, pack_logprobs([LOGPROBS], 2)),
     m.Prefilled(5, 16, 0.5, 1024, 0.25),
     m.Credit(2, 7),
     m.Failed(5, "broken", True),

@@ -1,0 +1,62 @@
+"""logits[r, i] = −inf where the mask of row r's slot has no bit for id i.
+
+    logits fp32 [B, V] (contiguous, changed in place), slots int32 [B], −1 for padding, a SamplingTable
+
+Rows of slots without a mask are left alone, and their programs return at once, so a captured graph serves any mix.
+"""
+
+# mypy: allow-incomplete-defs
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .dispatch import launches
+from .samplers import mask_tokens
+from .sampling_table import SamplingTable
+
+_TILE = 4096
+
+
+def apply_masks(logits: Tensor, slots: Tensor, table: SamplingTable) -> Tensor:
+    """`logits`, changed. Raises ValueError for wrong shapes, dtypes or layouts."""
+    _check(logits, slots, table)
+    if not launches(logits):
+        return logits.copy_(ref_apply_masks(logits, slots, table))
+    num_rows, vocab_size = logits.shape
+    if num_rows:
+        _apply[(triton.cdiv(vocab_size, _TILE), num_rows)](
+            logits, slots, table.masks, table.is_masked, vocab_size, table.masks.shape[1], TILE=_TILE, num_warps=8
+        )
+    return logits
+
+
+def ref_apply_masks(logits: Tensor, slots: Tensor, table: SamplingTable) -> Tensor:
+    """A copy of `logits` with the masks applied, in plain torch."""
+    at = slots.long().clamp(min=0)
+    is_masked = (slots >= 0) & (table.is_masked[at] != 0)
+    return torch.where(is_masked[:, None], mask_tokens(logits, table.masks[at]), logits)
+
+
+@triton.jit(do_not_specialize=["num_words"], do_not_specialize_on_alignment=["slots"])
+def _apply(logits, slots, masks, is_masked, V, num_words, TILE: tl.constexpr):
+    row = tl.program_id(1).to(tl.int64)
+    slot = tl.load(slots + row).to(tl.int64)
+    if slot < 0:
+        return
+    if tl.load(is_masked + slot) == 0:
+        return
+    ids = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    inside = ids < V
+    words = tl.load(masks + slot * num_words + (ids >> 5), mask=inside, other=-1)
+    tl.store(logits + row * V + ids, float("-inf"), mask=inside & (((words >> (ids & 31)) & 1) == 0))
+
+
+def _check(logits: Tensor, slots: Tensor, table: SamplingTable) -> None:
+    if logits.dim() != 2 or logits.dtype != torch.float32 or not logits.is_contiguous():
+        raise ValueError(f"logits must be contiguous fp32 [B, V], not {logits.dtype} {tuple(logits.shape)}")
+    if logits.shape[1] != table.vocab_size:
+        raise ValueError(f"{logits.shape[1]} logits, table for {table.vocab_size}")
+    if slots.shape != logits.shape[:1] or slots.dtype != torch.int32 or not slots.is_contiguous():
+        raise ValueError(f"slots must be contiguous int32 [{len(logits)}], not {slots.dtype} {tuple(slots.shape)}")

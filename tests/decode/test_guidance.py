@@ -1,0 +1,242 @@
+"""Guides alone, and the scheduler that waits for them: outputs follow grammars whatever happens on the way."""
+
+import json
+import random
+import re
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from isthmus.decode.guidance import Guide
+from isthmus.decode.token_bans import TokenBans
+from isthmus.tests.decode.guided_sim import TOKENS, GuidedSim, guided, text_of, vocabulary
+from isthmus.tests.decode.router_sim import EOS, VOCAB, Request, random_requests
+from isthmus.text.grammar_compiler import GrammarCompiler, Vocabulary
+from isthmus.wire.sampling import Guidance, SamplingParams
+from llguidance import LLMatcher
+from msgspec.structs import replace
+
+COMPILER = GrammarCompiler(vocabulary)
+POOL = ThreadPoolExecutor(2)
+POINT = {
+    "type": "object",
+    "properties": {"x": {"type": "integer", "minimum": 0, "maximum": 99}, "y": {"enum": ["ab", 1]}},
+    "required": ["x", "y"],
+    "additionalProperties": False,
+}
+GRAMMARS = [
+    ("regex", "(ab|c){9,20}[0-9]{3,9}", re.compile("(ab|c){9,20}[0-9]{3,9}").fullmatch),
+    ("choice", '["ab12", "abc", "xyz"]', {"ab12", "abc", "xyz"}.__contains__),
+    ("gbnf", 'root ::= "[" [a-c]{1,5} "]"', re.compile(r"\[[a-c]{1,5}\]").fullmatch),
+    ("lark", 'start: "a" start "b" | "1"', re.compile("a*1b*").fullmatch),
+    ("json_schema", json.dumps(POINT), lambda text: set(json.loads(text)) == {"x", "y"}),
+]
+
+
+def ids(text: str) -> list[int]:
+    return [TOKENS.index(c.encode()) for c in text]
+
+
+def guide_of(pattern: str, output: str = "", **params: Any) -> Guide:
+    asked = SamplingParams(**params)
+    stops = frozenset(asked.stop_token_ids) | (frozenset() if asked.ignore_eos else {EOS})
+    bans = TokenBans.of(asked, stops, (EOS,), VOCAB)
+    return Guide(COMPILER.compile(Guidance("regex", pattern)), bans, ids(output), POOL)
+
+
+def allowed(guide: Guide) -> str:
+    words = guide.mask().result(20)
+    assert len(words) == -(-VOCAB // 32)
+    bits = np.unpackbits(words.view(np.uint8), bitorder="little")[:VOCAB]
+    return " ".join("$" if i == EOS else TOKENS[i].decode() for i in bits.nonzero()[0])
+
+
+def test_masks_follow_the_output() -> None:
+    guide = guide_of("ab?1")
+    seen = [allowed(guide)]
+    for token in ids("ab1"):
+        guide.advance([token])
+        seen.append(allowed(guide))
+    assert seen == ["a ab a1", "b 1", "1", "$"]
+    assert not guide.finished
+    assert guide.error is None
+
+
+def test_a_guide_is_made_anew_from_the_output_and_rolled_back() -> None:
+    guide = guide_of("(ab)+c", "abab")
+    assert allowed(guide) == "a c ab"
+    guide.rollback(3)
+    assert allowed(guide) == "b"
+    guide.advance(ids("bc"))
+    assert allowed(guide) == "$"
+    guide.rollback(1)
+    assert allowed(guide) == "a c ab"
+
+
+def test_bans_and_minimum() -> None:
+    assert allowed(guide_of("[a-d]", custom_token_bans=tuple(ids("b")), token_ban_ranges=((ids("c")[0], 1),))) == "a d"
+    assert allowed(guide_of("[a-d]", allowed_token_ids=tuple(ids("cx")))) == "c"
+    assert allowed(guide_of("a*", "a")) == "$ a"
+    assert allowed(guide_of("a*", "a", min_tokens=2)) == "a"
+    assert allowed(guide_of("a*", "a", ignore_eos=True)) == "a"
+
+
+@pytest.mark.parametrize("params", [{"ignore_eos": True}, {"min_tokens": 5}, {"custom_token_bans": (EOS,)}])
+def test_a_grammar_that_has_ended_is_finished(params: dict[str, Any]) -> None:
+    guide = guide_of("ab", "a", **params)
+    assert allowed(guide) == "b"
+    assert not guide.finished
+    guide.advance(ids("b"))
+    assert guide.finished
+    assert guide.error is None
+    assert len(allowed(guide).split()) > 30  # what is drawn does not count
+
+
+def test_bans_that_leave_nothing_are_an_error() -> None:
+    guide = guide_of("ab", "a", custom_token_bans=tuple(ids("b")))
+    assert "bans every one" in str(guide.error)
+    assert not guide.finished
+
+
+def test_a_token_that_the_grammar_does_not_have_is_an_error() -> None:
+    guide = guide_of("ab", "x")
+    assert "cannot follow its grammar" in str(guide.error)
+    assert len(allowed(guide).split()) > 30
+
+
+def test_work_that_explodes_is_an_error() -> None:
+    stops = frozenset({EOS})
+    bans = TokenBans.of(SamplingParams(), stops, (EOS,), VOCAB)
+    both = "start: A\nA: " + " & ".join(f"/(.*{c}.{{20}}){{10}}.*/" for c in "abcdef")
+    guide = Guide(COMPILER.compile(Guidance("lark", both)), bans, ids("a"), POOL)
+    assert "cannot follow its grammar" in str(guide.error)
+
+
+# The scheduler.
+
+
+class HeldCompiler(GrammarCompiler):
+    """Waits until it is let go on."""
+
+    def __init__(self, load: Callable[[], Vocabulary]):
+        super().__init__(load)
+        self.released = threading.Event()
+
+    def compile(self, guidance: Guidance) -> LLMatcher:
+        assert self.released.wait(20)
+        return super().compile(guidance)
+
+
+def guided_requests(rng: random.Random, count: int) -> Sequence[tuple[Request, Any]]:
+    requests = []
+    for request in random_requests(rng, count, 20, 20):
+        if rng.random() < 0.3 or request.params.max_tokens == 0:
+            requests.append((request, None))
+            continue
+        kind, spec, fits = rng.choice(GRAMMARS)
+        params = guided(kind, spec, seed=rng.randrange(2**40), ignore_eos=rng.random() < 0.3)
+        params = replace(params, min_tokens=rng.choice([0, 0, 5]))
+        requests.append((Request(request.prompt, params, request.num_choices, request.remote), fits))
+    return requests
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("seed", range(6))
+def test_random_steps(seed: int, overlap: bool) -> None:
+    """Few blocks: sequences are preempted, and their guides made anew from the output."""
+    rng = random.Random(seed)
+    sim = GuidedSim(num_blocks=20, watermark_blocks=0, seed=seed, overlap=overlap, max_num_seqs=8, fail_transfers=0.05)
+    requests = guided_requests(rng, 40)
+    for request, _ in requests:
+        sim.submit(request)
+    for _ in range(60):
+        sim.place_what_fits()
+        sim.deliver()
+        sim.turn()
+        if rng.random() < 0.1:
+            sim.cancel_something()
+    sim.run(200_000)
+    assert sim.scheduler.stats().num_preemptions > 0
+    assert not sim.failures
+    for request, fits in requests:
+        sim.assert_exact(request)
+        complete = [request.outputs[i] for i, row in request.finished.items() if row.finish_reason == "stop"]
+        assert fits is None or all(fits(text_of(output)) for output in complete), complete
+
+
+def test_a_sequence_with_a_grammar_is_not_planned_while_a_draw_of_it_is_in_flight() -> None:
+    sim = GuidedSim(num_blocks=64, overlap=True)
+    sim.submit(Request([1, 2, 3], guided("regex", "a{10,20}")))
+    sim.submit(Request([4, 5, 6], SamplingParams(seed=2, max_tokens=30)))
+    sim.run()
+    drawing = [{draw.seq_id for draw in plan.draws} for plan in sim.plans]
+    assert not any(0 in now and 0 in before for before, now in pairwise(drawing))
+    assert sum(1 in draws for draws in drawing[:31]) == 30  # the other is in every step
+
+
+def test_others_run_while_a_grammar_is_compiled() -> None:
+    compiler = HeldCompiler(vocabulary)
+    sim = GuidedSim(num_blocks=64, compiler=compiler)
+    sim.awaits_grammars = False
+    waiting = sim.submit(Request([1, 2, 3], guided("regex", "[a-c]{3}")))
+    other = sim.submit(Request([4, 5, 6], SamplingParams(seed=2, max_tokens=10)))
+    for _ in range(15):
+        sim.place_what_fits()
+        sim.turn()
+    assert other.finished
+    assert not waiting.outputs[0]
+    assert not sim.scheduler.idle
+    compiler.released.set()
+    wait([sim.guides._grammars.get(waiting.params.guidance)], 20)
+    sim.run()
+    assert re.fullmatch("[a-c]{3}", text_of(waiting.outputs[0]))
+
+
+def test_a_grammar_that_takes_too_long_fails_alone() -> None:
+    compiler = HeldCompiler(vocabulary)
+    sim = GuidedSim(num_blocks=64, compiler=compiler)
+    sim.awaits_grammars = False
+    slow = sim.submit(Request([1, 2, 3], guided("regex", "a"), num_choices=2))
+    other = sim.submit(Request([4, 5, 6], SamplingParams(seed=2, max_tokens=120)))
+    sim.run(400)
+    compiler.released.set()
+    assert [(request, "too long" in error) for request, error in sim.failures] == [(slow, True)]
+    assert other.finished
+
+
+@pytest.mark.parametrize("remote", [False, True])
+@pytest.mark.parametrize(
+    ("params", "error"),
+    [
+        (guided("regex", "("), "unclosed group"),
+        (guided("regex", "ab", custom_token_bans=(2, 44)), "bans every one"),
+        (
+            guided("lark", "start: A\nA: " + " & ".join(f"/(.*{c}.{{20}}){{10}}.*/" for c in "abcdef")),
+            "follow its grammar",
+        ),
+    ],
+    ids=["syntax", "bans", "work"],
+)
+def test_failures_are_the_requests_own(params: SamplingParams, error: str, remote: bool) -> None:
+    sim = GuidedSim(num_blocks=64, overlap=True)
+    bad = sim.submit(Request([1, 2, 3, 4, 5], params, num_choices=3, remote=remote))
+    others = [sim.submit(Request([4, 5, 6], guided("regex", "[a-z]{5}", seed=i))) for i in range(3)]
+    sim.run()
+    ((failed, reason),) = sim.failures
+    assert failed is bad
+    assert error in reason
+    for request in others:
+        sim.assert_exact(request)
+        assert request.finished
+
+
+def test_a_worker_without_a_tokenizer_refuses() -> None:
+    sim = GuidedSim(num_blocks=64)
+    sim.scheduler._guides = None
+    sim.submit(Request([1], guided("regex", "a")))
+    sim.run()
+    assert "tokenizer" in sim.failures[0][1]
