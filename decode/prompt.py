@@ -125,11 +125,11 @@ class Prompt:
 
     def draws(self) -> tuple[Draw, ...]:
         position = self.paged.num_tokens - self.prompt_len
-        draws = []
+        draws, bans = [], self.limits.bans_at(position)
         for choice, seq_id in self.seq_ids.items():
             guide = self.guide(choice)
             epoch = self._asked(choice).epoch
-            draws.append(Draw(seq_id, position, epoch, None if guide is None else guide.mask()))
+            draws.append(Draw(seq_id, position, epoch, None if guide is None else guide.mask(), bans))
         return tuple(draws)
 
     def seeds(self) -> list[SequenceSeed]:

@@ -8,7 +8,7 @@ from ..engine.plan import IN_FLIGHT, NO_TOKEN, Draw, Row, SequenceSeed
 from ..wire.block_hash import block_hashes
 from ..wire.logprobs import TokenLogprobs
 from ..wire.messages import FinishReason, TokenRow
-from ..wire.sampling import SamplingParams
+from ..wire.sampling import BanRange, SamplingParams
 
 if TYPE_CHECKING:
     from .guidance import Guide
@@ -22,13 +22,20 @@ class Limits:
     max_output: int
     min_output: int
     stop_ids: frozenset[int]
+    ban_ranges: tuple[BanRange, ...] = ()
 
     @classmethod
     def of(cls, params: SamplingParams, eos_ids: tuple[int, ...], prompt_len: int, max_model_len: int) -> "Limits":
         room = max_model_len - prompt_len
         max_output = room if params.max_tokens is None else min(room, params.max_tokens)
         stop_ids = frozenset(params.stop_token_ids) | frozenset(() if params.ignore_eos else eos_ids)
-        return cls(max_output, params.min_tokens, stop_ids)
+        return cls(max_output, params.min_tokens, stop_ids, params.token_ban_ranges)
+
+    def bans_at(self, position: int) -> tuple[int, ...]:
+        """Tokens that output token `position` may not be."""
+        return tuple(
+            token for one in self.ban_ranges if one.start <= position < one.start + one.length for token in one.tokens
+        )
 
     def finish_reason(self, token_id: int, position: int) -> FinishReason | None:
         """Whether output token `position` is the last one. A stop token before `min_output` tokens is no stop."""
@@ -126,8 +133,9 @@ class Sequence:
     def plan_row(self) -> Row:
         """The newest token, and a draw of the one after it."""
         mask = None if self.guide is None else self.guide.mask()
+        position = self.num_output + self.pending
         epoch, bans = (0, ()) if self.ban is None else (self.ban.epoch, self.ban.bans)
-        draw = Draw(self.seq_id, self.num_output + self.pending, epoch, mask, bans)
+        draw = Draw(self.seq_id, position, epoch, mask, (*self.limits.bans_at(position), *bans))
         token = IN_FLIGHT if self.pending else self.tokens[-1]
         row = Row(self.seq_id, (token,), self.num_planned, self.table, (draw,))
         self.num_planned += 1

@@ -28,8 +28,6 @@ class TokenBans:
             allowed[:] = False
             allowed[inside(params.allowed_token_ids, vocab_size)] = True
         allowed[inside(params.custom_token_bans, vocab_size)] = False
-        for first, count in params.token_ban_ranges:
-            allowed[first : first + count] = False
         if params.ignore_eos:
             allowed[inside(set(eos_ids) - stop_ids, vocab_size)] = False
         not_stops = np.ones(vocab_size, bool)

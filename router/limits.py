@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from ..wire.sampling import MAX_BANNED_CHARS, SamplingParams
+from ..wire.sampling import MAX_BANNED_CHARS, MAX_RANGE_BANS, SamplingParams
 from .errors import ApiError, bad_field
 from .fields import Fields
 from .job import Job
@@ -21,10 +21,21 @@ def check_model(model: str | None, served: Served) -> None:
 def check_params(params: SamplingParams, fields: Fields, served: Served) -> None:
     """Raises ApiError (400) for what the types of single fields cannot say."""
     tokenizer = served.tokenizer
-    for name, ids in (("logit_bias", params.logit_bias), ("stop_token_ids", params.stop_token_ids)):
+    range_bans = [token for one in params.token_ban_ranges for token in one.tokens]
+    for name, ids in (
+        ("logit_bias", list(params.logit_bias)),
+        ("stop_token_ids", params.stop_token_ids),
+        ("allowed_token_ids", params.allowed_token_ids),
+        ("custom_token_bans", params.custom_token_bans),
+        ("token_ban_ranges", range_bans),
+    ):
         invalid = tokenizer.invalid_id(list(ids))
         if invalid is not None:
             raise bad_field(fields.sent(name), f"the model has no token {invalid}")
+    if len(range_bans) > MAX_RANGE_BANS:
+        raise bad_field(
+            fields.sent("token_ban_ranges"), f"{len(range_bans)} tokens exceed the limit of {MAX_RANGE_BANS}"
+        )
     if (num_chars := sum(map(len, params.banned_strings))) > MAX_BANNED_CHARS:
         message = f"{num_chars} characters in all exceed the limit of {MAX_BANNED_CHARS}"
         raise bad_field(fields.sent("banned_strings"), message)

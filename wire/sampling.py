@@ -79,6 +79,17 @@ class Guidance(msgspec.Struct, frozen=True, array_like=True):
 
 
 TokenId = Annotated[int, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+MAX_RANGE_BANS = 256
+"""Tokens that all of token_ban_ranges may name."""
+
+
+class BanRange(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Aphrodite's: these tokens may not be output tokens `start` to `start + length - 1`, counted from 0."""
+
+    tokens: tuple[TokenId, ...]
+    start: Count
+    length: Count
 
 
 class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -170,7 +181,10 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unk
     ] = ()
     custom_token_bans: Annotated[tuple[TokenId, ...], Meta(description="tokens that never come")] = ()
     token_ban_ranges: Annotated[
-        tuple[tuple[TokenId, TokenId], ...], Meta(max_length=1024, description="(first id, how many) that never come")
+        tuple[BanRange, ...],
+        Meta(
+            max_length=64, description="(token ids, start, length): banned from output token `start` on, for `length`"
+        ),
     ] = ()
     bad_words: Annotated[
         tuple[Annotated[str, Meta(min_length=1, max_length=1024)], ...],

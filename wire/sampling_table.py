@@ -104,8 +104,8 @@ top-k and min-p keep all. A request's tokens depend on nothing but its own promp
 
 `eta_cutoff` and `epsilon_cutoff` above 1 count ten thousandths. `dynatemp_range` r stands for `dynatemp_min` and
 `dynatemp_max` at temperature ± r; 0, or `dynamic_temperature` false, switch both off. Lists may come as JSON in a
-string, `custom_token_bans` as ids between commas, `token_ban_ranges` as pairs or objects of `start` and `length`. −1 is
-the whole context in `dry_range` and `repetition_penalty_range`.
+string, `custom_token_bans` as ids between commas. −1 is the whole context in `dry_range` and
+`repetition_penalty_range`.
 """
 
 

@@ -120,16 +120,6 @@ def ids(value: Any) -> Any:
         raise ValueError("must be a list of token ids, or ids between commas") from None
 
 
-def ban_ranges(value: Any) -> Any:
-    """[first id, how many] each, or objects {start, length}."""
-    if not isinstance(value, list):
-        return value
-    return [
-        [one["start"], one["length"]] if isinstance(one, dict) and one.keys() == {"start", "length"} else one
-        for one in value
-    ]
-
-
 def strings(value: Any) -> Any:
     """A list, or one as JSON."""
     return _parsed(value)
@@ -154,7 +144,7 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "nsigma": off_if_negative,
     "custom_token_bans": ids,
     "allowed_token_ids": ids,
-    "token_ban_ranges": ban_ranges,
+    "token_ban_ranges": strings,
     "dry_sequence_breakers": strings,
     "banned_strings": strings,
     "bad_words": strings,

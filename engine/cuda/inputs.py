@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...wire.sampling import MAX_RANGE_BANS
 from ..plan import MAX_BANS
 from .runtime import Runtime
 from .sampler import Edits
@@ -20,8 +21,8 @@ from .step_sizes import StepSize
 FIELDS = ("token_ids", "rows", "positions", "draw_positions", "new_indices", "new_blocks", "kept_places")
 PADDING = (0, -1, 0, 0, -1, 0, -1)
 ALIGNED = 16
-MAX_SEQUENCE_EDITS = 1024 + 256 + 32 + MAX_BANS
-"""Of one draw: as many biases and stop tokens as a request may name, ends of a sequence, and the draw's own bans."""
+MAX_SEQUENCE_EDITS = 1024 + 256 + 32 + MAX_RANGE_BANS + MAX_BANS
+"""Of one draw: as many biases, stop and banned tokens as a request may name, ends of a sequence, bans of phrases."""
 
 
 @dataclass(frozen=True, slots=True)

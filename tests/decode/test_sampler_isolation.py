@@ -50,7 +50,6 @@ VALUES: dict[str, Any] = {
     "min_tokens": [2, 100],
     "allowed_token_ids": [(7,), tuple(range(2, 40))],
     "custom_token_bans": [(1, 2, 3)],
-    "token_ban_ranges": [((10, 20),)],
     "temperature_last": [True],
     "logprobs": [0, 3],
     "logprobs_mode": ["processed"],

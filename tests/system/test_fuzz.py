@@ -63,7 +63,7 @@ def value_of(one: Parameter, rng: random.Random) -> Any:
     if one.name in ("bad_words", "banned_strings", "dry_sequence_breakers"):
         return [rng.choice(("ab", "e", " the", "é", "")) for _ in range(rng.randrange(3))]
     if one.name == "token_ban_ranges":
-        return [[rng.randrange(400), rng.randrange(300)] for _ in range(rng.randrange(3))]
+        return [[[rng.randrange(400)], rng.randrange(-1, 4), rng.randrange(4)] for _ in range(rng.randrange(3))]
     return [rng.randrange(400) for _ in range(rng.randrange(4))]
 
 

@@ -11,7 +11,7 @@ from isthmus.router.job import JobError
 from isthmus.tests.engine.test_cuda_samplers import mixtures
 from isthmus.tests.local_cluster import Ask, Heard, LocalCluster
 from isthmus.tests.oracle import Reference, make_tiny
-from isthmus.wire.sampling import SamplingParams
+from isthmus.wire.sampling import BanRange, SamplingParams
 
 NUM_REQUESTS, NUM_TOKENS = 33, 10
 
@@ -79,3 +79,19 @@ def test_a_request_that_the_engine_refuses_fails_alone(
             refused.result(10)
         assert_same(asks[:1], alone[:1], cluster.hear(asks[:1]))
         assert set(cluster.used_blocks().values()) == {0}
+
+
+@pytest.mark.parametrize("topology", ["aggregated", "1P1D", "engine for GPUs"])
+def test_ranges_of_bans_act_where_they_say(reference: Reference, topology: str) -> None:
+    """Tokens that would have come are banned from output token 2 to 4, and from the first on."""
+    load = reference.load_gpu_engine if topology == "engine for GPUs" else reference.load
+    sizes = {"max_num_seqs": 8, "max_num_batched_tokens": 64}
+    params = SamplingParams(temperature=0, seed=1, max_tokens=8)
+    with LocalCluster(load, num_prefill=int(topology == "1P1D"), **sizes) as cluster:
+        ((free,),) = cluster.ask([Ask([5, 6, 7], params)])
+        ranges = (BanRange((free[0],), 0, 1), BanRange(tuple({*free}), 2, 3))
+        banned = msgspec.structs.replace(params, token_ban_ranges=ranges)
+        ((output,),) = cluster.ask([Ask([5, 6, 7], banned)])
+    assert output[0] != free[0]
+    assert not {*output[2:5]} & {*free}
+    assert len(output) == 8
