@@ -38,6 +38,7 @@ class Message(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
 
 class ChatRequest(OpenAiRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
     messages: Annotated[list[Message], Meta(min_length=1)]
+    """The conversation, from its beginning."""
     add_generation_prompt: bool = True
     """End the prompt where the assistant's answer begins."""
     continue_final_message: bool = False

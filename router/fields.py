@@ -8,16 +8,14 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from ..wire.sampling import ALIASES, NOT_YET, SamplingParams, is_neutral
+from ..wire.sampling_table import ALIASES, TABLE
 from ..wire.sampling_values import READERS
 from .errors import ApiError, bad_field
 from .no_ops import NO_OPS, NOT_BUILT, asks_for_nothing
 
 T = TypeVar("T")
-SAMPLING_FIELDS: dict[str, Any] = {f.name: f.default for f in msgspec.structs.fields(SamplingParams)}
-del SAMPLING_FIELDS["guidance"]  # no client's name: see guidance_fields
-SHAPING = frozenset(["dynatemp_range", "dynamic_temperature"])
-"""Ways to say other fields: see sampling_fields."""
+SHORTHANDS = frozenset(["dynatemp_range", "dynamic_temperature"])
+"""Ways to say other fields of sampling: see sampling_fields."""
 
 
 @dataclass(slots=True)
@@ -26,7 +24,7 @@ class Fields:
 
     own: dict[str, Any] = field(default_factory=dict)
     sampling: dict[str, Any] = field(default_factory=dict)
-    shaping: dict[str, Any] = field(default_factory=dict)
+    shorthands: dict[str, Any] = field(default_factory=dict)
     sent_as: dict[str, str] = field(default_factory=dict)
     """Our name to the client's, for error messages."""
 
@@ -36,7 +34,7 @@ class Fields:
     def put(self, name: str, sent: str, value: Any) -> None:
         """Raises ApiError if the field was already given another value under another name. Of two switches the one
         that is on counts: clients have a box for each name, and tick one."""
-        group = self.sampling if name in SAMPLING_FIELDS else self.own
+        group = self.sampling if name in TABLE else self.own
         value = read_value(name, sent, value)
         if name in group and isinstance(value, bool) and isinstance(group[name], bool):
             value = value or group[name]
@@ -65,12 +63,12 @@ def take_apart(body: Mapping[str, Any], own: frozenset[str], aliases: Mapping[st
     fields, unbuilt = Fields(), []
     for sent, value in body.items():
         name = aliases.get(sent) or ALIASES.get(sent, sent)
-        if name in own or name in SAMPLING_FIELDS:
+        if name in own or name in TABLE:
             if value is not None:
                 fields.put(name, sent, value)
-        elif name in SHAPING:
-            fields.shaping[name] = value
-        elif name in NOT_BUILT or name in NOT_YET:
+        elif name in SHORTHANDS:
+            fields.shorthands[name] = value
+        elif name in NOT_BUILT:
             unbuilt.append(name)
         elif name not in NO_OPS:
             raise bad_field(sent, "unknown field", code="unknown_field")
@@ -81,7 +79,7 @@ def take_apart(body: Mapping[str, Any], own: frozenset[str], aliases: Mapping[st
 
 def read_value(name: str, sent: str, value: Any) -> Any:
     """As our field means it. Raises ApiError (400) if it is written in no way we know."""
-    if name not in SAMPLING_FIELDS or name not in READERS:
+    if name not in READERS:
         return value
     try:
         return READERS[name](value)
@@ -91,10 +89,9 @@ def read_value(name: str, sent: str, value: Any) -> Any:
 
 def refuse_unbuilt(name: str, value: Any) -> None:
     """Raises ApiError unless the field, known but not built, would change nothing."""
-    neutral = NOT_BUILT.get(name, NOT_YET.get(name, ()))
-    if asks_for_nothing(name, value) if name in NOT_BUILT else is_neutral(name, value):
+    if asks_for_nothing(name, value):
         return
-    shown = json.dumps(neutral[0] if neutral else None)
+    shown = json.dumps(NOT_BUILT[name][0] if NOT_BUILT[name] else None)
     raise bad_field(name, f"not supported yet; leave it out or send {shown}", code="unsupported_field")
 
 

@@ -70,9 +70,11 @@ class GuidanceFields(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     grammar_retain_state: bool = False
     """Not built: go on in the grammar where the last generation ended."""
     response_format: ResponseFormat | None = None
+    """OpenAI's way to ask for JSON, or for JSON that a schema describes."""
     structural_tag: str | dict[str, Any] | None = None
     """Free text with constrained passages: `structures`, each with begin, schema and end, and `triggers`."""
     structured_outputs: StructuredOutputs | None = None
+    """One of json, regex, choice, grammar, json_object and structural_tag, as vLLM groups them."""
 
 
 ALIASES = {"grammar_string": "grammar", "json_schema": "guided_json"}

@@ -16,7 +16,7 @@ from .fields import convert, decode_json
 from .guidance_check import check_guidance
 from .job import Core
 from .kobold_events import KoboldRenderer
-from .kobold_request import DEFAULT_MAX_LENGTH, KoboldRequest, lengths, parse_kobold
+from .kobold_request import ALIASES, DEFAULT_MAX_LENGTH, SAMPLING_DEFAULTS, KoboldRequest, lengths, parse_kobold
 from .kobold_running import GenKey, RunningGenerations
 from .logprobs_json import kobold_logprobs
 from .request_id import request_id_of
@@ -123,7 +123,7 @@ class KoboldRoutes:
 def kobold_routes(core: Core, served: Served) -> APIRouter:
     handlers = KoboldRoutes(core, served)
     routes = APIRouter(prefix="/api", tags=["Kobold"])
-    body = body_schema(KoboldRequest)
+    body = body_schema(KoboldRequest, ALIASES, SAMPLING_DEFAULTS)
     for version in ("/v1", "/latest"):
         routes.add_api_route(f"{version}/generate", handlers.generate, methods=["POST"], openapi_extra=body)
         for path, answer in facts(served).items():

@@ -6,8 +6,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from ..wire.sampler_lists import KOBOLD_ORDER, kobold_order
 from ..wire.sampling import SamplingParams
-from ..wire.sampling_values import KOBOLD_ORDER, kobold_order
 from .errors import bad_field
 from .fields import Fields, convert, decode_json, take_apart
 from .guidance_fields import ALIASES as GUIDANCE_ALIASES
@@ -49,12 +49,15 @@ class KoboldRequest(GuidanceFields, frozen=True, kw_only=True, forbid_unknown_fi
     """Fields besides sampling's."""
 
     prompt: str = ""
+    """The text to go on from. Its beginning is cut off where it does not fit."""
     memory: str = ""
     """Goes before the prompt, and stays when that is cut."""
     n: Annotated[int, Meta(ge=1, le=MAX_N)] = 1
+    """Texts to make; 1 when streaming."""
     max_context_length: Annotated[int, Meta(ge=2, description="tokens; the server's own where that is less")] = 2**31
     max_length: Annotated[int, Meta(ge=1, description="tokens to make at most")] = DEFAULT_MAX_LENGTH
     stop_sequence: Annotated[list[StopString], Meta(max_length=MAX_STOPS)] = msgspec.field(default_factory=list)
+    """End the text at any of these strings."""
     trim_stop: bool = True
     """Leave the stop sequence out of the text."""
     render_special: bool = False

@@ -4,6 +4,7 @@ import secrets
 from collections.abc import Sequence
 
 import msgspec
+import numpy as np
 
 from ..wire.sampling import MAX_BANNED_CHARS, MAX_RANGE_BANS, SamplingParams
 from .errors import ApiError, bad_field
@@ -21,26 +22,44 @@ def check_model(model: str | None, served: Served) -> None:
 def check_params(params: SamplingParams, fields: Fields, served: Served) -> None:
     """Raises ApiError (400) for what the types of single fields cannot say."""
     tokenizer = served.tokenizer
-    range_bans = [token for one in params.token_ban_ranges for token in one.tokens]
-    for name, ids in (
-        ("logit_bias", list(params.logit_bias)),
-        ("stop_token_ids", params.stop_token_ids),
-        ("allowed_token_ids", params.allowed_token_ids),
-        ("custom_token_bans", params.custom_token_bans),
-        ("token_ban_ranges", range_bans),
-    ):
-        invalid = tokenizer.invalid_id(list(ids))
+    for name, ids in ids_in(params).items():
+        invalid = tokenizer.invalid_id(ids)
         if invalid is not None:
             raise bad_field(fields.sent(name), f"the model has no token {invalid}")
-    if len(range_bans) > MAX_RANGE_BANS:
-        raise bad_field(
-            fields.sent("token_ban_ranges"), f"{len(range_bans)} tokens exceed the limit of {MAX_RANGE_BANS}"
-        )
+    check_bans(params, fields, tokenizer.vocab_size)
     if (num_chars := sum(map(len, params.banned_strings))) > MAX_BANNED_CHARS:
         message = f"{num_chars} characters in all exceed the limit of {MAX_BANNED_CHARS}"
         raise bad_field(fields.sent("banned_strings"), message)
     if params.max_tokens is not None and params.min_tokens > params.max_tokens:
         raise bad_field(fields.sent("min_tokens"), f"must not exceed {fields.sent('max_tokens')}")
+
+
+def ids_in(params: SamplingParams) -> dict[str, list[int]]:
+    """The token ids that a request names, by field."""
+    return {
+        "logit_bias": list(params.logit_bias),
+        "stop_token_ids": list(params.stop_token_ids),
+        "allowed_token_ids": list(params.allowed_token_ids),
+        "custom_token_bans": list(params.custom_token_bans),
+        "token_ban_ranges": range_bans(params),
+    }
+
+
+def range_bans(params: SamplingParams) -> list[int]:
+    return [token for one in params.token_ban_ranges for token in one.tokens]
+
+
+def check_bans(params: SamplingParams, fields: Fields, vocab_size: int) -> None:
+    """Raises ApiError (400) if no token may come at all, or too many are named for a part of the output."""
+    if (num_bans := len(range_bans(params))) > MAX_RANGE_BANS:
+        raise bad_field(fields.sent("token_ban_ranges"), f"{num_bans} tokens exceed the limit of {MAX_RANGE_BANS}")
+    if not params.custom_token_bans:
+        return
+    allowed = np.zeros(vocab_size, bool)
+    allowed[list(params.allowed_token_ids) or slice(None)] = True
+    allowed[list(params.custom_token_bans)] = False
+    if not allowed.any():
+        raise bad_field(fields.sent("custom_token_bans"), "leaves no token that may come")
 
 
 def check_num_choices(num_prompts: int, n: int, served: Served, param: str = "n") -> None:

@@ -43,12 +43,18 @@ class OpenAiRequest(GuidanceFields, frozen=True, kw_only=True, forbid_unknown_fi
     """Fields of both routes besides sampling's."""
 
     model: str | None = None
+    """One of those that /v1/models lists; may be left out."""
     stream: bool = False
+    """Send the answer as events, while it is made."""
     stream_options: StreamOptions | None = None
+    """Only with `stream`."""
     n: Annotated[int, Meta(ge=1, le=MAX_N, description="choices for each prompt")] = 1
     stop: StopString | Annotated[list[StopString], Meta(max_length=MAX_STOPS)] = field(default_factory=list)
+    """End the text before any of these strings."""
     include_stop_str_in_output: bool = False
+    """End it after the string that stopped it."""
     skip_special_tokens: bool = True
+    """Leave special tokens out of the text."""
 
     @property
     def num_made(self) -> int:

@@ -8,13 +8,14 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from .bodies import read_body, understand
-from .chat_request import ChatRequest, parse_chat
-from .completion_request import CompletionRequest, parse_completion
+from .chat_request import CHAT_ALIASES, ChatRequest, parse_chat
+from .completion_request import DEFAULT_MAX_TOKENS, CompletionRequest, parse_completion
 from .errors import ApiError
 from .guidance_check import check_guidance
 from .job import Core
 from .openai_chat import ChatRenderer
 from .openai_completions import CompletionRenderer
+from .openai_request import ALIASES
 from .request_id import request_id_of
 from .request_schema import body_schema
 from .served import Served
@@ -24,6 +25,8 @@ from .text_stream import TextStream
 
 def openai_routes(core: Core, served: Served) -> APIRouter:
     routes = APIRouter(prefix="/v1", tags=["OpenAI"])
+    completion_body = body_schema(CompletionRequest, ALIASES, {"max_tokens": DEFAULT_MAX_TOKENS})
+    chat_body = body_schema(ChatRequest, CHAT_ALIASES, {})
 
     @routes.get("/models")
     async def list_models() -> Response:
@@ -35,7 +38,7 @@ def openai_routes(core: Core, served: Served) -> APIRouter:
             raise ApiError(404, f"model: there is no model {model!r} here", param="model", code="model_not_found")
         return JSONResponse(model_card(model, served))
 
-    @routes.post("/completions", openapi_extra=body_schema(CompletionRequest))
+    @routes.post("/completions", openapi_extra=completion_body)
     async def complete(request: Request) -> Response:
         raw = await read_body(request, served.max_body_bytes)
         request_id = request_id_of(request.scope)
@@ -45,7 +48,7 @@ def openai_routes(core: Core, served: Served) -> APIRouter:
         start = partial(TextStream, core, generation, served.tokenizer)
         return GenerationResponse(start, renderer, stream=asked.stream)
 
-    @routes.post("/chat/completions", openapi_extra=body_schema(ChatRequest))
+    @routes.post("/chat/completions", openapi_extra=chat_body)
     async def chat(request: Request) -> Response:
         raw = await read_body(request, served.max_body_bytes)
         request_id = request_id_of(request.scope)

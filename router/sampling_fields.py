@@ -1,35 +1,100 @@
 """From a body's fields to sampling parameters: what clients say in a roundabout way, and the check of all ranges."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from ..wire.sampling import SamplingParams
-from .errors import bad_field
-from .fields import Fields, convert
+import msgspec
+from msgspec import Meta, Struct
+
+from ..wire.sampling import SamplingParams, Step
+from ..wire.sampling_table import TABLE
+from .errors import ApiError, bad_field
+from .fields import Fields, convert, field_error
+
+ROUNDING = 1e-6
+"""Between two ways to say the same temperatures."""
+MAX_TEMPERATURE = 100
+OFF = {"dynatemp_min": 0.0, "dynatemp_max": 0.0}
+
+
+class Shorthands(Struct, frozen=True, forbid_unknown_fields=True):
+    """Fields that say others. Both APIs have them."""
+
+    dynatemp_range: (
+        Annotated[
+            float, Meta(ge=0, le=MAX_TEMPERATURE, description="dynatemp_min, dynatemp_max: temperature ± this; 0: off")
+        ]
+        | None
+    ) = None
+    dynamic_temperature: (
+        Annotated[bool, Meta(description="false: neither dynatemp_min and dynatemp_max nor dynatemp_range counts")]
+        | None
+    ) = None
 
 
 def sampling_params(fields: Fields, defaults: Mapping[str, Any]) -> SamplingParams:
     """`defaults`: of the route. Raises ApiError (400) naming the field that is out of its range."""
     given = {**defaults, **fields.sampling}
-    params = convert(given | _dynatemp(fields, given), SamplingParams, fields)
+    if "sampler_priority" in defaults and "sampler_priority" not in fields.sampling:
+        given["sampler_priority"] = with_temperature_last(given["sampler_priority"], given.get("temperature_last"))
+    params = in_range(given, fields)
+    params = msgspec.structs.replace(params, **dynatemp_ends(params, fields))
     if params.dynatemp_min > params.dynatemp_max:
         raise bad_field(fields.sent("dynatemp_min"), f"must not exceed {fields.sent('dynatemp_max')}")
     return params
 
 
-def _dynatemp(fields: Fields, given: Mapping[str, Any]) -> dict[str, Any]:
-    """dynatemp_min and dynatemp_max, where dynatemp_range says them (temperature − range to temperature + range), or
-    where it or dynamic_temperature says that there are none."""
-    reach, is_on = fields.shaping.get("dynatemp_range"), fields.shaping.get("dynamic_temperature")
-    if is_on is not None and type(is_on) is not bool:
-        raise bad_field("dynamic_temperature", "expected `bool`")
-    if reach is not None and (type(reach) not in (int, float) or not 0 <= reach <= 100):
-        raise bad_field("dynatemp_range", "expected a number from 0 to 100")
-    if is_on is False or reach == 0:
-        return {"dynatemp_min": 0.0, "dynatemp_max": 0.0}
-    if reach is None or given.get("dynatemp_min") or given.get("dynatemp_max"):
+def with_temperature_last(order: tuple[Step, ...], wanted: Any) -> tuple[Step, ...]:
+    """A route's own order, where the request has none."""
+    if wanted is not True:
+        return order
+    return (*(step for step in order if step != "temperature"), "temperature")
+
+
+def in_range(given: Mapping[str, Any], fields: Fields) -> SamplingParams:
+    try:
+        return msgspec.convert(given, SamplingParams, str_keys=True)
+    except msgspec.ValidationError as error:
+        raise with_range(field_error(str(error), fields), fields) from error
+
+
+def with_range(error: ApiError, fields: Fields) -> ApiError:
+    """The error with the whole range in it, where it is about a number outside."""
+    for name, parameter in TABLE.items():
+        if error.param == fields.sent(name) and parameter.range and ", got " not in error.message:
+            return bad_field(error.param, f"must be {parameter.range}")
+    return error
+
+
+def dynatemp_ends(params: SamplingParams, fields: Fields) -> dict[str, float]:
+    """dynatemp_min and dynatemp_max, where shorthands say them. Raises ApiError (400) for a contradiction."""
+    asked = convert(fields.shorthands, Shorthands, fields)
+    has_ends = params.dynatemp_min != 0 or params.dynatemp_max != 0
+    if asked.dynamic_temperature is False:
+        return OFF
+    if asked.dynamic_temperature and not has_ends and not asked.dynatemp_range:
+        raise bad_field("dynamic_temperature", "needs dynatemp_min and dynatemp_max, or dynatemp_range")
+    if asked.dynatemp_range is None:
         return {}
-    temperature = given.get("temperature", 1.0)
-    if type(temperature) not in (int, float):
-        return {}  # which is the error to tell
-    return {"dynatemp_min": max(0.0, temperature - reach), "dynatemp_max": temperature + reach}
+    if not has_ends:
+        return ends_around(params.temperature, asked.dynatemp_range)
+    check_same(params, asked.dynatemp_range, fields)
+    return {} if asked.dynatemp_range else OFF
+
+
+def ends_around(temperature: float, reach: float) -> dict[str, float]:
+    if reach == 0:
+        return OFF
+    high = temperature + reach
+    if high > MAX_TEMPERATURE:
+        raise bad_field("dynatemp_range", f"temperature + range must be at most {MAX_TEMPERATURE}")
+    return {"dynatemp_min": max(0.0, temperature - reach), "dynatemp_max": high}
+
+
+def check_same(params: SamplingParams, reach: float, fields: Fields) -> None:
+    """Raises ApiError (400) unless the ends are as far apart as the range says: clients send both."""
+    low, high = params.dynatemp_min, params.dynatemp_max
+    cut = ends_around(params.temperature, reach)
+    is_cut = abs(low - cut["dynatemp_min"]) <= ROUNDING and abs(high - cut["dynatemp_max"]) <= ROUNDING
+    if abs((high - low) / 2 - reach) > ROUNDING and not is_cut:
+        raise bad_field("dynatemp_range", f"contradicts {fields.sent('dynatemp_max')}")

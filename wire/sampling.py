@@ -1,8 +1,8 @@
 """The table of sampling parameters: names, types, ranges, neutral values and help, in one place.
 
-The struct *is* the table: a field's default is its neutral value (the one that changes nothing), its
-`Meta` holds the range and the help text. Routers validate with it, the wire carries it (defaults are left out),
-decode workers sample by it.
+The struct *is* the table: a field's default is its neutral value (the one that changes nothing), `about` gives it its
+group, help, range, other clients' names and what a slider should span. Routers validate with it, the wire carries it
+(defaults are left out), decode workers sample by it; `sampling_table` reads it for clients and docs.
 """
 
 from typing import Annotated, Any, Literal, get_args
@@ -11,41 +11,26 @@ import msgspec
 from msgspec import Meta
 
 MAX_LOGIT_BIAS = 100.0
+MAX_INT = 2**31 - 1
 MAX_BANNED_CHARS = 16_384
 """Of all of a request's banned_strings: workers look for them at once, with memory in proportion."""
 
-ALIASES: dict[str, str] = {
-    "rep_pen": "repetition_penalty",
-    "repeat_penalty": "repetition_penalty",
-    "rep_pen_range": "repetition_penalty_range",
-    "repeat_last_n": "repetition_penalty_range",
-    "rep_pen_slope": "repetition_penalty_slope",
-    "typical": "typical_p",
-    "typ_p": "typical_p",
-    "tfs_z": "tfs",
-    "eps_cutoff": "epsilon_cutoff",
-    "top_n_sigma": "nsigma",
-    "mirostat": "mirostat_mode",
-    "dry_penalty_last_n": "dry_range",
-    "dynatemp_low": "dynatemp_min",
-    "min_temp": "dynatemp_min",
-    "dynatemp_high": "dynatemp_max",
-    "max_temp": "dynatemp_max",
-    "sampler_order": "sampler_priority",
-    "samplers": "sampler_priority",
-    "sampler_seed": "seed",
-    "ban_eos_token": "ignore_eos",
-    "use_default_badwordsids": "ignore_eos",
-    "banned_tokens": "banned_strings",
-}
-"""Other clients' names for fields of `SamplingParams`."""
+Group = Literal["temperature", "truncation", "draw", "repetition", "tokens", "order", "logprobs", "length"]
+Slider = tuple[float, float, float]
+"""(from, to, step): the part of a range that is worth a slider."""
 
-NOT_YET: dict[str, tuple[Any, ...]] = {
-    "guidance_scale": (1, 0),
-    "negative_prompt": ("",),
-}
-"""Samplers that are known but not built: the values at which each changes nothing. `None` is always neutral."""
 
+def about(group: Group, help: str, *aliases: str, slider: Slider | None = None, **limits: Any) -> Meta:
+    """A row of the table, but for the name, type and default. `aliases`: other clients' names; `limits` as in Meta."""
+    return Meta(description=help, extra={"group": group, "aliases": aliases, "slider": slider}, **limits)
+
+
+SHARE: dict[str, Any] = {"ge": 0, "le": 1, "slider": (0, 1, 0.01)}
+POSITIVE_SHARE: dict[str, Any] = {"gt": 0, "le": 1, "slider": (0.01, 1, 0.01)}
+CUTOFF: dict[str, Any] = {"ge": 0, "le": 1, "slider": (0, 0.01, 0.0001)}
+FACTOR: dict[str, Any] = {"ge": 0, "le": 100, "slider": (0, 5, 0.01)}
+PENALTY: dict[str, Any] = {"ge": -2, "le": 2, "slider": (-2, 2, 0.01)}
+COUNT: dict[str, Any] = {"ge": 0, "le": MAX_INT}
 
 Step = Literal[
     "dry",
@@ -78,8 +63,9 @@ class Guidance(msgspec.Struct, frozen=True, array_like=True):
     """The schema, expression or grammar; of `choice` a JSON list of strings; of `json_object` empty."""
 
 
-TokenId = Annotated[int, Meta(ge=0)]
-Count = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+TokenId = Annotated[int, Meta(ge=0, le=MAX_INT)]
+Word = Annotated[str, Meta(min_length=1, max_length=1024)]
+Count = Annotated[int, Meta(ge=0, le=MAX_INT)]
 MAX_RANGE_BANS = 256
 """Tokens that all of token_ban_ranges may name."""
 
@@ -96,137 +82,242 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unk
     """How the tokens of one request are drawn. Every default is neutral, except `max_tokens`' None: no limit
     but the context."""
 
-    temperature: Annotated[float, Meta(ge=0, le=100, description="0 is greedy; logits are divided by it")] = 1.0
-    top_k: Annotated[int, Meta(ge=-1, description="keep the k largest logits, ties included; 0 and -1 are off")] = 0
+    temperature: Annotated[float, about("temperature", "0 is greedy; logits are divided by it", **FACTOR)] = 1.0
+    top_k: Annotated[
+        int,
+        about(
+            "truncation",
+            "keep the k largest logits, ties included; 0 and -1 are off",
+            ge=-1,
+            le=MAX_INT,
+            slider=(0, 200, 1),
+        ),
+    ] = 0
     top_p: Annotated[
-        float, Meta(gt=0, le=1, description="keep the smallest set of tokens whose probability reaches top_p")
+        float, about("truncation", "keep the smallest set of tokens whose probability reaches top_p", **POSITIVE_SHARE)
     ] = 1.0
     min_p: Annotated[
-        float, Meta(ge=0, le=1, description="keep tokens with at least min_p times the largest probability")
+        float, about("truncation", "keep tokens with at least min_p times the largest probability", **SHARE)
     ] = 0.0
     repetition_penalty: Annotated[
-        float, Meta(ge=0.01, le=100, description="divides positive and multiplies other logits of tokens seen so far")
+        float,
+        about(
+            "repetition",
+            "divides positive and multiplies other logits of tokens seen so far",
+            "rep_pen",
+            "repeat_penalty",
+            ge=0.01,
+            le=100,
+            slider=(1, 3, 0.01),
+        ),
     ] = 1.0
     presence_penalty: Annotated[
-        float, Meta(ge=-2, le=2, description="subtracted once from tokens already in the output")
+        float, about("repetition", "subtracted once from tokens already in the output", **PENALTY)
     ] = 0.0
     frequency_penalty: Annotated[
-        float, Meta(ge=-2, le=2, description="subtracted once per occurrence in the output")
+        float, about("repetition", "subtracted once per occurrence in the output", **PENALTY)
     ] = 0.0
     logit_bias: Annotated[
         dict[int, Annotated[float, Meta(ge=-MAX_LOGIT_BIAS, le=MAX_LOGIT_BIAS)]],
-        Meta(max_length=1024, description="added to the logits of these token ids; -100 all but bans a token"),
+        about("tokens", "added to the logits of these token ids; -100 all but bans a token", max_length=1024),
     ] = {}
-    dynatemp_min: Annotated[float, Meta(ge=0, le=100, description="lowest dynamic temperature; 0 and 0 are off")] = 0.0
-    dynatemp_max: Annotated[float, Meta(ge=0, le=100, description="highest dynamic temperature")] = 0.0
+    dynatemp_min: Annotated[
+        float, about("temperature", "lowest dynamic temperature; 0 and 0 are off", "dynatemp_low", "min_temp", **FACTOR)
+    ] = 0.0
+    dynatemp_max: Annotated[
+        float, about("temperature", "highest dynamic temperature", "dynatemp_high", "max_temp", **FACTOR)
+    ] = 0.0
     dynatemp_exponent: Annotated[
-        float, Meta(gt=0, le=100, description="shapes the way from dynatemp_min to dynatemp_max as entropy grows")
+        float,
+        about(
+            "temperature",
+            "shapes the way from dynatemp_min to dynatemp_max as entropy grows",
+            gt=0,
+            le=100,
+            slider=(0.01, 10, 0.01),
+        ),
     ] = 1.0
     smoothing_factor: Annotated[
-        float, Meta(ge=0, le=100, description="bends logits down quadratically below the largest; 0 is off")
+        float,
+        about(
+            "temperature",
+            "bends logits down quadratically below the largest; 0 is off",
+            ge=0,
+            le=100,
+            slider=(0, 10, 0.01),
+        ),
     ] = 0.0
-    smoothing_curve: Annotated[float, Meta(ge=1, le=100, description="cubic part of smoothing; 1 has none")] = 1.0
+    smoothing_curve: Annotated[
+        float, about("temperature", "cubic part of smoothing; 1 has none", ge=1, le=100, slider=(1, 10, 0.01))
+    ] = 1.0
     nsigma: Annotated[
-        float, Meta(ge=0, le=100, description="keep logits within so many standard deviations of the largest; 0 is off")
+        float,
+        about(
+            "truncation",
+            "keep logits within so many standard deviations of the largest; 0 is off",
+            "top_n_sigma",
+            **FACTOR,
+        ),
     ] = 0.0
     top_a: Annotated[
-        float, Meta(ge=0, le=1, description="keep tokens with at least top_a times the largest probability squared")
+        float, about("truncation", "keep tokens with at least top_a times the largest probability squared", **SHARE)
     ] = 0.0
-    tfs: Annotated[float, Meta(gt=0, le=1, description="tail-free sampling: share of the curvature kept")] = 1.0
-    typical_p: Annotated[
-        float, Meta(gt=0, le=1, description="keep the most typical tokens whose probability reaches typical_p")
+    tfs: Annotated[
+        float, about("truncation", "tail-free sampling: share of the curvature kept", "tfs_z", **POSITIVE_SHARE)
     ] = 1.0
-    eta_cutoff: Annotated[float, Meta(ge=0, le=1, description="drop tokens under an entropy-dependent probability")] = (
-        0.0
-    )
-    epsilon_cutoff: Annotated[float, Meta(ge=0, le=1, description="drop tokens under this probability")] = 0.0
+    typical_p: Annotated[
+        float,
+        about(
+            "truncation",
+            "keep the most typical tokens whose probability reaches typical_p",
+            "typical",
+            "typ_p",
+            **POSITIVE_SHARE,
+        ),
+    ] = 1.0
+    eta_cutoff: Annotated[
+        float, about("truncation", "drop tokens under an entropy-dependent probability", **CUTOFF)
+    ] = 0.0
+    epsilon_cutoff: Annotated[
+        float, about("truncation", "drop tokens under this probability", "eps_cutoff", **CUTOFF)
+    ] = 0.0
     xtc_threshold: Annotated[
-        float, Meta(ge=0, le=1, description="XTC removes all but the least likely of tokens at least this probable")
+        float,
+        about(
+            "truncation",
+            "XTC removes all but the least likely of tokens at least this probable",
+            ge=0,
+            le=1,
+            slider=(0, 0.5, 0.01),
+        ),
     ] = 0.1
-    xtc_probability: Annotated[float, Meta(ge=0, le=1, description="how often XTC acts; 0 is off")] = 0.0
+    xtc_probability: Annotated[float, about("truncation", "how often XTC acts; 0 is off", **SHARE)] = 0.0
     skew: Annotated[
         float,
-        Meta(ge=-20, le=20, description="above 0 favours less likely of the tokens kept, below 0 more likely ones"),
+        about(
+            "draw",
+            "above 0 favours less likely of the tokens kept, below 0 more likely ones",
+            ge=-20,
+            le=20,
+            slider=(-5, 5, 0.01),
+        ),
     ] = 0.0
-    mirostat_mode: Annotated[int, Meta(ge=0, le=2, description="1 and 2 replace truncation by Mirostat; 0 is off")] = 0
-    mirostat_tau: Annotated[float, Meta(ge=0, le=100, description="Mirostat's target surprise, in bits")] = 5.0
-    mirostat_eta: Annotated[float, Meta(ge=0, le=10, description="Mirostat's learning rate")] = 0.1
+    mirostat_mode: Annotated[
+        int, about("draw", "1 and 2 replace truncation by Mirostat; 0 is off", "mirostat", ge=0, le=2, slider=(0, 2, 1))
+    ] = 0
+    mirostat_tau: Annotated[
+        float, about("draw", "Mirostat's target surprise, in bits", ge=0, le=100, slider=(0, 20, 0.01))
+    ] = 5.0
+    mirostat_eta: Annotated[float, about("draw", "Mirostat's learning rate", ge=0, le=10, slider=(0, 1, 0.01))] = 0.1
     adaptive_target: Annotated[
-        float, Meta(ge=-1, le=1, description="adaptive-p's target probability; below 0 is off")
+        float, about("draw", "adaptive-p's target probability; below 0 is off", ge=-1, le=1, slider=(-0.01, 1, 0.01))
     ] = -1.0
-    adaptive_decay: Annotated[float, Meta(ge=0, le=0.99, description="how slowly adaptive-p's average forgets")] = 0.9
+    adaptive_decay: Annotated[
+        float, about("draw", "how slowly adaptive-p's average forgets", ge=0, le=0.99, slider=(0, 0.99, 0.01))
+    ] = 0.9
     repetition_penalty_range: Annotated[
-        int, Meta(ge=0, le=2**31 - 1, description="repetition_penalty looks at so many last tokens; 0 is all")
+        int,
+        about(
+            "repetition",
+            "repetition_penalty looks at so many last tokens; 0 is all",
+            "rep_pen_range",
+            "repeat_last_n",
+            **COUNT,
+            slider=(0, 8192, 1),
+        ),
     ] = 0
     repetition_penalty_slope: Annotated[
-        float, Meta(ge=0, le=10, description="how much of repetition_penalty acts in the older half of its range")
+        float,
+        about(
+            "repetition",
+            "how much of repetition_penalty acts in the older half of its range",
+            "rep_pen_slope",
+            ge=0,
+            le=10,
+            slider=(0, 10, 0.01),
+        ),
     ] = 1.0
     no_repeat_ngram_size: Annotated[
-        int, Meta(ge=0, le=2**31 - 1, description="no sequence of so many tokens comes twice; 0 is off")
+        int, about("repetition", "no sequence of so many tokens comes twice; 0 is off", **COUNT, slider=(0, 20, 1))
     ] = 0
-    dry_multiplier: Annotated[float, Meta(ge=0, le=100, description="DRY's strength; 0 is off")] = 0.0
+    dry_multiplier: Annotated[float, about("repetition", "DRY's strength; 0 is off", **FACTOR)] = 0.0
     dry_base: Annotated[
-        float, Meta(ge=1, le=100, description="DRY's penalty grows by this with each token repeated")
+        float,
+        about("repetition", "DRY's penalty grows by this with each token repeated", ge=1, le=100, slider=(1, 4, 0.01)),
     ] = 1.75
-    dry_allowed_length: Annotated[int, Meta(ge=0, description="repeats shorter than this are not penalised by DRY")] = 2
+    dry_allowed_length: Annotated[
+        int, about("repetition", "repeats shorter than this are not penalised by DRY", **COUNT, slider=(1, 20, 1))
+    ] = 2
     dry_range: Annotated[
-        int, Meta(ge=-1, le=2**31 - 1, description="DRY looks at so many last tokens; 0 and -1 are all")
+        int,
+        about(
+            "repetition",
+            "DRY looks at so many last tokens; 0 and -1 are all",
+            "dry_penalty_last_n",
+            ge=-1,
+            le=MAX_INT,
+            slider=(0, 8192, 1),
+        ),
     ] = 0
     dry_sequence_breakers: Annotated[
         tuple[Annotated[str, Meta(min_length=1, max_length=40)], ...],
-        Meta(max_length=64, description="strings that repeats are not followed across"),
+        about("repetition", "strings that repeats are not followed across", max_length=64),
     ] = ("\n", ":", '"', "*")
     allowed_token_ids: Annotated[
-        tuple[TokenId, ...], Meta(description="only these tokens may come; none given allows all")
+        tuple[TokenId, ...], about("tokens", "only these tokens may come; none given allows all")
     ] = ()
-    custom_token_bans: Annotated[tuple[TokenId, ...], Meta(description="tokens that never come")] = ()
+    custom_token_bans: Annotated[tuple[TokenId, ...], about("tokens", "tokens that never come")] = ()
     token_ban_ranges: Annotated[
         tuple[BanRange, ...],
-        Meta(
-            max_length=64, description="(token ids, start, length): banned from output token `start` on, for `length`"
-        ),
+        about("tokens", "(token ids, start, length): not from output token `start` on, for `length`", max_length=64),
     ] = ()
     bad_words: Annotated[
-        tuple[Annotated[str, Meta(min_length=1, max_length=1024)], ...],
-        Meta(max_length=1024, description="words that never come, as sequences of tokens"),
+        tuple[Word, ...], about("tokens", "words that never come, as sequences of tokens", max_length=1024)
     ] = ()
     banned_strings: Annotated[
-        tuple[Annotated[str, Meta(min_length=1, max_length=1024)], ...],
-        Meta(
+        tuple[Word, ...],
+        about(
+            "tokens",
+            "phrases that never come, in upper or lower case, however they are spelt in tokens",
+            "banned_tokens",
             max_length=1024,
-            description="phrases that never come, in upper or lower case, however they are spelt in tokens",
         ),
     ] = ()
-    temperature_last: Annotated[bool, Meta(description="temperature acts after all truncation")] = False
+    temperature_last: Annotated[bool, about("order", "temperature acts after all truncation")] = False
     sampler_priority: Annotated[
-        tuple[Step, ...], Meta(description="order of the samplers, each once; empty is the default order")
+        tuple[Step, ...],
+        about("order", "order of the samplers, each once; empty is the route's own", "sampler_order", "samplers"),
     ] = ()
     guidance: Guidance | None = None
-    logprobs: Annotated[int, Meta(ge=0, description="alternatives to give with each token")] | None = None
+    logprobs: Annotated[int, about("logprobs", "alternatives to give with each token", **COUNT)] | None = None
     logprobs_mode: Annotated[
-        Literal["raw", "processed"], Meta(description="logprobs of the model, or of what the samplers left")
+        Literal["raw", "processed"], about("logprobs", "logprobs of the model, or of what the samplers left")
     ] = "raw"
-    prompt_logprobs: Annotated[int, Meta(ge=0, description="the same for the prompt's tokens")] | None = None
+    prompt_logprobs: (
+        Annotated[int, about("logprobs", "alternatives to give with each of the prompt's tokens", **COUNT)] | None
+    ) = None
     seed: Annotated[
         int,
-        Meta(ge=-(2**63), le=2**63 - 1, description="fixes every draw; the server picks one where it is null or -1"),
+        about(
+            "draw",
+            "fixes every draw; the server picks one where it is null or -1",
+            "sampler_seed",
+            ge=-(2**63),
+            le=2**63 - 1,
+        ),
     ] = -1
-    ignore_eos: Annotated[bool, Meta(description="do not stop at an end-of-sequence token")] = False
-    min_tokens: Annotated[int, Meta(ge=0, description="no end of sequence or stop token before this many tokens")] = 0
+    ignore_eos: Annotated[
+        bool, about("length", "do not stop at an end-of-sequence token", "ban_eos_token", "use_default_badwordsids")
+    ] = False
+    min_tokens: Annotated[int, about("length", "no end of sequence or stop token before this many tokens", **COUNT)] = 0
     max_tokens: (
-        Annotated[int, Meta(ge=0, description="stop after this many tokens; 0 computes the prompt alone")] | None
+        Annotated[int, about("length", "stop after this many tokens; 0 computes the prompt alone", **COUNT)] | None
     ) = None
     stop_token_ids: Annotated[
-        tuple[Annotated[int, Meta(ge=0)], ...],
-        Meta(max_length=256, description="stop at any of these token ids"),
+        tuple[TokenId, ...], about("length", "stop at any of these token ids", max_length=256)
     ] = ()
 
 
 def resolve_seed(seed: int, fresh: int) -> int:
     """The seed a request runs with, as unsigned 64 bits: its own, or `fresh` where it gave none (-1)."""
     return (fresh if seed == -1 else seed) & 0xFFFF_FFFF_FFFF_FFFF
-
-
-def is_neutral(name: str, value: Any) -> bool:
-    """Whether a known but unbuilt sampler field asks for nothing."""
-    return value is None or any(type(value) in (type(n), int, float) and value == n for n in NOT_YET[name])

@@ -3,101 +3,22 @@
 Readers raise ValueError with a reason; the field's name is the caller's to add.
 """
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from .sampling import DEFAULT_ORDER, Step
-
-KOBOLD_STEPS: tuple[tuple[Step, ...], ...] = (
-    ("top_k",),
-    ("top_a",),
-    ("top_p", "min_p"),
-    ("tfs",),
-    ("typical_p", "eta_cutoff", "epsilon_cutoff"),
-    ("temperature", "quadratic", "nsigma"),
-    ("penalties", "no_repeat_ngram"),
-)
-"""By KoboldCpp's sampler ids. Those that have no id act where KoboldCpp has them."""
-KOBOLD_ORDER = (6, 0, 1, 3, 4, 2, 5)
-"""KoboldCpp's default."""
-
-APHRODITE_STEPS: tuple[tuple[Step, ...], ...] = (
-    ("top_k", "top_p"),
-    ("top_a",),
-    ("min_p",),
-    ("tfs",),
-    ("typical_p",),
-    ("temperature",),
-    ("penalties",),
-    ("dry",),
-    ("no_repeat_ngram",),
-    ("nsigma",),
-    ("eta_cutoff",),
-    ("epsilon_cutoff",),
-    ("quadratic",),
-    ("xtc",),
-)
-"""By Aphrodite's sampler ids."""
-STEP_NAMES: dict[str, tuple[Step, ...]] = {
-    **{name: (name,) for name in DEFAULT_ORDER},
-    "top_p_top_k": ("top_k", "top_p"),
-    "top_nsigma": ("nsigma",),
-    "top_n_sigma": ("nsigma",),
-    "typ_p": ("typical_p",),
-    "typical": ("typical_p",),
-    "smoothing": ("quadratic",),
-    "quadratic_sampling": ("quadratic",),
-    "tfs_z": ("tfs",),
-}
-"""Of all clients, in lower case."""
+from .sampler_lists import order, read_json
 
 UNITS_IN_ONE = 10_000
 """Of cutoffs above 1, as sliders mean them."""
 
 
-def kobold_order(ids: Sequence[int]) -> tuple[Step, ...]:
-    """All steps, from KoboldCpp's list of ids."""
-    return ("dry", *(step for each in ids for step in KOBOLD_STEPS[each]), "xtc")
-
-
-def order(value: Any) -> Any:
-    """Of `sampler_priority`: names, Aphrodite's 14 ids or Kobold's 7, each sampler once. Empty is the default."""
-    value = _parsed(value)
-    if not isinstance(value, list) or not value:
-        return value
-    if all(type(one) is int for one in value):
-        return _checked_ids(value)
-    if not all(isinstance(one, str) for one in value):
-        raise ValueError("must hold names of samplers, or their ids")
-    unknown = [one for one in value if one.lower() not in STEP_NAMES]
-    if unknown:
-        raise ValueError(f"{unknown[0]!r} is no sampler; there are {', '.join(DEFAULT_ORDER)}")
-    return _complete([step for one in value for step in STEP_NAMES[one.lower()]])
-
-
-def _checked_ids(ids: list[int]) -> list[Step]:
-    is_kobold = len(ids) <= len(KOBOLD_STEPS)
-    table = KOBOLD_STEPS if is_kobold else APHRODITE_STEPS
-    if sorted(ids) != list(range(len(table))):
-        kind = "KoboldCpp's" if is_kobold else "Aphrodite's"
-        raise ValueError(f"must hold each of {kind} samplers 0 to {len(table) - 1} once")
-    return list(kobold_order(ids)) if is_kobold else [step for each in ids for step in table[each]]
-
-
-def _complete(steps: list[Step]) -> list[Step]:
-    missing = [step for step in DEFAULT_ORDER if step not in steps]
-    twice = [step for step in DEFAULT_ORDER if steps.count(step) > 1]
-    if twice:
-        raise ValueError(f"has {', '.join(twice)} more than once")
-    if missing:
-        raise ValueError(f"must name every sampler once; missing: {', '.join(missing)}")
-    return steps
-
-
 def cutoff(value: Any) -> Any:
     """Of eta and epsilon: a probability, or above 1 so many ten thousandths."""
-    return value / UNITS_IN_ONE if type(value) in (int, float) and value > 1 else value
+    if not is_number(value) or value <= 1:
+        return value
+    if value > UNITS_IN_ONE:
+        raise ValueError(f"must be from 0 to 1, or in units of {1 / UNITS_IN_ONE:g} above 1 and at most {UNITS_IN_ONE}")
+    return value / UNITS_IN_ONE
 
 
 def whole_if_none(value: Any) -> Any:
@@ -107,7 +28,7 @@ def whole_if_none(value: Any) -> Any:
 
 def off_if_negative(value: Any) -> Any:
     """Of nsigma, which llama.cpp switches off by −1."""
-    return 0.0 if type(value) in (int, float) and value == -1 else value
+    return 0.0 if is_number(value) and value == -1 else value
 
 
 def ids(value: Any) -> Any:
@@ -120,20 +41,25 @@ def ids(value: Any) -> Any:
         raise ValueError("must be a list of token ids, or ids between commas") from None
 
 
+def biases(value: Any) -> Any:
+    """An object, or a list of [id, bias] each."""
+    if not isinstance(value, list):
+        return value
+    pairs = [one for one in value if isinstance(one, list) and len(one) == 2 and type(one[0]) is int]
+    if len(pairs) < len(value):
+        raise ValueError("must be an object of biases by token id, or a list of [id, bias]")
+    if len({token_id for token_id, _ in pairs}) < len(pairs):
+        raise ValueError("has a token id more than once")
+    return dict(pairs)
+
+
 def strings(value: Any) -> Any:
     """A list, or one as JSON."""
-    return _parsed(value)
+    return read_json(value) if isinstance(value, str) else value
 
 
-def _parsed(value: Any) -> Any:
-    if not isinstance(value, str):
-        return value
-    if not value:
-        return []
-    try:
-        return json.loads(value)
-    except ValueError:
-        raise ValueError("must be a list, or a list as JSON") from None
+def is_number(value: Any) -> bool:
+    return type(value) in (int, float)
 
 
 READERS: dict[str, Callable[[Any], Any]] = {
@@ -141,7 +67,9 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "eta_cutoff": cutoff,
     "epsilon_cutoff": cutoff,
     "repetition_penalty_range": whole_if_none,
+    "dry_range": whole_if_none,
     "nsigma": off_if_negative,
+    "logit_bias": biases,
     "custom_token_bans": ids,
     "allowed_token_ids": ids,
     "token_ban_ranges": strings,
@@ -150,3 +78,26 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "bad_words": strings,
 }
 """By our field's name."""
+
+JSON_LIST = {"type": "string", "description": "a list as JSON"}
+COMMA_LIST = {"type": "string", "description": "ids between commas"}
+UNITS = {"type": "number", "exclusiveMinimum": 1, "maximum": UNITS_IN_ONE, "description": "in units of 1e-4"}
+PAIR = {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
+OTHER_FORMS: dict[str, tuple[dict[str, Any], ...]] = {
+    "sampler_priority": (
+        {"type": "array", "items": {"type": ["string", "integer"]}, "description": "other servers' names or ids"},
+        {"type": "string", "description": "such a list as JSON, or llama.cpp's letters"},
+    ),
+    "eta_cutoff": (UNITS,),
+    "epsilon_cutoff": (UNITS,),
+    "repetition_penalty_range": ({"const": -1, "description": "all"},),
+    "nsigma": ({"const": -1, "description": "off"},),
+    "logit_bias": ({"type": "array", "items": PAIR, "description": "[id, bias] each"},),
+    "custom_token_bans": (COMMA_LIST,),
+    "allowed_token_ids": (COMMA_LIST,),
+    "token_ban_ranges": (JSON_LIST,),
+    "dry_sequence_breakers": (JSON_LIST,),
+    "banned_strings": (JSON_LIST,),
+    "bad_words": (JSON_LIST,),
+}
+"""What readers take besides what the table says, as JSON schemas."""

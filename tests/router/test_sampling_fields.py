@@ -4,8 +4,9 @@ import msgspec
 import pytest
 from isthmus.router.fake_core import FakeCore
 from isthmus.tests.router.edge import ask
-from isthmus.wire.sampling import ALIASES, SamplingParams
-from isthmus.wire.sampling_values import KOBOLD_ORDER, kobold_order
+from isthmus.wire.sampler_lists import KOBOLD_ORDER, kobold_order
+from isthmus.wire.sampling import DEFAULT_ORDER, SamplingParams
+from isthmus.wire.sampling_table import ALIASES, HIDDEN, TABLE
 
 
 def params_of(path, body):
@@ -36,6 +37,8 @@ def test_every_alias_is_its_field():
         ({"dynatemp_range": 0, "dynatemp_low": 1, "dynatemp_high": 1}, (0.0, 0.0)),
         ({"dynamic_temperature": False, "dynatemp_low": 1, "dynatemp_high": 1}, (0.0, 0.0)),
         ({"dynamic_temperature": True, "dynatemp_low": 0.5, "dynatemp_high": 2, "dynatemp_range": 0.75}, (0.5, 2.0)),
+        ({"dynatemp_range": 2, "temperature": 0.5, "dynatemp_min": 0, "dynatemp_max": 2.5}, (0.0, 2.5)),
+        ({"dynatemp_range": None, "dynamic_temperature": None, "dynatemp_max": 2}, (0.0, 2.0)),
         ({"min_temp": 0.5, "max_temp": 2}, (0.5, 2.0)),
         ({}, (0.0, 0.0)),
     ],
@@ -63,16 +66,83 @@ def test_neutral_values_of_all_samplers_are_accepted():
 
 
 def test_the_table_is_served():
-    reply = ask(FakeCore(), "GET", "/v1/samplers")
-    table = {one["name"]: one for one in reply.json()["data"]}
+    reply = ask(FakeCore(), "GET", "/v1/samplers").json()
+    table = {one["name"]: one for one in reply["data"]}
+    assert table.keys() == TABLE.keys()
     assert table["min_p"] == {
         "name": "min_p",
         "kind": "number",
-        "default": 0.0,
+        "group": "truncation",
         "help": "keep tokens with at least min_p times the largest probability",
+        "neutral": 0.0,
         "minimum": 0,
         "maximum": 1,
+        "slider": {"minimum": 0, "maximum": 1, "step": 0.01},
+        "defaults": {"openai": 0.0, "kobold": 0.0},
     }
     assert table["nsigma"]["aliases"] == ["top_n_sigma"]
-    assert reply.json()["order"][0] == "dry"
-    assert reply.json()["kobold_defaults"]["temperature"] == 0.7
+    assert table["temperature"]["defaults"] == {"openai": 1.0, "kobold": 0.7}
+    assert table["sampler_priority"]["defaults"]["kobold"] == list(kobold_order(KOBOLD_ORDER))
+    assert reply["order"]["names"]["ours"] == list(DEFAULT_ORDER)
+    assert reply["order"]["kobold_ids"]["0"] == ["top_k"]
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/api/v1/generate"])
+def test_the_defaults_that_the_table_tells_are_those_that_requests_get(path):
+    reply = ask(FakeCore(), "GET", "/v1/samplers").json()
+    api = "kobold" if path.startswith("/api") else "openai"
+    told = {one["name"]: one["defaults"][api] for one in reply["data"] if one["name"] not in ("seed", "max_tokens")}
+    params = msgspec.json.decode(msgspec.json.encode(params_of(path, {})))
+    if api == "openai":
+        told["sampler_priority"] = []  # the order that is written so
+    neutral = {one["name"]: one["neutral"] for one in reply["data"]}
+    assert {name: params.get(name, neutral[name]) for name in told} == told
+
+
+def test_temperature_last_moves_it_in_a_routes_own_order():
+    order = params_of("/api/v1/generate", {"temperature_last": True}).sampler_priority
+    assert order == (*(step for step in kobold_order(KOBOLD_ORDER) if step != "temperature"), "temperature")
+    own = params_of("/api/v1/generate", {"temperature_last": True, "sampler_order": list(KOBOLD_ORDER)})
+    assert own.sampler_priority == kobold_order(KOBOLD_ORDER)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"top_p": 1.5}, "top_p: must be a number above 0 and at most 1"),
+        ({"typ_p": 0}, "typ_p: must be a number above 0 and at most 1"),
+        ({"top_k": 2**70}, f"top_k: must be a whole number from -1 to {2**31 - 1}"),
+        ({"top_k": 2.5}, "top_k: expected `int`, got `float`"),
+        ({"mirostat": 3}, "mirostat: must be a whole number from 0 to 2"),
+        ({"mirostat": "2"}, "mirostat: expected `int`, got `str`"),
+        ({"temperature_last": 1}, "temperature_last: expected `bool`, got `int`"),
+        ({"eps_cutoff": 10_001}, "eps_cutoff: must be from 0 to 1, or in units of 0.0001 above 1 and at most 10000"),
+        ({"dry_allowed_length": 2**40}, f"dry_allowed_length: must be a whole number from 0 to {2**31 - 1}"),
+        ({"allowed_token_ids": [2**70]}, "allowed_token_ids[0]: expected `int` <= 2147483647"),
+        ({"allowed_token_ids": [5, 300]}, "allowed_token_ids: the model has no token 300"),
+        ({"custom_token_bans": "5,300"}, "custom_token_bans: the model has no token 300"),
+        ({"token_ban_ranges": [[[300], 0, 2]]}, "token_ban_ranges: the model has no token 300"),
+        ({"allowed_token_ids": [5], "custom_token_bans": [5]}, "custom_token_bans: leaves no token that may come"),
+        ({"dynatemp_range": 0.5, "dynatemp_low": 0.1, "max_temp": 2}, "dynatemp_range: contradicts max_temp"),
+        ({"dynatemp_range": 0, "dynatemp_min": 0.1, "dynatemp_max": 2}, "dynatemp_range: contradicts dynatemp_max"),
+        ({"dynatemp_range": 1, "temperature": 99.5}, "dynatemp_range: temperature + range must be at most 100"),
+        ({"dynamic_temperature": True}, "dynamic_temperature: needs dynatemp_min and dynatemp_max, or dynatemp_range"),
+    ],
+)
+def test_refusals_say_the_range(body, message):
+    core = FakeCore()
+    reply = ask(core, "POST", "/v1/completions", json={"prompt": "hi", **body})
+    assert (reply.status_code, reply.json()["error"]["message"]) == (400, message)
+    assert not core.streams
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/api/v1/generate"])
+def test_openapi_describes_every_parameter_and_its_other_names(path):
+    schema = ask(FakeCore(), "GET", "/openapi.json").json()
+    body = schema["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    properties = body["properties"]
+    assert properties.keys() >= {*TABLE, *ALIASES, "dynatemp_range", "n", "guided_regex"} - HIDDEN
+    assert not properties.keys() & HIDDEN
+    assert (properties["typ_p"]["exclusiveMinimum"], properties["typ_p"]["description"]) == (0, "the same as typical_p")
+    assert {"type": "string", "description": "ids between commas"} in properties["custom_token_bans"]["anyOf"]
+    assert properties["temperature"]["default"] == (0.7 if path.startswith("/api") else 1.0)

@@ -16,10 +16,12 @@ from isthmus.tests.oracle import make_tiny
 from isthmus.tests.router.edge import served
 from isthmus.tests.system.test_guidance import TOKENIZER
 from isthmus.text.phrases import Phrases
-from isthmus.wire.sampling import ALIASES
-from isthmus.wire.sampling_table import Parameter, parameters
+from isthmus.wire.sampling_table import ALIASES, Parameter, parameters
 
 NUM_REQUESTS, AT_ONCE, EVERY = 2000, 12, 100
+NUM_GOOD = 500
+"""Of those, with nothing amiss."""
+LIMITED_BY_OTHERS = ("dynatemp_min", "dynatemp_max", "min_tokens", "max_tokens", "logprobs", "prompt_logprobs")
 ROUTES = (
     "/v1/completions",
     "/v1/completions",
@@ -27,7 +29,7 @@ ROUTES = (
     "/api/v1/generate",
     "/api/extra/generate/stream",
 )
-WEIRD = (None, True, "", "x", -1, 0, 1, 2.5, 1e30, [], [1], {}, {"a": 1}, "[1, 2]", "\ud7ff", -0.5)
+WEIRD = (None, True, "", "x", -1, 0, 1, 2.5, 1e30, 2**70, [], [1], {}, {"a": 1}, "[1, 2]", "\ud7ff", -0.5)
 OTHERS: dict[str, tuple[Any, ...]] = {
     "guided_regex": ("[ab]{1,3}", "(", "a*"),
     "guided_choice": (["x", "yy"], []),
@@ -67,6 +69,25 @@ def value_of(one: Parameter, rng: random.Random) -> Any:
     return [rng.randrange(400) for _ in range(rng.randrange(4))]
 
 
+def good_value(one: Parameter, rng: random.Random) -> Any:
+    """Anywhere within its range, the ends too."""
+    assert one.maximum is not None
+    low = one.minimum if one.minimum is not None else one.maximum / 1000
+    if one.kind == "integer":
+        return rng.choice((int(low), int(one.maximum), rng.randrange(int(low), min(int(one.maximum), 50) + 1)))
+    return rng.choice((low, one.maximum, rng.uniform(low, one.maximum), rng.uniform(low, min(one.maximum, 2))))
+
+
+def good_request(rng: random.Random) -> tuple[str, dict[str, Any]]:
+    """Numbers that no other field limits, under any of their names."""
+    alone = [one for one in parameters() if one.maximum is not None and one.name not in LIMITED_BY_OTHERS]
+    chosen = rng.sample(alone, rng.randrange(1, 9))
+    body = {rng.choice((one.name, *one.aliases)): good_value(one, rng) for one in chosen}
+    path = rng.choice(ROUTES)
+    prompt = {"messages": [{"role": "user", "content": "hi"}]} if "chat" in path else {"prompt": "hi there"}
+    return path, {**prompt, "max_tokens": rng.randrange(1, 6), **body}
+
+
 def request_of(rng: random.Random) -> tuple[str, dict[str, Any]]:
     path = rng.choice(ROUTES)
     body: dict[str, Any] = (
@@ -85,7 +106,9 @@ def test_two_thousand_random_requests(tmp_path_factory: pytest.TempPathFactory) 
     reference = make_tiny("qwen3", tmp_path_factory.mktemp("model"))
     phrases = Phrases(TOKENIZER)
     rng = random.Random(20)
-    asked = [request_of(rng) for _ in range(NUM_REQUESTS)]
+    asked = [(*good_request(rng), True) for _ in range(NUM_GOOD)]
+    asked += [(*request_of(rng), False) for _ in range(NUM_REQUESTS - NUM_GOOD)]
+    rng.shuffle(asked)
     counts: dict[int, int] = {}
 
     async def run(cluster: LocalCluster) -> None:
@@ -94,10 +117,11 @@ def test_two_thousand_random_requests(tmp_path_factory: pytest.TempPathFactory) 
         async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
             places, expected = asyncio.Semaphore(AT_ONCE), await neighbour(client)
 
-            async def one(path: str, body: dict[str, Any]) -> None:
+            async def one(path: str, body: dict[str, Any], is_good: bool) -> None:
                 async with places:
                     reply = await asyncio.wait_for(client.post(path, content=json.dumps(body)), 30)
                 assert reply.status_code < 500, (path, body, reply.text)
+                assert reply.status_code == 200 or not is_good, (path, body, reply.text)
                 assert reply.status_code == 200 or "param" in reply.text or "message" in reply.text
                 counts[reply.status_code] = counts.get(reply.status_code, 0) + 1
 
