@@ -56,7 +56,7 @@ class GuidanceFields(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Of every route that generates."""
 
     guided_json: str | dict[str, Any] | None = None
-    """A JSON schema: the output is JSON that it describes."""
+    """A JSON schema: the output is JSON that it describes. Empty, as clients send it by default, asks for nothing."""
     guided_regex: str | None = None
     """The whole output matches this regular expression."""
     guided_grammar: str | None = None
@@ -98,7 +98,7 @@ def _readings(request: GuidanceFields, fields: Fields) -> Iterator[tuple[str, Gu
     for name, read in READERS.items():
         sent = fields.sent(name)
         value = getattr(request, name)
-        guidance = None if value in (None, "", []) else _checked(sent, read, value, request)
+        guidance = None if value in (None, "", [], {}) else _checked(sent, read, value, request)
         if guidance is not None:
             yield sent, guidance
 

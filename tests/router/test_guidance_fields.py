@@ -37,6 +37,7 @@ FIELDS: list[tuple[dict[str, Any], Guidance | None]] = [
     ({"structured_outputs": {"choice": ["a"]}}, Guidance("choice", '["a"]')),
     ({"structured_outputs": {"grammar": GBNF}}, Guidance("gbnf", GBNF)),
     ({"guided_regex": "a", "response_format": {"type": "text"}, "grammar": ""}, Guidance("regex", "a")),
+    ({"guided_json": {}, "guided_grammar": "", "structural_tag": {}}, None),
     ({"guided_json": "", "guided_choice": [], "guided_regex": None, "grammar_retain_state": True}, None),
     ({}, None),
 ]
