@@ -33,9 +33,8 @@ class Limits:
 
     def bans_at(self, position: int) -> tuple[int, ...]:
         """Tokens that output token `position` may not be."""
-        return tuple(
-            token for one in self.ban_ranges if one.start <= position < one.start + one.length for token in one.tokens
-        )
+        acting = [one.tokens for one in self.ban_ranges if one.start <= position < one.start + one.length]
+        return tuple({token: None for tokens in acting for token in tokens})
 
     def finish_reason(self, token_id: int, position: int) -> FinishReason | None:
         """Whether output token `position` is the last one. A stop token before `min_output` tokens is no stop."""

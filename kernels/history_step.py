@@ -33,7 +33,7 @@ from .history_penalties import penalise_repetition, subtract_dry
 from .history_rules import dry_penalty, find_matches, longest_repeats, older_repetition, repetition_bounds
 from .history_table import Held, HistoryTable
 
-CONFIG = {"BLOCK": 2048, "num_warps": 16}
+CONFIG = {"BLOCK": 2048, "num_warps": 8}
 """Tokens read at once, as many as the registers do for."""
 
 _NUM_RULES: tl.constexpr = tl.constexpr(history_table.NUM_RULES)

@@ -326,8 +326,10 @@ class CudaEngine:
 
     def _take_states(self, draws: Sequence[Draw], first_place: int) -> list[StatesPart]:
         """Of the last `sample`, on its way to the host, where a sequence has one."""
+        if self._sampler is None or not self._state_sizes:
+            return []
         sizes = {place: self._state_sizes.get(draw.seq_id, 0) for place, draw in enumerate(draws)}
-        if self._sampler is None or not any(sizes.values()):
+        if not any(sizes.values()):
             return []
         return [StatesPart(first_place, sizes, self._to_host(self._sampler.states[: len(draws)]))]
 
