@@ -57,7 +57,7 @@ class Greedy:
     def retire(self, seq_id: int) -> None: ...
 
     def sample(self, logits: Tensor, draws: Sequence[Draw]) -> Samples:
-        return Samples(logits.argmax(-1), (), ())
+        return Samples(logits.argmax(-1), [None] * len(logits), [b""] * len(logits))
 
 
 class Ours:

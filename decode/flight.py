@@ -19,6 +19,8 @@ class Flight:
     """Prompts and how many of their tokens are computed."""
     decoding: list[Sequence] = field(default_factory=list)
     """Drawn for by a row of their own: the first draws of the plan."""
+    num_drafts: int = 0
+    """Guesses in those rows."""
     forked: list[Sequence] = field(default_factory=list)
     """Drawn for by the last row of their prompt."""
     from_shipped: list[Sequence] = field(default_factory=list)
@@ -31,7 +33,12 @@ class Flight:
     @property
     def sequences(self) -> list[Sequence]:
         """In the order of `Plan.draws`."""
-        return [*self.decoding, *self.forked, *self.from_shipped]
+        return [*self.decoding, *self.beginning]
+
+    @property
+    def beginning(self) -> list[Sequence]:
+        """Without a row of their own."""
+        return [*self.forked, *self.from_shipped]
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -43,11 +50,21 @@ class Flight:
         items: list[Sequence | Prompt] = [*self.sequences, *(prompt for prompt, _ in self.chunks)]
         return bool(self.copies) or any(item.ended or item.condemned for item in items)
 
-    def add_decode(self, sequence: Sequence, block_size: int) -> None:
+    @property
+    def num_decode_tokens(self) -> int:
+        """Guesses included."""
+        return len(self.decoding) + self.num_drafts
+
+    @property
+    def decodes_only(self) -> bool:
+        return len(self.decoding) == len(self.rows) and not self.shipped
+
+    def add_decode(self, sequence: Sequence, block_size: int, drafts: tuple[int, ...] = ()) -> None:
         if copy := sequence.take_copy(block_size):
             self.copies.append(copy)
-        self.rows.append(sequence.plan_row())
+        self.rows.append(sequence.plan_row(drafts))
         self.decoding.append(sequence)
+        self.num_drafts += len(drafts)
 
     def add_chunk(self, prompt: Prompt, num_tokens: int, pool: BlockPool) -> list[Sequence]:
         """The sequences that begin with it: those of the prompt, if the chunk is its last and tokens are wanted."""

@@ -36,6 +36,8 @@ class Guide:
         self._bans = bans
         self._pool = pool
         self._num_tokens = 0
+        self.num_tokens = len(output)
+        """Of the output that it has been told, guesses included."""
         self._finished = False
         self._error: str | None = None
         self._slow = False
@@ -43,11 +45,26 @@ class Guide:
 
     def advance(self, token_ids: Sequence[int]) -> None:
         """The output goes on with these tokens."""
+        self.num_tokens += len(token_ids)
         self._mask = self._pool.submit(self._consume, self._mask, tuple(token_ids))
 
-    def rollback(self, num_tokens: int) -> None:
-        """The last tokens are taken back."""
-        self._mask = self._pool.submit(self._take_back, self._mask, num_tokens)
+    def follow(self, token_id: int) -> Future[Words] | None:
+        """The output may go on with this guess: what may come after it. None, and nothing has changed, if the grammar
+        does not let it come next, or takes long. Waits for the mask before it."""
+        if self.holds_up:
+            return None
+        words = self._mask.result()
+        if self._finished or self._error is not None or not words[token_id // 32] >> np.uint32(token_id % 32) & 1:
+            return None
+        self.advance((token_id,))
+        return self._mask
+
+    def rollback_to(self, num_tokens: int) -> None:
+        """All tokens after the first `num_tokens` of the output are taken back."""
+        count, self.num_tokens = self.num_tokens - num_tokens, num_tokens
+        assert count >= 0
+        if count:
+            self._mask = self._pool.submit(self._take_back, self._mask, count)
 
     def mask(self) -> Future[Words]:
         """What may come next, uint32 [ceil(V / 32)]. It never fails: where nothing may come, everything is allowed, and

@@ -108,7 +108,11 @@ class PhraseBan:
     @property
     def bans(self) -> tuple[int, ...]:
         """Tokens that may not come next."""
-        return self._bans.get(self.num_tokens, ())
+        return self.bans_at(self.num_tokens)
+
+    def bans_at(self, position: int) -> tuple[int, ...]:
+        """Tokens that output token `position` may not be, as far as is known."""
+        return self._bans.get(position, ())
 
     def push(
         self, token_id: int, logprobs: TokenLogprobs | None = None, state: bytes = b"", *, ends: bool = False

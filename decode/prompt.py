@@ -14,6 +14,7 @@ from .sequence import Limits, Sequence
 if TYPE_CHECKING:
     from .guidance import Guide, PendingGuide
     from .phrase_ban import PhraseBan, PhraseBans
+    from .speculation import Speculation
 
 
 class PromptState(Enum):
@@ -61,6 +62,7 @@ class Prompt:
     """Of its choices, from the plan of their first draws on."""
     phrase_bans: "PhraseBans | None" = None
     """None if it bans no phrases."""
+    speculation: "Speculation | None" = None
     logits: Any = None
     """Shipped ones, once RECEIVED."""
     claimed: bool = False
@@ -196,5 +198,6 @@ class Prompt:
             pending=1,
             guide=self.guide(choice),
             ban=ban,
+            speculator=None if self.speculation is None else self.speculation.begin(self.message.params),
             seed=None if ban is None else self._seed(choice),
         )

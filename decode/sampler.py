@@ -84,10 +84,33 @@ class Sampler:
         token_ids = torch.cat(tokens) if tokens else torch.empty(0, dtype=torch.int64)
         return Samples(token_ids.where(is_sound, NO_TOKEN), logprobs, [row.state for row in rows])
 
+    def guess(self, logits: Tensor, draws: Sequence[Draw]) -> list[int]:
+        """What `sample` would draw from another model's logits, with the same noise: a token that follows where that
+        model is right. It counts as drawn until `forget`, but for what Mirostat and adaptive-p learn of it."""
+        rows = [self._states[draw.seq_id] for draw in draws]
+        tokens: list[int] = []
+        size = max(1, _BLOCK_SIZE // self._vocab_size)
+        for start in range(0, len(rows), size):
+            part = slice(start, start + size)
+            batch = Batch.of(rows[part], draws[part], self._device)
+            tokens += _choose(reshape(_judge(logits[part], batch, draws[part]), batch), batch).tolist()
+        for row, token in zip(rows, tokens, strict=True):
+            row.append(token)
+        return tokens
+
+    def forget(self, seq_id: int, count: int) -> None:
+        """The last `count` guesses of a sequence have not come."""
+        self._states[seq_id].undo(count)
+
+
+def _judge(logits: Tensor, batch: Batch, draws: Sequence[Draw]) -> Tensor:
+    """What bans, masks, steps and Mirostat leave of the logits."""
+    return keep_by_mirostat(apply_steps(mask_logits(logits, batch, _guides(draws)), batch), batch)
+
 
 def _sample(logits: Tensor, batch: Batch, draws: Sequence[Draw]) -> tuple[Tensor, list[TokenLogprobs | None]]:
     """The tokens of a batch, which its rows take up, and what is to be told about them."""
-    judged = keep_by_mirostat(apply_steps(mask_logits(logits, batch, _guides(draws)), batch), batch)
+    judged = _judge(logits, batch, draws)
     drawn_from = reshape(judged, batch)
     tokens = _choose(drawn_from, batch)
     _update(batch.rows, judged, tokens)

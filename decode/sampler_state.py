@@ -119,6 +119,12 @@ class SequenceState:
         if self.history is not None:
             self.history.append(token)
 
+    def undo(self, count: int) -> None:
+        """The last `count` tokens have not come."""
+        self.num_output -= count
+        if self.history is not None:
+            self.history.undo(count)
+
 
 def _history(seed: SequenceSeed, phrases: Phrases | None) -> History | None:
     """None where nothing is asked of it."""

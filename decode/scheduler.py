@@ -11,20 +11,21 @@ revoked transfer is abandoned before its blocks are written by somebody else. Bl
 it writes them itself, stay in quarantine after their transfer's end until the transport has released them. At most one
 plan is in flight when another is made, and plans are applied in order.
 
-A step holds one token of every running sequence, the first draws of prompts that have arrived, and chunks of local
-prompts, first come first served, as far as the token budget goes. When a running sequence finds no block, the
-youngest reservation that has received nothing is revoked, then the youngest work is preempted: so the oldest always
-goes on, and since a single sequence fits the pool, everything ends.
+A step holds one token of every running sequence, guesses of those after it as far as they pay, the first draws of
+prompts that have arrived, and chunks of local prompts, first come first served, as far as the token budget goes. When
+a running sequence finds no block, the youngest reservation that has received nothing is revoked, then the youngest work
+is preempted: so the oldest always goes on, and since a single sequence fits the pool, everything ends.
 """
 
 from bisect import insort
 from collections import deque
 from collections.abc import Collection
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ..engine.block_pool import BlockPool
 from ..engine.paged_prompt import hash_prompt, reserve_prompt
-from ..engine.plan import Plan, Result
+from ..engine.plan import NOT_DRAWN, Plan, Result
 from ..engine.step_meter import StepMeter
 from ..wire.codec import unpack_ids
 from ..wire.logprobs import TokenLogprobs, pack_logprobs
@@ -45,12 +46,15 @@ from .admission import Bounds
 from .effects import Effects, Receive
 from .flight import Flight
 from .prompt import Prompt, PromptState
-from .sequence import Limits, Sequence
+from .sequence import Drawn, Limits, Sequence
 
 if TYPE_CHECKING:
     from .guidance import Guides, PendingGuide
     from .phrase_ban import PhraseBans
+    from .speculation import Speculation
 
+WAITING_SHARE = 8
+"""A step is not planned ahead of the one in flight where one in so many sequences could not be in it."""
 RELEASE_PATIENCE_S = 0.5
 """Blocks in quarantine come back in milliseconds; not for longer than this does a sequence wait for them."""
 
@@ -68,10 +72,12 @@ class DecodeScheduler:
         max_chunk_tokens: int | None = None,
         guides: "Guides | None" = None,
         phrase_bans: "PhraseBans | None" = None,
+        speculation: "Speculation | None" = None,
     ):
         """`epoch` makes transfer ids unique among workers and their lives. `watermark_blocks` (None: a hundredth of
         the pool) are kept free for growth when a placement is admitted beside others. Without `guides`, placements
-        with a grammar are refused, without `phrase_bans` those with banned phrases. Raises ValueError if the sizes
+        with a grammar are refused, without `phrase_bans` those with banned phrases; without `speculation` nothing is
+        guessed. Raises ValueError if the sizes
         cannot work together."""
         if not 1 <= max_num_seqs <= max_num_batched_tokens:
             raise ValueError(
@@ -94,6 +100,7 @@ class DecodeScheduler:
         self._max_chunk_tokens = max_chunk_tokens or max_num_batched_tokens
         self._guides = guides
         self._phrase_bans = phrase_bans
+        self._speculation = speculation
         self._prompts: dict[int, Prompt] = {}  # by placement, oldest first
         self._running: list[Sequence] = []  # oldest first
         self._flights: deque[Flight] = deque()
@@ -196,11 +203,15 @@ class DecodeScheduler:
         assert len(self._flights) < 2, "two plans are in flight"
         self._now = now
         flight = Flight(now)
-        for sequence in tuple(self._running):
-            if not sequence.ended and sequence.plannable and self._has_block(sequence):
+        if in_flight is not None and self._many_wait():
+            return None
+        plannable = [sequence for sequence in self._running if sequence.plannable]
+        self._prepare_guesses(plannable)
+        for sequence in plannable:
+            if not sequence.ended and not sequence.condemned and self._has_block(sequence):
                 self._begin_anew(sequence)
-                flight.add_decode(sequence, self.pool.block_size)
-        budget = self._max_num_batched_tokens - len(flight.rows)
+                flight.add_decode(sequence, self.pool.block_size, self._guess(sequence))
+        budget = self._max_num_batched_tokens - flight.num_decode_tokens
         for prompt in tuple(self._prompts.values()):
             budget -= self._plan_prompt(prompt, budget, flight)
         if flight.empty:
@@ -213,7 +224,9 @@ class DecodeScheduler:
         """Takes in what the oldest plan in flight gave."""
         flight = self._flights.popleft()
         assert flight.plan is plan, "plans are applied in the order they were made"
-        self._meter.record(flight.start_s, now, flight.num_prompt_tokens)
+        elapsed_s = self._meter.record(flight.start_s, now, flight.num_prompt_tokens)
+        if self._speculation is not None and flight.decodes_only and elapsed_s > 0:
+            self._speculation.record(len(flight.decoding), flight.num_drafts, elapsed_s)
         rows: list[TokenRow | None] = []
         for prompt, num_tokens in flight.chunks:
             prompt.pending -= 1
@@ -221,9 +234,12 @@ class DecodeScheduler:
             prompt.paged.advance(num_tokens, self.pool)
             self._report(prompt, position, result.prompt_logprobs.get(prompt.row_seq_id, ()))
             rows += self._complete(prompt)
+        drawn = result.drawn
         for sequence in flight.decoding:
-            sequence.advance(self.pool)
-        rows += [self._accept(sequence, *drawn) for sequence, drawn in zip(flight.sequences, result.drawn, strict=True)]
+            rows.append(self._accept(sequence, list(islice(drawn, 1 + sequence.num_drafts)), has_row=True))
+        for sequence in flight.beginning:
+            rows.append(self._accept(sequence, list(islice(drawn, 1)), has_row=False))
+        assert next(drawn, None) is None, "more draws than were planned"
         if kept := tuple(row for row in rows if row is not None):
             self._effects.messages.append(Tokens(kept))
         self.pool.free([source for source, _ in flight.copies])
@@ -274,7 +290,19 @@ class DecodeScheduler:
             num_preemptions=self._num_preemptions,
             prefix_hit_tokens=self._prefix_hit_tokens,
             prefix_query_tokens=self._prefix_query_tokens,
+            **self._guess_counts(),
         )
+
+    def _guess_counts(self) -> dict[str, Any]:
+        """Of WorkerStats."""
+        if self._speculation is None:
+            return {}
+        return {
+            "num_drafts": self._speculation.num_drafts,
+            "num_draft_tokens": self._speculation.num_draft_tokens,
+            "num_accepted_tokens": self._speculation.num_accepted_tokens,
+            "num_accepted_per_position": self._speculation.num_accepted_per_position,
+        }
 
     def check(self) -> None:
         """Raises AssertionError if the scheduler's books or the pool's do not add up. O(pool)."""
@@ -288,7 +316,8 @@ class DecodeScheduler:
         for sequence in sequences:
             assert sequence.num_computed <= sequence.num_planned <= len(sequence.table) * self.pool.block_size
             assert sequence.pending == sum(sequence in flight.sequences for flight in self._flights)
-            assert len(sequence.tokens) - sequence.num_planned == 1 - sequence.pending or sequence.ended
+            num_known = len(sequence.tokens) - sequence.num_planned + sequence.num_drafts
+            assert num_known == 1 - sequence.pending or sequence.ended
         for prompt in prompts:
             assert prompt.pending == sum(prompt is p for flight in self._flights for p, _ in flight.chunks)
         self.pool.check(
@@ -364,6 +393,7 @@ class DecodeScheduler:
             state=PromptState.RESERVED if msg.remote else PromptState.PREFILLING,
             pending_guide=self._pending_guide(msg, limits, now),
             phrase_bans=self._phrase_bans if msg.params.banned_strings else None,
+            speculation=self._speculation,
         )
 
     def _accept_reservation(self, prompt: Prompt) -> None:
@@ -406,6 +436,30 @@ class DecodeScheduler:
         self._effects.admit += prompt.seeds()
         for sequence in sequences:
             insort(self._running, sequence, key=lambda item: item.age)
+
+    def _many_wait(self) -> bool:
+        """Whether many sequences could not be in a step before the one in flight is applied: rather than taking turns
+        with the others, which takes both twice as long, all go together then."""
+        flown = [sequence for sequence in self._flights[-1].sequences if not sequence.ended]
+        waiting = sum(sequence.needs_last_token for sequence in flown)
+        return waiting > 0 and waiting * WAITING_SHARE >= len(self._running)
+
+    def _prepare_guesses(self, sequences: list[Sequence]) -> None:
+        """Guesses take half of what the budget leaves, at most."""
+        if self._speculation is not None:
+            budget = (self._max_num_batched_tokens - len(sequences)) // 2
+            self._speculation.prepare([sequence.speculator for sequence in sequences], budget)
+
+    def _guess(self, sequence: Sequence) -> tuple[int, ...]:
+        """Guesses of its next tokens, as many as there are blocks for: they take none from anybody."""
+        if sequence.speculator is None or sequence.pending:
+            return ()
+        drafts = sequence.speculator.propose(sequence.tokens, sequence.max_drafts)
+        num_missing = -(-(sequence.num_planned + 1 + len(drafts)) // self.pool.block_size) - len(sequence.table)
+        if num_missing > 0:
+            count = min(num_missing, max(0, self.pool.num_free - self._keep_free))
+            sequence.table += self.pool.allocate(count, after=sequence.table[-1]) or ()
+        return drafts[: len(sequence.table) * self.pool.block_size - sequence.num_planned - 1]
 
     def _begin_anew(self, sequence: Sequence) -> None:
         """After a rewind, the sampling state forgets the tokens taken back."""
@@ -460,17 +514,28 @@ class DecodeScheduler:
             message = PromptLogprobs(prompt.placement, position, prompt.num_prompt_logprobs, rows)
             self._effects.messages.append(message)
 
-    def _accept(
-        self, sequence: Sequence, token_id: int, logprobs: TokenLogprobs | None, state: bytes
-    ) -> TokenRow | None:
-        """The token of a sequence that has ended in the meantime is discarded."""
-        sequence.pending -= 1
-        if sequence.ended:
-            return None
-        row = sequence.accept(token_id, logprobs, state)
+    def _accept(self, sequence: Sequence, drawn: list[Drawn], *, has_row: bool) -> TokenRow | None:
+        """What was drawn for a sequence that has ended in the meantime is discarded."""
+        self._judge(sequence, drawn)
+        num_drafts, ended = sequence.num_drafts, sequence.ended
+        row = sequence.take(drawn, self.pool, has_row=has_row)
         if row is not None and row.finish_reason:
             self._end(sequence)
+        if num_drafts and not ended:
+            self._return_blocks(sequence)
         return row
+
+    def _judge(self, sequence: Sequence, drawn: list[Drawn]) -> None:
+        """Tells speculation how many guesses were right."""
+        if self._speculation is not None and sequence.speculator is not None and sequence.num_drafts:
+            num_right = sum(token != NOT_DRAWN for token, _, _ in drawn) - 1
+            self._speculation.learn(sequence.speculator, sequence.num_drafts, num_right)
+
+    def _return_blocks(self, sequence: Sequence) -> None:
+        """Those that only wrong guesses have used."""
+        num_used = -(-sequence.num_planned // self.pool.block_size)
+        self.pool.free(sequence.table[num_used:])
+        del sequence.table[num_used:]
 
     def _complete(self, prompt: Prompt) -> list[TokenRow]:
         """The ends of its choices, if no token is wanted and the prompt is computed; `_land` gives its blocks back."""

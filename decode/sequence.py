@@ -1,10 +1,15 @@
 """One choice of one placement, from its first draw to its last token."""
 
+from collections.abc import Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
+
+from msgspec.structs import replace as replace_struct
 
 from ..engine.block_pool import BlockPool
-from ..engine.plan import IN_FLIGHT, NO_TOKEN, Draw, Row, SequenceSeed
+from ..engine.plan import DRAFT, IN_FLIGHT, NO_TOKEN, NOT_DRAWN, Draw, Row, SequenceSeed
 from ..wire.block_hash import block_hashes
 from ..wire.logprobs import TokenLogprobs
 from ..wire.messages import FinishReason, TokenRow
@@ -13,6 +18,10 @@ from ..wire.sampling import BanRange, SamplingParams
 if TYPE_CHECKING:
     from .guidance import Guide
     from .phrase_ban import Held, PhraseBan
+    from .speculator import Speculator
+
+Drawn = tuple[int, TokenLogprobs | None, bytes]
+"""A token, or NO_TOKEN or NOT_DRAWN; how likely it was, if that is asked; the sampler's state after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +54,8 @@ class Limits:
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """Tokens are known one step after they are planned: a draw in flight counts in `pending`, not in `tokens`.
+    """Tokens are known one step after they are planned: a draw in flight counts in `pending`, not in `tokens`. Guesses
+    in flight count in `num_planned` until it is known how many were right.
 
     Where phrases are banned, the last tokens may be held back: they are in `tokens`, nobody was told, and they may be
     taken back again. The KV of those before them stays, what comes after is overwritten."""
@@ -82,6 +92,10 @@ class Sequence:
     """What its grammar lets come next, if it has one."""
     ban: "PhraseBan | None" = None
     """What its banned phrases hold back, if it has any."""
+    speculator: "Speculator | None" = None
+    """What guesses its next tokens, if anything does."""
+    num_drafts: int = 0
+    """Guesses in flight."""
     seed: SequenceSeed | None = None
     """How its sampling state began, where it may have to begin anew."""
     rewound: bool = False
@@ -102,8 +116,21 @@ class Sequence:
     def waits_for_host(self) -> bool:
         """Its next draw needs host work on the token in flight, or takes long. Others go on meanwhile."""
         if self.pending > 0:
-            return self.guide is not None or self.ban is not None
+            return self.needs_last_token
         return self.guide is not None and self.guide.holds_up
+
+    @property
+    def needs_last_token(self) -> bool:
+        """Its next row can only be planned once no token of it is in flight: its grammar or its bans read it, or it is
+        not known how many guesses are right, or what comes is worth a guess."""
+        if self.guide is not None or self.ban is not None or self.num_drafts:
+            return True
+        return self.speculator is not None and self.speculator.expects(self.tokens)
+
+    @property
+    def max_drafts(self) -> int:
+        """Guesses after which a token may still come."""
+        return max(0, self.limits.max_output - self.num_output - 1)
 
     def needs_block(self, block_size: int) -> bool:
         return self.num_planned == len(self.table) * block_size
@@ -129,21 +156,68 @@ class Sequence:
         self.rewound = False
         return replace(self.seed, output_ids=self.tokens[self.prompt_len :], state=self.ban.state)
 
-    def plan_row(self) -> Row:
-        """The newest token, and a draw of the one after it."""
-        mask = None if self.guide is None else self.guide.mask()
-        position = self.num_output + self.pending
-        epoch, bans = (0, ()) if self.ban is None else (self.ban.epoch, self.ban.bans)
-        draw = Draw(self.seq_id, position, epoch, mask, (*self.limits.bans_at(position), *bans))
+    def plan_row(self, drafts: tuple[int, ...] = ()) -> Row:
+        """The newest token and guesses of those after it, and a draw after each."""
         token = IN_FLIGHT if self.pending else self.tokens[-1]
-        row = Row(self.seq_id, (token,), self.num_planned, self.table, (draw,))
-        self.num_planned += 1
+        position = self.num_output + self.pending
+        draws = [self._draw(position, None if self.guide is None else self.guide.mask())]
+        draws += [self._draw(position + 1 + index) for index in range(len(drafts))]
+        row = Row(
+            self.seq_id,
+            (token, *drafts),
+            self.num_planned,
+            self.table,
+            tuple(draws),
+            num_drafts=len(drafts),
+            follow=self._follow if drafts and self.guide is not None else None,
+            history=self.tokens if DRAFT in drafts else (),
+        )
+        self.num_planned += 1 + len(drafts)
+        self.num_drafts = len(drafts)
         self.pending += 1
         return row
 
-    def advance(self, pool: BlockPool) -> None:
-        """The KV of one more token is there."""
-        self.num_computed += 1
+    def _draw(self, position: int, mask: "Future[Any] | None" = None) -> Draw:
+        bans = self.limits.bans_at(position)
+        if self.ban is None:
+            return Draw(self.seq_id, position, 0, mask, bans)
+        return Draw(self.seq_id, position, self.ban.epoch, mask, (*bans, *self.ban.bans_at(position)))
+
+    def _follow(self, token_id: int) -> "Future[Any] | None":
+        """See plan.Follow. Nothing is to come after a token that ends the output."""
+        assert self.guide is not None
+        return None if token_id in self.limits.stop_ids else self.guide.follow(token_id)
+
+    def take(self, drawn: Iterable[Drawn], pool: BlockPool, *, has_row: bool) -> TokenRow | None:
+        """What a step drew for it, of a row of its own or of its prompt's. None if there is nothing to tell, or it
+        cannot go on: then `error` says why. What a sequence drew that has ended in the meantime is discarded."""
+        made = list(takewhile(lambda one: one[0] != NOT_DRAWN, drawn))
+        num_wrong = max(0, self.num_drafts + 1 - len(made)) if self.num_drafts else 0
+        self.pending -= 1
+        self.num_drafts = 0
+        self.num_planned -= num_wrong
+        self.num_computed += has_row
+        rows = [] if self.ended else self._accept_all(made)
+        self._commit(pool)
+        return _joined(rows)
+
+    def _accept_all(self, made: list[Drawn]) -> list[TokenRow]:
+        """In order; what comes after the output's end, or after what takes tokens back, has not come."""
+        num_right = len(made) - 1
+        if self.guide is not None:
+            self.guide.rollback_to(self.num_output + num_right)
+        rows = []
+        for index, drawn in enumerate(made):
+            row = self._accept(drawn, guided=index < num_right)
+            if row is not None:
+                rows.append(row)
+            if self.error is not None or self.rewound or (row is not None and row.finish_reason):
+                break
+            self.num_computed += index < num_right
+        return rows
+
+    def _commit(self, pool: BlockPool) -> None:
+        """Full blocks of what is settled join the prefix cache."""
         while pool.enable_prefix_caching and (self.num_committed + 1) * pool.block_size <= self.num_settled:
             start = self.num_committed * pool.block_size
             filled = self.tokens[start : start + pool.block_size]
@@ -158,45 +232,39 @@ class Sequence:
             return self.num_computed
         return min(self.num_computed, self.prompt_len + self.ban.num_released - 1)  # a rewind computes the last anew
 
-    def accept(self, token_id: int, logprobs: TokenLogprobs | None, state: bytes) -> TokenRow | None:
-        """Appends a drawn token; `state` is the sampler's after it. None if there is nothing to tell, or the sequence
-        cannot go on: then `error` says why."""
+    def _accept(self, drawn: Drawn, *, guided: bool) -> TokenRow | None:
+        """Appends a token. `guided`: it was a guess, and the guide has taken it in already. None if there is nothing to
+        tell, or the sequence cannot go on: then `error` says why."""
+        token_id, logprobs, state = drawn
         position = self.num_output
-        if self.guide is not None and self.guide.finished:
+        if self.guide is not None and not guided and self.guide.finished:
             return self._end_by_guide()
-        self.error = self._error_of(token_id)
+        self.error = self._error_of(token_id, guided)
         if self.error is not None:
             return None
         self.tokens.append(token_id)
         reason = self.limits.finish_reason(token_id, position)
         stop = token_id if reason == "stop" else None
         if self.ban is not None:
-            held = self.ban.push(token_id, logprobs, state, ends=reason is not None)
-            row = self._after(self.ban, held, reason, stop, num_unguided=1)
+            row = self._after(self.ban, self.ban.push(token_id, logprobs, state, ends=reason is not None), reason, stop)
         else:
             told = () if logprobs is None else (logprobs,)
             row = TokenRow(self.placement, self.choice, position, (token_id,), reason, stop, state, told)
-        if self.guide is not None and reason is None and not self.rewound:
+        if self.guide is not None and not guided and reason is None and not self.rewound:
             self.guide.advance((token_id,))
         return row
 
     def _end_by_guide(self) -> TokenRow | None:
         if self.ban is None:
             return TokenRow(self.placement, self.choice, self.num_output, (), "stop")
-        return self._after(self.ban, self.ban.finish(), "stop", None, num_unguided=0)
+        return self._after(self.ban, self.ban.finish(), "stop", None)
 
     def _after(
-        self,
-        ban: "PhraseBan",
-        released: "tuple[Held, ...] | None",
-        reason: FinishReason | None,
-        stop: int | None,
-        *,
-        num_unguided: int,
+        self, ban: "PhraseBan", released: "tuple[Held, ...] | None", reason: FinishReason | None, stop: int | None
     ) -> TokenRow | None:
-        """What the ban lets go, if anything. The guide does not know the last `num_unguided` tokens."""
+        """What the ban lets go, if anything."""
         if released is None:
-            self._rewind(ban, num_unguided)
+            self._rewind(ban)
             return None
         if not released and reason is None:
             return None
@@ -213,18 +281,19 @@ class Sequence:
             ban.released_epoch,
         )
 
-    def _rewind(self, ban: "PhraseBan", num_unguided: int) -> None:
+    def _rewind(self, ban: "PhraseBan") -> None:
         """Takes back the tokens that the ban has taken back."""
         self.error = ban.error
-        num_known = self.num_output - ban.num_tokens - num_unguided
-        if self.guide is not None and num_known > 0:
-            self.guide.rollback(num_known)
+        if self.guide is not None and self.guide.num_tokens > ban.num_tokens:
+            self.guide.rollback_to(ban.num_tokens)
+        if self.speculator is not None:
+            self.speculator.forget(self.prompt_len + ban.num_tokens)
         del self.tokens[self.prompt_len + ban.num_tokens :]
         self.num_planned = self.num_computed = len(self.tokens) - 1
         self.rewound = True
 
-    def _error_of(self, token_id: int) -> str | None:
-        if self.guide is not None and self.guide.error is not None:
+    def _error_of(self, token_id: int, guided: bool) -> str | None:
+        if self.guide is not None and not guided and self.guide.error is not None:
             return self.guide.error
         if token_id == NO_TOKEN:
             return (
@@ -232,3 +301,13 @@ class Sequence:
                 "model's logits are no numbers"
             )
         return None
+
+
+def _joined(rows: list[TokenRow]) -> TokenRow | None:
+    """Rows of one choice that follow each other as one; None if there are none."""
+    if len(rows) < 2:
+        return rows[0] if rows else None
+    token_ids = tuple(token_id for row in rows for token_id in row.token_ids)
+    logprobs = tuple(one for row in rows for one in row.logprobs)
+    last = rows[-1]
+    return replace_struct(last, position=rows[0].position, token_ids=token_ids, logprobs=logprobs)

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from ..engine.block_pool import BlockPool
 from ..engine.plan import SequenceSeed
+from ..engine.speculation_config import SpeculationConfig
 from ..engine.worker import Limits, Load, Loaded, Worker, now
 from ..kvtransfer.leased_receiver import LeasedReceiver
 from ..kvtransfer.open import LEASE_S, TRANSPORTS, open_receiver, pool_of
@@ -16,8 +17,11 @@ from ..wire.messages import Cancel, FromRouter, FromWorker, Heartbeat, Reserve, 
 from ..wire.sampling import SamplingParams
 from .effects import Receive
 from .guidance import Guides, make_guides
+from .ngram_proposer import NgramProposer
 from .phrase_ban import make_phrase_bans
 from .scheduler import DecodeScheduler
+from .speculation import Speculation
+from .speculator import EngineProposer
 
 
 class DecodeLoop:
@@ -126,13 +130,15 @@ def make_worker(
     data_host: str = "127.0.0.1",
     transports: Sequence[str] = TRANSPORTS,
     lease_s: float = LEASE_S,
+    speculation: SpeculationConfig | None = None,
     on_ready: Callable[[], None] = lambda: None,
 ) -> Worker:
     """A decode worker of the router at `router_address`; `load` is called with `model`, or with what Welcome names.
 
     KV arrives over the first of `transports` that a prefill worker can use; over TCP at `data_host`, on a port of the
     system's choice. A reservation whose KV no prefill worker has announced for `lease_s` fails. No prompt chunk is
-    longer than `max_chunk_tokens` (None: than a step's `max_num_batched_tokens`).
+    longer than `max_chunk_tokens` (None: than a step's `max_num_batched_tokens`). `speculation`: what guesses tokens;
+    the loaded engine does it for all methods but ngram.
     """
 
     def make_role(loaded: Loaded, epoch: str, wake: Callable[[], None]) -> DecodeLoop:
@@ -147,6 +153,7 @@ def make_worker(
             epoch=epoch,
             guides=guides,
             phrase_bans=make_phrase_bans(loaded.tokenizer),
+            speculation=_speculation(speculation or SpeculationConfig()),
         )
         kv = pool_of(loaded.engine)
         receiver = open_receiver(wake, host=data_host, transports=transports, lease_s=lease_s, pool=kv)
@@ -162,3 +169,9 @@ def make_worker(
         limits=Limits(max_num_seqs, max_num_batched_tokens),
         on_ready=on_ready,
     )
+
+
+def _speculation(config: SpeculationConfig) -> Speculation | None:
+    if config.method == "off":
+        return None
+    return Speculation(NgramProposer if config.method == "ngram" else EngineProposer, config.num_tokens)

@@ -5,11 +5,12 @@ through its block table and checks it, so a block that is corrupted, missing, mi
 the tokens or raises AssertionError. A token is a pure function of that history, the sequence's key and the output
 position: nothing else, so every path (chunks, prefix hits, shipped KV, replay) must give the same ones. Where Mirostat
 or adaptive-p is asked for, it is also one of a state, which each token changes: a replay without it goes astray.
-After a rewind it is one of the epoch too.
+After a rewind it is one of the epoch too. Three of four tokens that it is asked to guess are what will be drawn.
 """
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from itertools import chain
 from struct import Struct
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..wire.logprobs import TokenLogprobs
-from .plan import IN_FLIGHT, Draw, Plan, Result, Row, SequenceSeed
+from .plan import DRAFT, IN_FLIGHT, NOT_DRAWN, Draw, Plan, Result, Row, SequenceSeed
 
 _MULTIPLIER = 0x5851_F42D_4C95_7F2D  # Knuth's MMIX
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
@@ -113,7 +114,9 @@ class FakeEngine:
         assert all(draw.seq_id in self._seeds for draw in plan.draws), "a draw for a sequence that was not admitted"
         for row in plan.rows:
             assert len(row.block_table) * self.block_size >= row.start + len(row.token_ids), "a table is too short"
-        num_prompt_tokens = sum(len(row.token_ids) for row in plan.rows if len(row.token_ids) > 1)
+        num_prompt_tokens = sum(
+            len(row.token_ids) for row in plan.rows if len(row.token_ids) > 1 and not row.num_drafts
+        )
         start = max(self._busy_until, self._clock())
         self._busy_until = start + self._step_s + num_prompt_tokens * self._token_s
         handle = FakeHandle(self, plan, self._busy_until)
@@ -130,13 +133,20 @@ class FakeEngine:
             self._pool[destination] = self._pool[source]
             self._histories[destination] = self._histories[source]
         histories = self._read_histories(plan.rows)
-        ends = [self._compute(row, history) for row, history in zip(plan.rows, histories, strict=True)]
-        seen = [(draw, end) for row, end in zip(plan.rows, ends, strict=True) for draw in row.draws]
-        seen += [(draw, part.logits) for part in plan.shipped for draw in part.draws]
-        drawn = [self._draw(draw, end) for draw, end in seen]
-        logits = {row.seq_id: end for row, end in zip(plan.rows, ends, strict=True) if row.keep_logits}
-        logprobs = [self._logprobs(draw, end, token) for (draw, end), token in zip(seen, drawn, strict=True)]
-        states = [self._states.get(draw.seq_id, b"") for draw, _ in seen]
+        computed = [self._compute(row, history) for row, history in zip(plan.rows, histories, strict=True)]
+        drawn: list[int] = []
+        logprobs: list[TokenLogprobs | None] = []
+        states: list[bytes] = []
+        ends = [(*_followed(row, guesses), seen) for row, (seen, guesses) in zip(plan.rows, computed, strict=True)]
+        ends += [(part.draws, None, [part.logits]) for part in plan.shipped]
+        for draws, guesses, seen in ends:
+            for index, draw in enumerate(draws):
+                end = seen[index] if guesses is not None else seen[-1]
+                is_drawn = guesses is None or not index or drawn[-1:] == guesses[index - 1 : index]
+                drawn.append(self._draw(draw, end) if is_drawn else NOT_DRAWN)
+                logprobs.append(self._logprobs(draw, end, drawn[-1]) if is_drawn else None)
+                states.append(self._states.get(draw.seq_id, b""))
+        logits = {row.seq_id: seen[-1] for row, (seen, _) in zip(plan.rows, computed, strict=True) if row.keep_logits}
         scored = {
             row.seq_id: self._score(row, history)
             for row, history in zip(plan.rows, histories, strict=True)
@@ -231,10 +241,10 @@ class FakeEngine:
         ends = iter(self._histories[blocks[first + num_blocks - 1], (starts - 1) % size].tolist())
         return [next(ends) if row.start else 0 for row in rows]
 
-    def _compute(self, row: Row, history: int) -> int:
-        """Stores the row's slots; the history after its last token, which stands for its logits."""
+    def _compute(self, row: Row, history: int) -> tuple[list[int], list[int]]:
+        """Stores the row's slots; the history after each of its tokens, which stands for logits, and its guesses."""
         end = row.start + len(row.token_ids)
-        tokens = [self._drawn[row.seq_id][-1] if token == IN_FLIGHT else token for token in row.token_ids]
+        tokens = self._tokens_of(row, history)
         histories = extend_history(history, tokens)
         first = row.start
         while first < end:
@@ -247,7 +257,24 @@ class FakeEngine:
             self._positions[block, slots] = range(first, first + count)
             self._histories[block, slots] = histories[done : done + count]
             first += count
-        return histories[-1]
+        return histories, tokens[len(tokens) - row.num_drafts :]
+
+    def _tokens_of(self, row: Row, history: int) -> list[int]:
+        tokens: list[int] = []
+        for index, token in enumerate(row.token_ids):
+            if token == IN_FLIGHT:
+                token = self._drawn[row.seq_id][-1]
+            elif token == DRAFT:
+                assert row.history[-1] == tokens[0], "the tokens of a sequence do not end with its last"
+                token = self._guess(row.draws[index - 1], extend_history(history, tokens)[-1])
+            tokens.append(token)
+        return tokens
+
+    def _guess(self, draw: Draw, history: int) -> int:
+        """What will be drawn, as far as tokens, key and position tell; now and then another token."""
+        key = self._seeds[draw.seq_id].key
+        right = self._pick(mixed(history, b"", draw.epoch), key, draw.position, frozenset())
+        return self._alphabet[0] if history % 4 == 0 else right
 
     def _draw(self, draw: Draw, history: int) -> int:
         seed, drawn = self._seeds[draw.seq_id], self._drawn[draw.seq_id]
@@ -303,3 +330,18 @@ class FakeEngine:
         used = {block for handle in self._flying for copy in handle.plan.copies for block in copy}
         used.update(block for handle in self._flying for row in handle.plan.rows for block in row.block_table)
         return used
+
+
+def _followed(row: Row, guesses: Sequence[int]) -> tuple[Sequence[Draw], list[int] | None]:
+    """The row's draws with their masks, and its guesses, no more than its grammar allows; None if it has none."""
+    if not row.num_drafts:
+        return row.draws, None
+    if row.follow is None:
+        return row.draws, list(guesses)
+    draws = list(row.draws)
+    for index, guess in enumerate(guesses):
+        mask = row.follow(guess)
+        if mask is None:
+            return draws, list(guesses[:index])
+        draws[index + 1] = replace(draws[index + 1], mask=mask)
+    return draws, list(guesses)

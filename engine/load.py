@@ -1,24 +1,39 @@
 """From a configuration and a place with weights to a running engine."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .config import ModelConfig
+from .draft_model import DraftModel
 from .gguf_weights import GgufFile
+from .guesses import Proposer
 from .kv_pool import KvPool, bytes_per_block
 from .load_progress import LoadProgress
 from .models.llama import Llama
 from .models.registry import MODELS
 from .parts import CpuParts, Parts
-from .torch_engine import Sampler, TorchEngine
+from .sampler import GuessingSampler
+from .speculation_config import SpeculationConfig
+from .torch_engine import TorchEngine
 from .weights import DummyWeights, SafetensorsFolder, Weights, WeightSource
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FAST_BF16_FLAGS = frozenset(("amx_bf16", "avx512_bf16"))
 CPU_INFO = Path("/proc/cpuinfo")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A model to load."""
+
+    config: Mapping[str, Any]
+    """A parsed config.json."""
+    weights: Path | None
+    """A .gguf file or a folder with safetensors; None for `dummy`."""
 
 
 def load_engine(
@@ -28,27 +43,53 @@ def load_engine(
     dtype: str,
     load_format: str,
     block_size: int,
-    sampler: Sampler,
+    sampler: GuessingSampler,
     num_blocks: int | None = None,
     kv_memory_bytes: int | None = None,
+    speculation: SpeculationConfig | None = None,
+    draft: Checkpoint | None = None,
 ) -> TorchEngine:
     """`config` is a parsed config.json, `weights` a .gguf file or a folder with safetensors (None for `dummy`).
 
     `dtype` is "auto", "float32" or "bfloat16"; `load_format` "auto" or "dummy". The pool has `num_blocks` blocks, or
-    as many as `kv_memory_bytes` hold. Raises ValueError, with a sentence, on what cannot be loaded.
+    as many as `kv_memory_bytes` hold. `speculation` says what guesses in the engine, if anything does, `draft` is its
+    smaller model. Raises ValueError, with a sentence, on what cannot be loaded.
     """
     sizes = ModelConfig.from_hf(config)
     resolved = DTYPES[resolve_dtype(dtype)]
     per_block = bytes_per_block(sizes.num_layers, block_size, sizes.num_kv_heads, sizes.head_dim, resolved)
-    pool = KvPool(
+    pool = _pool(sizes, _num_blocks(num_blocks, kv_memory_bytes, per_block), block_size, resolved)
+    model = load_model(sizes, weights, resolved, load_format)
+    speculation = speculation or SpeculationConfig()
+    proposer: Proposer | None = None
+    if speculation.method == "first-layers":
+        assert speculation.num_layers is not None
+        proposer = DraftModel(model.first_layers(speculation.num_layers), pool, sampler, shares_kv=True)
+    elif speculation.method == "draft":
+        assert draft is not None
+        proposer = _draft_model(draft, load_format, sizes, pool, resolved, sampler)
+    return TorchEngine(model, pool, sampler, proposer)
+
+
+def _draft_model(
+    draft: Checkpoint, load_format: str, target: ModelConfig, pool: KvPool, dtype: torch.dtype, sampler: GuessingSampler
+) -> DraftModel:
+    sizes = ModelConfig.from_hf(draft.config)
+    if sizes.vocab_size != target.vocab_size:
+        raise ValueError(f"the draft model has {sizes.vocab_size} tokens, the model {target.vocab_size}")
+    model = load_model(sizes, draft.weights, dtype, load_format)
+    return DraftModel(model, _pool(sizes, pool.num_blocks, pool.block_size, dtype), sampler, shares_kv=False)
+
+
+def _pool(sizes: ModelConfig, num_blocks: int, block_size: int, dtype: torch.dtype) -> KvPool:
+    return KvPool(
         num_layers=sizes.num_layers,
-        num_blocks=_num_blocks(num_blocks, kv_memory_bytes, per_block),
+        num_blocks=num_blocks,
         block_size=block_size,
         num_kv_heads=sizes.num_kv_heads,
         head_dim=sizes.head_dim,
-        dtype=resolved,
+        dtype=dtype,
     )
-    return TorchEngine(load_model(sizes, weights, resolved, load_format), pool, sampler)
 
 
 @torch.inference_mode()

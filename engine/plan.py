@@ -5,7 +5,7 @@ A step may be launched while the one before it is still in flight: a token that 
 stands in the next plan's rows as `IN_FLIGHT`, and the engine puts the sampled id in its place.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -20,6 +20,16 @@ MAX_BANS = 512
 
 NO_TOKEN = -1
 """In `Result.token_ids`: nothing could be drawn, and the sequence cannot go on."""
+
+DRAFT = -2
+"""In `Row.token_ids`: a token that the engine's own proposer guesses when it launches the step."""
+
+NOT_DRAWN = -2
+"""In `Result.token_ids`: of a position after a wrong guess."""
+
+Follow = Callable[[int], "Future[Any] | None"]
+"""Takes in the next guess of a row: gives the mask of the draw after it, as `Draw.mask`; None if that guess is not
+allowed to come, so that the row ends before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +71,17 @@ class Row:
     """Pool blocks of the sequence, covering at least `start + len(token_ids)` slots."""
     draws: tuple[Draw, ...] = ()
     """Tokens to sample from the logits of the row's last position: none in the middle of a prompt, several for
-    the n choices of one prompt."""
+    the n choices of one prompt. Of a row with guesses: one after each of its tokens."""
     keep_logits: bool = False
     """Return the last position's logits (fp32, [vocab]) in the result: prefill ships them to decode."""
     prompt_logprobs: Scoring | None = None
+    num_drafts: int = 0
+    """The last so many of `token_ids` are guesses, known ones or all `DRAFT`; the one before them is the sequence's
+    last token. Draws are made in order, each only if those before it gave what was guessed."""
+    follow: Follow | None = None
+    """Of a row with guesses whose sequence has a grammar: asked about each guess, in order, when it is launched."""
+    history: Sequence[int] = ()
+    """Of a row whose guesses are `DRAFT`: all tokens of the sequence, `token_ids[0]` being the last."""
 
     @property
     def num_scored(self) -> int:
@@ -103,7 +120,7 @@ class Plan:
 @dataclass(frozen=True, slots=True)
 class Result:
     token_ids: Sequence[int]
-    """One sampled id, or NO_TOKEN, for each of `Plan.draws`, in that order."""
+    """One sampled id, NO_TOKEN or NOT_DRAWN, for each of `Plan.draws`, in that order."""
     logits: dict[int, Any] = field(default_factory=dict)
     """Of rows with `keep_logits`: seq_id -> fp32 [vocab]."""
     logprobs: Sequence[TokenLogprobs | None] = ()

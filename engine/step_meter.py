@@ -21,19 +21,20 @@ class StepMeter:
         chunk weighs more than a short one."""
         return self._num_prompt_tokens / self._prompt_s if self._prompt_s else 0.0
 
-    def record(self, start_s: float, end_s: float, num_prompt_tokens: int) -> None:
-        """A step launched at `start_s` was done at `end_s`. One that waited for the step before it counts from
-        that one's end."""
+    def record(self, start_s: float, end_s: float, num_prompt_tokens: int) -> float:
+        """A step launched at `start_s` was done at `end_s`: what it took. One that waited for the step before it counts
+        from that one's end."""
         elapsed_s = end_s - max(start_s, self._last_end_s)
         self._last_end_s = end_s
         if elapsed_s <= 0:
-            return
+            return elapsed_s
         if num_prompt_tokens:
             prompt_s = max(elapsed_s - self.decode_step_s, MIN_SHARE * elapsed_s)
             self._num_prompt_tokens = (1 - SMOOTHING) * self._num_prompt_tokens + num_prompt_tokens
             self._prompt_s = (1 - SMOOTHING) * self._prompt_s + prompt_s
         else:
             self.decode_step_s = _smooth(self.decode_step_s, elapsed_s)
+        return elapsed_s
 
 
 def _smooth(average: float, value: float) -> float:

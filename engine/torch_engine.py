@@ -2,12 +2,14 @@
 
 A step flattens the tokens of all its rows through the linear layers and attends row by row. On a CPU nothing is gained
 by returning early, so `launch` computes the step and the handle holds its result.
+
+Of rows with guesses one draw a row is made at a time, in order and as long as guesses are right: sampling takes in no
+token that does not come, and nothing has to be undone.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,37 +18,13 @@ from torch import Tensor
 
 from ..wire.logprobs import TokenLogprobs
 from .attention import PagedAttention
+from .chains import Chain, chains_of, draw_chains, num_logits, to_result
+from .guesses import Proposer, guesses_of, with_guesses
 from .kv_pool import KvPool
 from .models.llama import Llama
-from .plan import IN_FLIGHT, Draw, Plan, Result, Row, SequenceSeed
+from .plan import IN_FLIGHT, Plan, Result, Row, SequenceSeed
+from .sampler import Sampler
 from .token_logprobs import prompt_logprobs, read_logprobs
-
-
-class Samples(Protocol):
-    """What came of some draws, in their order."""
-
-    @property
-    def token_ids(self) -> Tensor:
-        """int64 [N]"""
-
-    @property
-    def logprobs(self) -> Sequence[TokenLogprobs | None]:
-        """As `Result.logprobs`."""
-
-    @property
-    def states(self) -> Sequence[bytes]:
-        """As `Result.states`."""
-
-
-class Sampler(Protocol):
-    """Draws tokens; keeps what that needs for each admitted sequence."""
-
-    def admit(self, seed: SequenceSeed) -> None: ...
-
-    def retire(self, seq_id: int) -> None: ...
-
-    def sample(self, logits: Tensor, draws: Sequence[Draw]) -> Samples:
-        """fp32 [N, vocab_size], a row for each draw. The logits may be overwritten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +41,9 @@ class Done:
 class TorchEngine:
     overlaps = False
 
-    def __init__(self, model: Llama, pool: KvPool, sampler: Sampler) -> None:
-        self._model, self._pool, self._sampler = model, pool, sampler
+    def __init__(self, model: Llama, pool: KvPool, sampler: Sampler, proposer: Proposer | None = None) -> None:
+        """`proposer` guesses where rows want that of the engine."""
+        self._model, self._pool, self._sampler, self._proposer = model, pool, sampler, proposer
         self._last: dict[int, int] = {}
         self.num_blocks, self.block_size = pool.num_blocks, pool.block_size
         self.bytes_per_block = pool.bytes_per_block
@@ -73,22 +52,26 @@ class TorchEngine:
     @torch.inference_mode()
     def launch(self, plan: Plan) -> Done:
         self._pool.copy(plan.copies)
-        rows = [row for row in plan.rows if row.draws or row.keep_logits]
-        hidden = self._compute(plan.rows)
-        computed = self._model.head(hidden[: len(rows)]) if rows else torch.empty(0, self.vocab_size)
-        kept = {row.seq_id: computed[i].clone() for i, row in enumerate(rows) if row.keep_logits}
-        scored = self._score(plan.rows, hidden[len(rows) :])
-        draws = plan.draws
-        if not draws:
-            self._last = {}
-            return Done(plan, Result([], kept, prompt_logprobs=scored))
-        samples = self._sampler.sample(self._logits_of_draws(computed, rows, plan), draws)
-        token_ids = samples.token_ids.tolist()
-        self._last = {draw.seq_id: token for draw, token in zip(draws, token_ids, strict=True)}
-        return Done(plan, Result(token_ids, kept, samples.logprobs, samples.states, scored))
+        guesses = guesses_of(plan.rows, self._proposer)
+        rows = [with_guesses(row, guessed) for row, guessed in zip(plan.rows, guesses, strict=True)]
+        hidden, num_wanted = self._compute(rows), sum(map(num_logits, rows))
+        logits = self._model.head(hidden[:num_wanted]) if num_wanted else torch.empty(0, self.vocab_size)
+        ends = accumulate(map(num_logits, rows))
+        kept = {row.seq_id: logits[end - 1].clone() for row, end in zip(rows, ends, strict=True) if row.keep_logits}
+        scored = self._score(rows, hidden[num_wanted:])
+        drawn = self._draw(plan, chains_of(rows, guesses, plan.shipped), logits)
+        return Done(plan, replace(drawn, logits=kept, prompt_logprobs=scored))
+
+    def _draw(self, plan: Plan, chains: Sequence[Chain], logits: Tensor) -> Result:
+        """`logits` of the rows; those that were shipped come after them."""
+        if plan.shipped:
+            logits = torch.cat((logits, *(part.logits[None] for part in plan.shipped)))
+        drawn = draw_chains(self._sampler, logits, chains)
+        self._last = {chain.draws[0].seq_id: made[-1][0] for chain, made in zip(chains, drawn, strict=True)}
+        return to_result(drawn, [size for row in plan.rows for size in _chain_sizes(row)] + [1] * _num_shipped(plan))
 
     def _compute(self, rows: Sequence[Row]) -> Tensor:
-        """Stores the rows' KV; the hidden state, before the head, of the last position of each row whose logits are
+        """Stores the rows' KV; the hidden state, before the head, of the positions of each row whose logits are
         needed, then of all positions that are to be scored."""
         model = self._model
         config = model.config
@@ -98,7 +81,9 @@ class TorchEngine:
             self._pool, rows, num_heads=config.num_heads, windows=config.windows, rope=model.rope
         )
         ends = list(accumulate(len(row.token_ids) for row in rows))
-        wanted = [end - 1 for row, end in zip(rows, ends, strict=True) if row.draws or row.keep_logits]
+        wanted: list[int] = []
+        for row, end in zip(rows, ends, strict=True):
+            wanted += range(end - num_logits(row), end)
         for row, end in zip(rows, ends, strict=True):
             start = end - len(row.token_ids)
             wanted += range(start, start + row.num_scored)
@@ -123,13 +108,6 @@ class TorchEngine:
     def _token_ids(self, rows: Sequence[Row]) -> list[int]:
         return [self._last[row.seq_id] if token == IN_FLIGHT else token for row in rows for token in row.token_ids]
 
-    def _logits_of_draws(self, computed: Tensor, rows: Sequence[Row], plan: Plan) -> Tensor:
-        """A row of logits for each draw of the plan, in its order."""
-        source = [i for i, row in enumerate(rows) for _ in row.draws]
-        logits = computed if source == list(range(len(computed))) else computed[source]
-        shipped = [part.logits.expand(len(part.draws), -1) for part in plan.shipped]
-        return torch.cat((logits, *shipped)) if shipped else logits
-
     def read_blocks(self, block_ids: Sequence[int], out: memoryview | None = None) -> memoryview:
         return self._pool.read(block_ids, out)
 
@@ -152,3 +130,14 @@ class TorchEngine:
     @torch.inference_mode()
     def retire(self, seq_id: int) -> None:
         self._sampler.retire(seq_id)
+        if self._proposer is not None:
+            self._proposer.retire(seq_id)
+
+
+def _chain_sizes(row: Row) -> list[int]:
+    """Draws that are planned of each chain of a row."""
+    return [len(row.draws)] if row.num_drafts else [1] * len(row.draws)
+
+
+def _num_shipped(plan: Plan) -> int:
+    return sum(len(part.draws) for part in plan.shipped)

@@ -6,6 +6,7 @@ A field's default is the flag's default, its metadata the help text. `None` mean
 from dataclasses import dataclass
 from typing import Literal
 
+from ..wire.sampling import MAX_SPECULATIVE_TOKENS
 from .option import at_least, fraction, indices, num_bytes, option, seconds
 
 DEFAULT_PORT = 2242
@@ -134,6 +135,33 @@ class DeviceOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class SpeculationOptions:
+    """Speculation: tokens are guessed and then checked by the model at once, so that the same answers come sooner"""
+
+    speculative_method: Literal["off", "ngram", "first-layers", "draft", "eagle"] | None = option(
+        None,
+        "who guesses. ngram: what followed the same tokens before; first-layers: the model's own first layers; draft: "
+        "a smaller model with the same tokenizer; eagle: a head trained for the model. default: off, or draft where "
+        "--speculative-model is given",
+    )
+    speculative_model: str | None = option(
+        None, "the smaller model or the head: a folder, a .gguf file (draft only), or a hub id", metavar="MODEL"
+    )
+    num_speculative_tokens: int | None = option(
+        None,
+        "tokens guessed at once for an answer, at most: fewer where guesses turn out wrong. default: 4",
+        metavar="TOKENS",
+        parse=at_least(1, MAX_SPECULATIVE_TOKENS),
+    )
+    speculative_layers: int | None = option(
+        None,
+        "layers that guess, with --speculative-method first-layers. default: a third of the model's",
+        metavar="N",
+        parse=at_least(1),
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class PlaceOptions:
     """The worker's GPU"""
 
@@ -228,6 +256,7 @@ class ServeConfig:
     data: DataOptions
     engine: EngineOptions
     device: DeviceOptions
+    speculation: SpeculationOptions
     fake: FakeEngineOptions
     process: ProcessOptions
 
@@ -246,6 +275,7 @@ class PrefillConfig:
     connection: ConnectionOptions
     engine: EngineOptions
     device: DeviceOptions
+    speculation: SpeculationOptions
     place: PlaceOptions
     fake: FakeEngineOptions
     process: ProcessOptions
@@ -258,6 +288,7 @@ class DecodeConfig:
     data: DataOptions
     engine: EngineOptions
     device: DeviceOptions
+    speculation: SpeculationOptions
     place: PlaceOptions
     fake: FakeEngineOptions
     process: ProcessOptions

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ..engine.config import ModelConfig
 from ..text.resolve import ResolvedModel
@@ -22,7 +23,7 @@ HALF_DTYPES = ("bfloat16", "float16")
 class Model:
     resolved: ResolvedModel
     config: ModelConfig
-    load_format: str
+    load_format: Literal["auto", "dummy"]
 
     @property
     def path(self) -> Path:

@@ -23,6 +23,8 @@ from .hardware import Hardware, probe
 from .model import Model, find_model, served_names
 from .process import ProcessSpec
 from .resolve import GPU_TRANSPORTS, ConfigError, Resolved, max_model_len, refuse_on_cpu, resolve
+from .speculation import resolve_speculation, to_options
+from .speculative_model import settle_speculation
 from .supervisor import GaveUp, StopOnSignals, Supervisor
 from .threads import thread_environment
 from .workers import WorkerPlan, plan_workers
@@ -69,8 +71,10 @@ def settle(config: ServeConfig, hardware: Hardware, folder: Path) -> Settled:
     model, engine, transport = config.model, config.engine, config.data.kv_transport
     resolved = resolve(config.topology, engine, config.device, hardware)
     refuse_on_cpu(resolved.device, {f"--kv-transport {transport}": transport in GPU_TRANSPORTS})
+    speculation = resolve_speculation(config.speculation)
     load_format = "dummy" if engine.engine == "fake" else model.load_format
     found = find_model(replace(model, load_format=load_format))
+    speculation = settle_speculation(speculation, found)
     workers, length = fit(found, config, resolved)
     names = config.http.served_model_name or served_names(model.model)
     address = config.routing.worker_address or f"ipc://{folder}/router"
@@ -80,6 +84,7 @@ def settle(config: ServeConfig, hardware: Hardware, folder: Path) -> Settled:
         http=replace(config.http, served_model_name=names, port=checked_port(config.http.host, config.http.port)),
         routing=replace(config.routing, worker_address=address),
         device=replace(config.device, device=resolved.device),
+        speculation=to_options(speculation),
     )
     return Settled(settled, resolved, workers)
 
@@ -122,7 +127,7 @@ def _worker_spec(plan: WorkerPlan, config: ServeConfig) -> ProcessSpec:
     engine = replace(config.engine, **asdict(plan.limits))
     if plan.gpu is None:
         engine = replace(engine, kv_cache_memory_bytes=plan.kv_bytes)
-    rest = (engine, config.device, plan.place, config.fake, config.process)
+    rest = (engine, config.device, config.speculation, plan.place, config.fake, config.process)
     if plan.role == "prefill":
         worker: object = PrefillConfig(config.model, connection, *rest)
     else:

@@ -12,11 +12,13 @@ from .hardware import probe
 from .limits import StepLimits
 from .model import Model, find_model
 from .resolve import ConfigError, check_model_len, kv_cache_memory, max_model_len, num_blocks
+from .speculative_model import find_draft, settle_speculation
 from .worker_place import WorkerPlace
 
 if TYPE_CHECKING:
     from ..decode.sampler import Sampler
     from ..engine.plan import Engine
+    from ..engine.speculation_config import SpeculationConfig
     from ..engine.worker import Loaded
     from ..text.phrases import Phrases
     from ..text.tokenizer import Tokenizer
@@ -36,16 +38,20 @@ class Loader:
     limits: StepLimits
     draws: bool
     """The worker samples."""
+    speculation: "SpeculationConfig"
+    """As the flags say it; layers and paths are decided once the model is known."""
 
     def __call__(self, model: str) -> "Loaded":
         """Raises ConfigError if it cannot be loaded here."""
         found = find_model(replace(self.config.model, model=model))
+        speculation = settle_speculation(self.speculation, found)
         try:
-            return self._on_gpu(found, self.place.gpu) if self.place.gpu else self._on_cpu(found)
+            gpu = self.place.gpu
+            return self._on_gpu(found, gpu, speculation) if gpu else self._on_cpu(found, speculation)
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
-    def _on_gpu(self, model: Model, gpu: Gpu) -> "Loaded":
+    def _on_gpu(self, model: Model, gpu: Gpu, speculation: "SpeculationConfig") -> "Loaded":
         from ..engine.cuda.load import Memory, load_cuda_engine
         from ..engine.worker import Loaded
 
@@ -101,7 +107,7 @@ class Loader:
             return self.place.memory_bytes
         return model.footprint(dtype).of_worker(self.limits) + kv_bytes
 
-    def _on_cpu(self, model: Model) -> "Loaded":
+    def _on_cpu(self, model: Model, speculation: "SpeculationConfig") -> "Loaded":
         from ..engine.worker import Loaded
 
         options = self.config.engine
@@ -115,7 +121,7 @@ class Loader:
         dtype = resolve_dtype(options.dtype)
         tokenizer = self._tokenizer(model)
         num_blocks = self._num_blocks(model, dtype, length, memory)
-        engine = self._torch_engine(model, dtype, num_blocks, self._phrases(tokenizer))
+        engine = self._torch_engine(model, dtype, num_blocks, self._phrases(tokenizer), speculation)
         return Loaded(engine, model.fingerprint(options.block_size, dtype, "torch"), length, tokenizer)
 
     def _tokenizer(self, model: Model) -> "Tokenizer | None":
@@ -138,9 +144,12 @@ class Loader:
 
         return Sampler(model.config.vocab_size, device, phrases)
 
-    def _torch_engine(self, model: Model, dtype: str, num_blocks: int, phrases: "Phrases | None") -> "Engine":
-        from ..engine.load import load_engine
+    def _torch_engine(
+        self, model: Model, dtype: str, num_blocks: int, phrases: "Phrases | None", speculation: "SpeculationConfig"
+    ) -> "Engine":
+        from ..engine.load import Checkpoint, load_engine
 
+        draft = find_draft(speculation, model) if self.draws and speculation.method == "draft" else None
         return load_engine(
             model.resolved.config(),
             model.path,
@@ -149,6 +158,8 @@ class Loader:
             block_size=self.config.engine.block_size,
             sampler=self._sampler(model, phrases),
             num_blocks=num_blocks,
+            speculation=speculation if self.draws else None,
+            draft=None if draft is None else Checkpoint(draft.resolved.config(), draft.path),
         )
 
     def _fake_engine(self, model: Model, num_blocks: int) -> "Engine":

@@ -11,6 +11,7 @@ from .gpus import CUDA_ENVIRONMENT
 from .hardware import num_cores
 from .limits import Device, step_limits
 from .resolve import GPU_TRANSPORTS, ConfigError, refuse_on_cpu
+from .speculation import resolve_speculation
 from .threads import thread_environment
 from .worker_load import Loader
 from .worker_place import find_place
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 def run_prefill(config: PrefillConfig, lifeline: Lifeline) -> int:
     """Returns the exit code when told to stop. Raises ConfigError if it cannot load, or the router refuses it."""
+    speculation = resolve_speculation(config.speculation)
     set_environment()
     from ..prefill.worker import make_worker
 
@@ -34,7 +36,7 @@ def run_prefill(config: PrefillConfig, lifeline: Lifeline) -> int:
         name=config.connection.name or default_name("prefill"),
         router_address=config.connection.router,
         model=config.model.model,
-        load=Loader(config, place, limits, draws=False),
+        load=Loader(config, place, limits, draws=False, speculation=speculation),
         max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.max_num_batched_tokens,
         enable_prefix_caching=config.engine.enable_prefix_caching,
@@ -45,6 +47,7 @@ def run_prefill(config: PrefillConfig, lifeline: Lifeline) -> int:
 
 def run_decode(config: DecodeConfig, lifeline: Lifeline) -> int:
     """As `run_prefill`."""
+    speculation = resolve_speculation(config.speculation)
     set_environment()
     from ..decode.worker import make_worker
 
@@ -58,12 +61,13 @@ def run_decode(config: DecodeConfig, lifeline: Lifeline) -> int:
         name=config.connection.name or default_name("decode"),
         router_address=config.connection.router,
         model=config.model.model,
-        load=Loader(config, place, limits, draws=True),
+        load=Loader(config, place, limits, draws=True, speculation=speculation),
         max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.max_num_batched_tokens,
         enable_prefix_caching=config.engine.enable_prefix_caching,
         data_host=config.data.data_host,
         transports=transports(config.data.kv_transport, place.device),
+        speculation=speculation,
         on_ready=on_ready,
     )
     return run(worker)

@@ -32,6 +32,24 @@ class WorkerGauges:
     num_transferred_bytes: int
     transfer_s: float
     num_expired_leases: int
+    num_drafts: int
+    num_draft_tokens: int
+    num_accepted_tokens: int
+    num_accepted_per_position: tuple[int, ...]
+    """Of the first token of each draft, the second, …"""
+
+
+WORKER_COUNTERS: tuple[tuple[str, str, Callable[[WorkerGauges], float]], ...] = (
+    ("prefix_cache_queries", "Prompt tokens looked up.", lambda w: w.prefix_cache_queries),
+    ("prefix_cache_hits", "Prompt tokens found cached.", lambda w: w.prefix_cache_hits),
+    ("kv_transfer_bytes", "KV bytes sent or received.", lambda w: w.num_transferred_bytes),
+    ("kv_transfer_seconds", "Time that took.", lambda w: w.transfer_s),
+    ("kv_expired_leases", "Reservations given up.", lambda w: w.num_expired_leases),
+    ("spec_decode_num_drafts", "Times that tokens were guessed for a sequence.", lambda w: w.num_drafts),
+    ("spec_decode_num_draft_tokens", "Tokens guessed.", lambda w: w.num_draft_tokens),
+    ("spec_decode_num_accepted_tokens", "Tokens guessed right.", lambda w: w.num_accepted_tokens),
+)
+"""Name, help, and what one worker has counted since it started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +128,7 @@ class MetricsPage(Collector):
         yield from self._histograms()
         yield from self._worker_gauges(gauges.workers)
         yield from self._worker_counters(gauges.workers)
+        yield self._accepted_per_position(gauges.workers)
 
     def _counters(self) -> Iterator[Metric]:
         m = self._metrics
@@ -140,32 +159,39 @@ class MetricsPage(Collector):
             yield histogram.family(self._name(name), help_text, self._labels)
 
     def _worker_gauges(self, workers: tuple[WorkerGauges, ...]) -> Iterator[Metric]:
-        labels = [*self._labels, "worker", "role"]
+        labels = self._worker_labels
         running = GaugeMetricFamily(self._name("worker_requests_running"), "In the worker's batch.", labels=labels)
         waiting = GaugeMetricFamily(self._name("worker_requests_waiting"), "Accepted, not begun.", labels=labels)
         usage = GaugeMetricFamily(self._name("kv_cache_usage_perc"), "Share of KV blocks in use.", labels=labels)
         for w in workers:
-            values = [*self._labels.values(), w.worker, w.role]
+            values = self._worker_values(w)
             running.add_metric(values, w.num_running)
             waiting.add_metric(values, w.num_waiting)
             usage.add_metric(values, w.kv_cache_usage)
         yield from (running, waiting, usage)
 
     def _worker_counters(self, workers: tuple[WorkerGauges, ...]) -> Iterator[Metric]:
-        labels = [*self._labels, "worker", "role"]
-        queries = CounterMetricFamily(self._name("prefix_cache_queries"), "Prompt tokens looked up.", labels=labels)
-        hits = CounterMetricFamily(self._name("prefix_cache_hits"), "Prompt tokens found cached.", labels=labels)
-        moved = CounterMetricFamily(self._name("kv_transfer_bytes"), "KV bytes sent or received.", labels=labels)
-        moving = CounterMetricFamily(self._name("kv_transfer_seconds"), "Time that took.", labels=labels)
-        expired = CounterMetricFamily(self._name("kv_expired_leases"), "Reservations given up.", labels=labels)
+        for name, help_text, count in WORKER_COUNTERS:
+            family = CounterMetricFamily(self._name(name), help_text, labels=self._worker_labels)
+            for w in workers:
+                family.add_metric(self._worker_values(w), count(w))
+            yield family
+
+    def _accepted_per_position(self, workers: tuple[WorkerGauges, ...]) -> Metric:
+        name = self._name("spec_decode_num_accepted_tokens_per_pos")
+        labels = [*self._worker_labels, "position"]
+        family = CounterMetricFamily(name, "Tokens guessed right, by their place in the draft, from 0.", labels=labels)
         for w in workers:
-            values = [*self._labels.values(), w.worker, w.role]
-            queries.add_metric(values, w.prefix_cache_queries)
-            hits.add_metric(values, w.prefix_cache_hits)
-            moved.add_metric(values, w.num_transferred_bytes)
-            moving.add_metric(values, w.transfer_s)
-            expired.add_metric(values, w.num_expired_leases)
-        yield from (queries, hits, moved, moving, expired)
+            for position, count in enumerate(w.num_accepted_per_position):
+                family.add_metric([*self._worker_values(w), str(position)], count)
+        return family
+
+    @property
+    def _worker_labels(self) -> list[str]:
+        return [*self._labels, "worker", "role"]
+
+    def _worker_values(self, worker: WorkerGauges) -> list[str]:
+        return [*self._labels.values(), worker.worker, worker.role]
 
     def _name(self, name: str) -> str:
         return f"{self._prefix}:{name}"

@@ -115,4 +115,8 @@ def worker_gauges(worker: Worker) -> WorkerGauges:
         num_transferred_bytes=stats.transfer_bytes,
         transfer_s=stats.transfer_s,
         num_expired_leases=stats.num_expired_leases,
+        num_drafts=stats.num_drafts,
+        num_draft_tokens=stats.num_draft_tokens,
+        num_accepted_tokens=stats.num_accepted_tokens,
+        num_accepted_per_position=stats.num_accepted_per_position,
     )

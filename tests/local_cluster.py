@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from isthmus.decode import worker as decode
+from isthmus.engine.speculation_config import SpeculationConfig
 from isthmus.engine.worker import Loaded, Worker
 from isthmus.prefill import worker as prefill
 from isthmus.router.core import RouterCore
@@ -53,6 +54,7 @@ class LocalCluster:
         enable_prefix_caching: bool = True,
         local_prefill_max_tokens: int = 0,
         transport: str | None = None,
+        speculation: SpeculationConfig | None = None,
     ):
         self.hub = Hub("tcp://127.0.0.1:*")
         self.loop = asyncio.new_event_loop()
@@ -63,7 +65,9 @@ class LocalCluster:
             ("prefill", i, prefill.make_worker) for i in range(num_prefill)
         ]
         makers += [("decode", i, decode.make_worker) for i in range(num_decode)]
-        only: dict[str, Any] = {} if transport is None else {"transports": (transport,)}
+        only: dict[str, Any] = {"speculation": speculation}
+        if transport is not None:
+            only["transports"] = (transport,)
         self.workers: dict[str, Worker] = {
             f"{role}-{i}": make(
                 name=f"{role}-{i}",

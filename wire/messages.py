@@ -15,7 +15,7 @@ from msgspec import Struct
 from .logprobs import TokenLogprobs
 from .sampling import SamplingParams
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 MAX_CONTROL_BYTES = 64 << 20
 """Largest control message a peer may send; the largest is a Reserve or Prefill with its prompt."""
 
@@ -97,6 +97,14 @@ class WorkerStats(Struct, frozen=True):
     """On prefill from the end of each computation to the end of its transfer, on decode storing what came."""
     num_expired_leases: int = 0
     """Reservations whose KV did not come, of which no prefill worker said any more that it would."""
+    num_drafts: int = 0
+    """Speculation since the worker started: how often tokens were guessed for a sequence."""
+    num_draft_tokens: int = 0
+    """Tokens guessed."""
+    num_accepted_tokens: int = 0
+    """Those of them that were right."""
+    num_accepted_per_position: tuple[int, ...] = ()
+    """Of the first token of each draft, the second, …: adds up to `num_accepted_tokens`."""
 
 
 # Worker to router: registration.

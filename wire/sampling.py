@@ -14,8 +14,10 @@ MAX_LOGIT_BIAS = 100.0
 MAX_INT = 2**31 - 1
 MAX_BANNED_CHARS = 16_384
 """Of all of a request's banned_strings: workers look for them at once, with memory in proportion."""
+MAX_SPECULATIVE_TOKENS = 16
+"""Guessed at once for a sequence, at most."""
 
-Group = Literal["temperature", "truncation", "draw", "repetition", "tokens", "order", "logprobs", "length"]
+Group = Literal["temperature", "truncation", "draw", "repetition", "tokens", "order", "logprobs", "length", "speed"]
 Slider = tuple[float, float, float]
 """(from, to, step): the part of a range that is worth a slider."""
 
@@ -316,6 +318,20 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unk
     stop_token_ids: Annotated[
         tuple[TokenId, ...], about("length", "stop at any of these token ids", max_length=256)
     ] = ()
+    num_speculative_tokens: (
+        Annotated[
+            int,
+            about(
+                "speed",
+                "tokens guessed at once at most, where the server speculates; 0: none; null: as many as the server's "
+                "flag allows. Never changes the output, only how soon it comes",
+                ge=0,
+                le=MAX_SPECULATIVE_TOKENS,
+                slider=(0, MAX_SPECULATIVE_TOKENS, 1),
+            ),
+        ]
+        | None
+    ) = None
 
 
 def resolve_seed(seed: int, fresh: int) -> int:

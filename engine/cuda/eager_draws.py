@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...wire.logprobs import TokenLogprobs
 from ..plan import Draw, SequenceSeed
-from ..torch_engine import Sampler
+from ..sampler import Sampler
 
 Drawn = tuple[int, TokenLogprobs | None, bytes]
 """(token, its logprobs, state after it)"""

@@ -20,7 +20,7 @@ from ...text.phrases import Phrases
 from ...wire.logprobs import TokenLogprobs
 from ..models.llama import Llama
 from ..plan import IN_FLIGHT, Draw, Plan, Result, Row, SequenceSeed
-from ..torch_engine import Sampler
+from ..sampler import Sampler
 from .attention import AttentionState, Chunks, StepAttention
 from .drawn_states import DrawnStates, StatesPart
 from .eager_draws import Drawn, EagerDraws

@@ -15,7 +15,7 @@ from ..kv_pool import bytes_per_block
 from ..load import load_model
 from ..models.llama import Llama
 from ..plan import Draw, Plan, Row, SequenceSeed
-from ..torch_engine import Sampler
+from ..sampler import Sampler
 from .device_memory import allocate
 from .engine import CudaEngine, Sizes
 from .memory import Usage, kv_bytes, peak_bytes

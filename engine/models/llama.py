@@ -1,5 +1,6 @@
 """Llama and what is built like it: Mistral, SmolLM, Qwen2 (Touvron et al., 2023)."""
 
+from copy import copy
 from typing import Any, Protocol
 
 import torch
@@ -86,6 +87,13 @@ class Llama:
         if len(x):
             last.finish_(x, heads)
         return x
+
+    def first_layers(self, count: int) -> "Llama":
+        """A model of the first `count` layers, and the same embedding and head; weights are shared."""
+        assert 0 < count < len(self.layers)
+        model = copy(self)
+        model.layers = self.layers[:count]
+        return model
 
     @classmethod
     def weight_shapes(cls, config: ModelConfig) -> dict[str, Shape]:

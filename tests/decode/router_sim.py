@@ -5,8 +5,9 @@ against the oracle.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from isthmus.decode.scheduler import DecodeScheduler
 from isthmus.engine.block_pool import BlockPool
@@ -75,12 +76,15 @@ class RouterSim:
         enable_prefix_caching: bool = True,
         fail_transfers: float = 0.0,
         claim_transfers: float = 0.0,
-        **options: int,
+        token_ids: Sequence[int] | None = None,
+        **options: Any,
     ):
         self.random = random.Random(seed)
         self.overlap = overlap
         self.max_model_len = max_model_len or num_blocks * block_size
-        self.engine = FakeEngine(num_blocks, block_size, VOCAB, eos_id=EOS, eos_probability=eos_probability)
+        self.engine = FakeEngine(
+            num_blocks, block_size, VOCAB, token_ids=token_ids, eos_id=EOS, eos_probability=eos_probability
+        )
         self.remote_engine = FakeEngine(num_blocks, block_size, VOCAB)
         self.pool = BlockPool(num_blocks, block_size, enable_prefix_caching)
         self.scheduler = DecodeScheduler(
@@ -299,6 +303,7 @@ class RouterSim:
         self.carry_out()
 
     def finish(self, step: Handle) -> None:
+        self.now += 0.01
         self.scheduler.apply(step.plan, step.result(), self.now)
 
     def run(self, max_turns: int = 20_000) -> None:

@@ -69,12 +69,24 @@ def test_masks_follow_the_output() -> None:
 def test_a_guide_is_made_anew_from_the_output_and_rolled_back() -> None:
     guide = guide_of("(ab)+c", "abab")
     assert allowed(guide) == "a c ab"
-    guide.rollback(3)
+    guide.rollback_to(len(ids("abab")) - 3)
     assert allowed(guide) == "b"
     guide.advance(ids("bc"))
     assert allowed(guide) == "$"
-    guide.rollback(1)
+    guide.rollback_to(guide.num_tokens - 1)
     assert allowed(guide) == "a c ab"
+
+
+def test_a_guide_follows_guesses_as_far_as_they_are_allowed() -> None:
+    guide = guide_of("(ab)+c", "ab")
+    (a,), (b,), (c,) = ids("a"), ids("b"), ids("c")
+    assert guide.follow(b) is None
+    masks = [guide.follow(token) for token in (a, b, c)]
+    assert all(mask is not None and mask.result().any() for mask in masks)
+    assert allowed(guide) == "$"
+    assert guide.follow(a) is None, "nothing follows the end"
+    guide.rollback_to(len(ids("ab")) + 1)
+    assert allowed(guide) == "b"
 
 
 def test_bans_and_minimum() -> None:
@@ -169,14 +181,26 @@ def test_random_steps(seed: int, overlap: bool) -> None:
 
 
 def test_a_sequence_with_a_grammar_is_not_planned_while_a_draw_of_it_is_in_flight() -> None:
+    sim = GuidedSim(num_blocks=96, overlap=True, max_num_seqs=12)
+    sim.submit(Request([1, 2, 3], guided("regex", "a{10,20}")))
+    for number in range(10):
+        sim.submit(Request([4, 5, 6 + number], SamplingParams(seed=2, max_tokens=30)))
+    sim.run()
+    drawing = [{draw.seq_id for draw in plan.draws} for plan in sim.plans]
+    overlapped = [(before, now) for before, now in pairwise(drawing) if 1 in now]  # later ones wait for each other
+    assert not any(0 in now and 0 in before for before, now in overlapped)
+    assert sum(1 in draws for draws in drawing[:31]) == 30  # another is in every step
+
+
+def test_where_many_have_a_grammar_all_go_together() -> None:
     sim = GuidedSim(num_blocks=64, overlap=True)
     sim.submit(Request([1, 2, 3], guided("regex", "a{10,20}")))
     sim.submit(Request([4, 5, 6], SamplingParams(seed=2, max_tokens=30)))
     sim.run()
     drawing = [{draw.seq_id for draw in plan.draws} for plan in sim.plans]
-    overlapped = [(before, now) for before, now in pairwise(drawing) if 1 in now]  # later ones wait for each other
-    assert not any(0 in now and 0 in before for before, now in overlapped)
-    assert sum(1 in draws for draws in drawing[:31]) == 30  # the other is in every step
+    both = [draws for draws in drawing if 0 in draws]
+    assert len(both) >= 10
+    assert sum(draws == {0, 1} for draws in both) >= len(both) - 1
 
 
 def test_others_run_while_a_grammar_is_compiled() -> None:

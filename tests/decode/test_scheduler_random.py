@@ -3,6 +3,9 @@
 import random
 
 import pytest
+from isthmus.decode.ngram_proposer import NgramProposer
+from isthmus.decode.speculation import Speculation
+from isthmus.decode.speculator import EngineProposer, Proposer
 from isthmus.tests.decode.router_sim import RouterSim, random_requests
 
 
@@ -67,3 +70,26 @@ def test_blocks_that_peers_write_are_nobody_elses(seed: int, overlap: bool) -> N
     sim = RouterSim(num_blocks=16, seed=seed, overlap=overlap, max_num_seqs=6, fail_transfers=0.1, claim_transfers=0.8)
     drive(sim, num_requests=40, max_prompt=20, max_tokens=30, cancel=0.2)
     assert sim.scheduler.stats().num_preemptions > 0
+
+
+@pytest.mark.parametrize("overlap", [False, True], ids=["synchronous", "overlapped"])
+@pytest.mark.parametrize("proposer", [EngineProposer, NgramProposer])
+@pytest.mark.parametrize("seed", range(5))
+def test_guesses_change_no_token(seed: int, proposer: type[Proposer], overlap: bool) -> None:
+    speculation = Speculation(proposer, num_tokens=1 + 2 * seed)
+    sim = RouterSim(
+        num_blocks=(14, 120)[seed % 2],
+        block_size=(4, 3)[seed % 2],
+        seed=seed,
+        overlap=overlap,
+        max_num_seqs=6,
+        eos_probability=0.03,
+        fail_transfers=0.02,
+        token_ids=(1, 2, 3),
+        speculation=speculation,
+    )
+    drive(sim, num_requests=40, max_prompt=20, max_tokens=30, cancel=0.05)
+    assert 0 < speculation.num_accepted_tokens < speculation.num_draft_tokens
+    stats = sim.scheduler.stats()
+    assert (stats.num_drafts, stats.num_draft_tokens) == (speculation.num_drafts, speculation.num_draft_tokens)
+    assert sum(stats.num_accepted_per_position) == stats.num_accepted_tokens == speculation.num_accepted_tokens

@@ -15,7 +15,7 @@ from isthmus.engine.cuda.step_sizes import Ladder
 from isthmus.engine.kv_pool import bytes_per_block
 from isthmus.engine.load import load_model
 from isthmus.engine.models.llama import Llama
-from isthmus.engine.torch_engine import Sampler
+from isthmus.engine.sampler import Sampler
 from isthmus.tests.engine.tiny import BLOCK_SIZE, NUM_BLOCKS
 
 LADDER = Ladder(decode=(1, 2, 4, 8), single=(0, 4), chunk_tokens=(8, 16, 32, 48))

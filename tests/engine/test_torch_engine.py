@@ -140,7 +140,7 @@ class Recorder:
     def sample(self, logits: Tensor, draws: Sequence[Draw]) -> Samples:
         self.calls.append((logits.clone(), list(draws)))
         logits.fill_(float("nan"))
-        return Samples(torch.arange(len(draws)), (), ())
+        return Samples(torch.arange(len(draws)), [None] * len(draws), [b""] * len(draws))
 
 
 def recording(model: Llama) -> tuple[TorchEngine, Recorder]:

@@ -91,7 +91,12 @@ class Greedy:
 
     def sample(self, logits: Tensor, draws: Sequence[Draw]) -> Samples:
         assert len(logits) == len(draws)
-        return Samples(logits.argmax(-1), (), ())
+        return Samples(logits.argmax(-1), [None] * len(draws), [b""] * len(draws))
+
+    def guess(self, logits: Tensor, draws: Sequence[Draw]) -> list[int]:
+        return logits.argmax(-1).tolist()
+
+    def forget(self, seq_id: int, count: int) -> None: ...
 
 
 def engine_of(config: Mapping[str, Any], weights: Path | None, **options: Any) -> TorchEngine:

@@ -20,12 +20,13 @@ from isthmus.launch.config import (
     RouterConfig,
     RoutingOptions,
     ServeConfig,
+    SpeculationOptions,
     TopologyOptions,
 )
 from isthmus.launch.main import COMMANDS, main, make_parser
 from isthmus.launch.option import num_bytes, split_indices
 
-WORKER = (EngineOptions(), DeviceOptions(), PlaceOptions(), FakeEngineOptions(), ProcessOptions())
+WORKER = (EngineOptions(), DeviceOptions(), SpeculationOptions(), PlaceOptions(), FakeEngineOptions(), ProcessOptions())
 PREFILL = PrefillConfig(ModelOptions(), ConnectionOptions(), *WORKER)
 DECODE = DecodeConfig(ModelOptions(), ConnectionOptions(), DataOptions(), *WORKER)
 ROUTER = RouterConfig(ModelOptions(), HttpOptions(), RoutingOptions(), ProcessOptions())
@@ -55,6 +56,7 @@ def test_nothing_given_gives_the_defaults() -> None:
         DataOptions(),
         EngineOptions(),
         DeviceOptions(),
+        SpeculationOptions(),
         FakeEngineOptions(),
         ProcessOptions(),
     )
@@ -66,7 +68,8 @@ FLAGS = """serve model.gguf --prefill 0 --decode 2 --host 0.0.0.0 --port 80 --ma
     --kv-cache-memory 1.5G --engine fake --fake-step-s 0.5 --no-restart --max-waiting 4 --drain-timeout 2
     --request-timeout 30 --local-prefill-max-tokens 0 --worker-address tcp://127.0.0.1:9 --log-level debug
     --kv-transport zmq --device cuda --gpu-memory-utilization 0.8 --kv-cache-dtype fp8_e4m3 --enforce-eager
-    --gpus 1,0 --max-logprobs 5"""
+    --gpus 1,0 --max-logprobs 5 --speculative-method draft --speculative-model small.gguf --num-speculative-tokens 6
+    --speculative-layers 2"""
 
 
 def test_flags_keep_the_names_users_know() -> None:
@@ -79,6 +82,7 @@ def test_flags_keep_the_names_users_know() -> None:
         DataOptions(kv_transport="zmq"),
         EngineOptions("fake", "float32", 32, 7, 3 << 29, 3, 128, False, True),
         DeviceOptions("cuda", 0.8, "fp8_e4m3", True),
+        SpeculationOptions("draft", "small.gguf", 6, 2),
         FakeEngineOptions(fake_step_s=0.5),
         ProcessOptions(log_level="debug"),
     )
@@ -108,6 +112,11 @@ def test_flags_keep_the_names_users_know() -> None:
         (["serve", "--gpu-memory-utilization", "90"], "'90': must be more than 0 and at most 1"),
         (["serve", "--kv-cache-dtype", "fp8"], "--kv-cache-dtype: invalid choice: 'fp8'"),
         (["serve", "--kv-cache-memory", "lots"], "--kv-cache-memory: 'lots': must be a size such as 512M"),
+        (["serve", "--num-speculative-tokens", "17"], "--num-speculative-tokens: '17': must be at most 16"),
+        (["decode", "--num-speculative-tokens", "0"], "--num-speculative-tokens: '0': must be at least 1"),
+        (["prefill", "--speculative-layers", "0"], "--speculative-layers: '0': must be at least 1"),
+        (["serve", "--speculative-method", "tree"], "--speculative-method: invalid choice: 'tree'"),
+        (["router", "--speculative-method", "ngram"], "unrecognized arguments: --speculative-method"),
         (["serve", "--no-enable-chunked-prefill"], "chunked prefill is always on"),
         (["decode", "--no-enable-chunked-prefill"], "chunked prefill is always on"),
         (["bench"], "invalid choice: 'bench'"),
@@ -171,11 +180,13 @@ def test_a_router_config_survives_the_command_line(model: Any, served: Any, temp
     name=st.none() | texts,
     gpu=st.none() | st.integers(0, 63),
     share=st.floats(0, 1, exclude_min=True),
+    draft=st.none() | texts,
 )
 def test_a_worker_config_survives_the_command_line(
-    caching: bool, num_blocks: Any, memory: Any, step_s: float, name: Any, gpu: Any, share: float
+    caching: bool, num_blocks: Any, memory: Any, step_s: float, name: Any, gpu: Any, share: float, draft: Any
 ) -> None:
     engine = EngineOptions(num_blocks=num_blocks, kv_cache_memory_bytes=memory, enable_prefix_caching=caching)
-    connection = ConnectionOptions(name=name)
+    connection, speculation = ConnectionOptions(name=name), SpeculationOptions("draft", draft, 3)
     place, fake = PlaceOptions(gpu, share), FakeEngineOptions(step_s)
-    reads_back("decode", replace(DECODE, engine=engine, connection=connection, place=place, fake=fake))
+    config = replace(DECODE, engine=engine, connection=connection, speculation=speculation, place=place, fake=fake)
+    reads_back("decode", config)

@@ -107,6 +107,11 @@ def serve_once(*arguments: str) -> subprocess.CompletedProcess[str]:
     [
         (["no/such/model.gguf"], "there is no model at 'no/such/model.gguf'"),
         (["--max-model-len", "100000"], "--max-model-len 100000 is more than the model's"),
+        (["--speculative-method", "draft"], "--speculative-method draft needs a --speculative-model"),
+        (
+            ["--speculative-model", "no/such/small.gguf"],
+            "--speculative-model: there is no model at 'no/such/small.gguf'",
+        ),
         (["--num-blocks", "4", "--max-model-len", "100"], "--max-model-len 100 does not fit: the KV cache"),
     ],
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from isthmus.launch.arguments import read_config
-from isthmus.launch.config import DecodeConfig, PrefillConfig, ServeConfig
+from isthmus.launch.config import DecodeConfig, PrefillConfig, ServeConfig, SpeculationOptions
 from isthmus.launch.hardware import Hardware
 from isthmus.launch.main import make_parser
 from isthmus.launch.process import ProcessSpec
@@ -16,6 +16,7 @@ from isthmus.tests.helpers import demo_model_path
 from isthmus.tests.launch.fake_nvml import GIB, gpu
 
 NO_GPU = Hardware(8, 16 * GIB, (), "no NVIDIA driver")
+SPECULATIVE = ("--speculative-", "--num-speculative-")
 
 
 def machine(num_gpus: int, **sizes: int) -> Hardware:
@@ -82,6 +83,26 @@ def test_without_gpus_the_cpu_gets_its_part_of_the_memory(tmp_path: Path) -> Non
         assert config.engine.kv_cache_memory_bytes == 2 * GIB
         assert (config.engine.max_num_seqs, config.engine.max_num_batched_tokens) == (32, 512)
     assert "4 threads each; default: one of each on CPUs" in greeting(found.config, found.resolved)
+
+
+def test_workers_get_the_speculation_of_the_flags_with_nothing_left_open(tmp_path: Path) -> None:
+    found = settled(tmp_path, machine(2), "--speculative-method", "first-layers", "--num-speculative-tokens", "7")
+    router, *workers = process_specs(found)
+    assert [read(spec).speculation for spec in workers] == [SpeculationOptions("first-layers", None, 7, 10)] * 2
+    assert not any(text.startswith(SPECULATIVE) for text in router.command)
+
+
+def test_workers_get_the_draft_model_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(demo_model_path().parent)
+    found = settled(tmp_path, NO_GPU, "--speculative-model", demo_model_path().name)
+    for spec in process_specs(found)[1:]:
+        assert read(spec).speculation == SpeculationOptions("draft", str(demo_model_path()), 4, None)
+
+
+def test_without_speculation_command_lines_are_as_they_were(tmp_path: Path) -> None:
+    for flags in ([], ["--speculative-method", "off"]):
+        specs = process_specs(settled(tmp_path, NO_GPU, *flags))
+        assert not any(text.startswith(SPECULATIVE) for spec in specs for text in spec.command)
 
 
 def test_ways_for_kv_between_gpus_need_gpus(tmp_path: Path) -> None:

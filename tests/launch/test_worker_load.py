@@ -8,6 +8,7 @@ import pytest
 from isthmus.decode.sampler import Sampler
 from isthmus.engine.cuda.load import Memory
 from isthmus.engine.fake_engine import FakeEngine
+from isthmus.engine.speculation_config import SpeculationConfig
 from isthmus.launch import worker_load
 from isthmus.launch.config import (
     ConnectionOptions,
@@ -19,6 +20,7 @@ from isthmus.launch.config import (
     ModelOptions,
     PlaceOptions,
     ProcessOptions,
+    SpeculationOptions,
 )
 from isthmus.launch.limits import StepLimits
 from isthmus.launch.model import find_model
@@ -31,12 +33,14 @@ from isthmus.text.phrases import Phrases
 
 MODEL = str(demo_model_path())
 LIMITS = StepLimits(256, 2048)
+OFF = SpeculationConfig()
 CONFIG = DecodeConfig(
     ModelOptions(),
     ConnectionOptions(),
     DataOptions(),
     EngineOptions(),
     DeviceOptions(gpu_memory_utilization=0.8, kv_cache_dtype="fp8_e4m3", enforce_eager=True),
+    SpeculationOptions(),
     PlaceOptions(3, 0.5),
     FakeEngineOptions(),
     ProcessOptions(),
@@ -71,7 +75,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> CudaEngines:
 
 def test_the_engine_on_a_gpu_gets_what_the_options_say(engines: CudaEngines) -> None:
     config = replace(CONFIG, model=ModelOptions(max_model_len=4096), engine=EngineOptions(num_blocks=99))
-    loaded = Loader(config, ON_GPU, LIMITS, draws=True)(MODEL)
+    loaded = Loader(config, ON_GPU, LIMITS, draws=True, speculation=OFF)(MODEL)
     assert (loaded.engine, loaded.max_model_len) == (engines.engine, 4321)
     assert (engines.given[0]["num_hidden_layers"], str(engines.given[1])) == (30, MODEL)
     phrases, sampler = engines.options.pop("phrases"), engines.options.pop("sampler")
@@ -94,9 +98,9 @@ def test_the_engine_on_a_gpu_gets_what_the_options_say(engines: CudaEngines) -> 
 def test_workers_with_kv_of_one_type_are_alike_wherever_they_compute(engines: CudaEngines) -> None:
     model = find_model(ModelOptions(MODEL))
     config = replace(CONFIG, device=DeviceOptions())
-    on_gpu = Loader(config, ON_GPU, LIMITS, draws=False)(MODEL).fingerprint
+    on_gpu = Loader(config, ON_GPU, LIMITS, draws=False, speculation=OFF)(MODEL).fingerprint
     assert on_gpu == model.fingerprint(16, "bfloat16", "torch")
-    fp8 = Loader(CONFIG, ON_GPU, LIMITS, draws=False)(MODEL).fingerprint
+    fp8 = Loader(CONFIG, ON_GPU, LIMITS, draws=False, speculation=OFF)(MODEL).fingerprint
     assert {group.dtype for group in fp8.layout} == {"fp8_e4m3"}
     assert fp8 != on_gpu
 
@@ -104,9 +108,11 @@ def test_workers_with_kv_of_one_type_are_alike_wherever_they_compute(engines: Cu
 def test_what_the_engine_refuses_is_a_config_error(monkeypatch: pytest.MonkeyPatch, engines: CudaEngines) -> None:
     engines.error = "the KV cache holds only 5 tokens"
     with pytest.raises(ConfigError, match="the KV cache holds only 5 tokens"):
-        Loader(CONFIG, ON_GPU, LIMITS, draws=True)(MODEL)
+        Loader(CONFIG, ON_GPU, LIMITS, draws=True, speculation=OFF)(MODEL)
     with pytest.raises(ConfigError, match="--max-model-len 9000 is more than the model's 8192"):
-        Loader(replace(CONFIG, model=ModelOptions(max_model_len=9000)), ON_GPU, LIMITS, draws=True)(MODEL)
+        Loader(replace(CONFIG, model=ModelOptions(max_model_len=9000)), ON_GPU, LIMITS, draws=True, speculation=OFF)(
+            MODEL
+        )
 
 
 @pytest.mark.parametrize(
@@ -131,7 +137,7 @@ def test_it_waits_for_the_memory_it_is_going_to_use(
         return True
 
     monkeypatch.setattr(worker_load, "wait_for_memory", enough)
-    Loader(replace(CONFIG, engine=engine), ON_GPU, LIMITS, draws=True)(MODEL)
+    Loader(replace(CONFIG, engine=engine), ON_GPU, LIMITS, draws=True, speculation=OFF)(MODEL)
     assert asked == [needed]
 
 
@@ -144,7 +150,7 @@ def test_it_says_that_it_waits_and_loads_all_the_same(
 
     monkeypatch.setattr(worker_load, "wait_for_memory", never)
     with caplog.at_level(logging.INFO):
-        Loader(CONFIG, ON_GPU, LIMITS, draws=True)(MODEL)
+        Loader(CONFIG, ON_GPU, LIMITS, draws=True, speculation=OFF)(MODEL)
     assert engines.options
     assert "waiting for memory of GPU 3: 79.0 GiB is free, 32.0 GiB needed" in caplog.text
     assert "GPU 3 still has less than 32.0 GiB free: other processes use it" in caplog.text
@@ -152,7 +158,15 @@ def test_it_says_that_it_waits_and_loads_all_the_same(
 
 def test_the_fake_engine_has_the_limits_blocks(engines: CudaEngines) -> None:
     config = replace(CONFIG, engine=EngineOptions("fake"), model=ModelOptions(max_model_len=64), device=DeviceOptions())
-    loaded = Loader(config, ON_CPU, StepLimits(4, 512), draws=True)(MODEL)
+    loaded = Loader(config, ON_CPU, StepLimits(4, 512), draws=True, speculation=OFF)(MODEL)
     assert isinstance(loaded.engine, FakeEngine)
     assert (loaded.engine.num_blocks, loaded.max_model_len) == (4 * 4, 64)
     assert not engines.options
+
+
+@pytest.mark.parametrize("place", [ON_GPU, ON_CPU], ids=["gpu", "cpu"])
+def test_layers_that_guess_must_be_fewer_than_the_models(engines: CudaEngines, place: WorkerPlace) -> None:
+    asked = SpeculationConfig("first-layers", num_layers=30)
+    with pytest.raises(ConfigError, match="--speculative-layers 30: must be fewer than the model's 30 layers"):
+        Loader(CONFIG, place, LIMITS, draws=True, speculation=asked)(MODEL)
+    assert not engines.options, "told before anything is loaded"

@@ -1,7 +1,15 @@
+from dataclasses import replace
+
 from isthmus.router.histogram import Histogram
 from isthmus.router.job import JobTimings
 from isthmus.router.metrics import Gauges, Metrics, MetricsPage, WorkerGauges
 from prometheus_client.parser import text_string_to_metric_families
+
+DECODE = WorkerGauges(
+    worker="d0", role="decode", num_running=2, num_waiting=1, kv_cache_usage=0.25, prefix_cache_queries=100,
+    prefix_cache_hits=60, num_transferred_bytes=5, transfer_s=0.5, num_expired_leases=3, num_drafts=10,
+    num_draft_tokens=30, num_accepted_tokens=12, num_accepted_per_position=(7, 4, 1),
+)  # fmt: skip
 
 
 def page(metrics, workers=(), prefix="isthmus"):
@@ -34,7 +42,7 @@ def test_the_page_has_vllms_names():
     metrics.e2e_s.observe(0.07)
     metrics.observe_stages(JobTimings(0.01, 0.015, 0.005, 0.04, 0), transferred=True)
     metrics.observe_stages(JobTimings(0.01, 0.02, 0.0, 0.04, 0), transferred=False)
-    found = page(metrics, [WorkerGauges("d0", "decode", 2, 1, 0.25, 100, 60, 5, 0.5, 3)])
+    found = page(metrics, [DECODE])
     assert found[("isthmus:num_requests_running",)] == 3
     assert found[("isthmus:num_requests_waiting",)] == 4
     assert found[("isthmus:prompt_tokens_total",)] == 7
@@ -56,6 +64,26 @@ def test_the_page_has_vllms_names():
     assert found[("isthmus:kv_cache_usage_perc", "d0", "decode")] == 0.25
     assert found[("isthmus:prefix_cache_queries_total", "d0", "decode")] == 100
     assert found[("isthmus:prefix_cache_hits_total", "d0", "decode")] == 60
+
+
+def test_drafts_are_counted_for_each_worker_and_position():
+    prefill = replace(
+        DECODE, worker="p0", role="prefill", num_drafts=0, num_draft_tokens=0, num_accepted_tokens=0,
+        num_accepted_per_position=(),
+    )  # fmt: skip
+    found = page(Metrics(), [DECODE, prefill], prefix="vllm")
+    counted = {name: value for name, value in found.items() if name[0].startswith("vllm:spec_decode")}
+    assert counted == {
+        ("vllm:spec_decode_num_drafts_total", "d0", "decode"): 10,
+        ("vllm:spec_decode_num_draft_tokens_total", "d0", "decode"): 30,
+        ("vllm:spec_decode_num_accepted_tokens_total", "d0", "decode"): 12,
+        ("vllm:spec_decode_num_accepted_tokens_per_pos_total", "0", "d0", "decode"): 7,
+        ("vllm:spec_decode_num_accepted_tokens_per_pos_total", "1", "d0", "decode"): 4,
+        ("vllm:spec_decode_num_accepted_tokens_per_pos_total", "2", "d0", "decode"): 1,
+        ("vllm:spec_decode_num_drafts_total", "p0", "prefill"): 0,
+        ("vllm:spec_decode_num_draft_tokens_total", "p0", "prefill"): 0,
+        ("vllm:spec_decode_num_accepted_tokens_total", "p0", "prefill"): 0,
+    }
 
 
 def test_another_prefix():

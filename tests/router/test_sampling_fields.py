@@ -57,6 +57,20 @@ def test_kobolds_defaults():
     assert other.repetition_penalty_range == 64
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/api/v1/generate"])
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({}, None),
+        ({"num_speculative_tokens": None}, None),
+        ({"num_speculative_tokens": 0}, 0),
+        ({"num_speculative_tokens": 16}, 16),
+    ],
+)
+def test_a_request_may_limit_speculation_on_both_apis(path, body, expected):
+    assert params_of(path, body).num_speculative_tokens == expected
+
+
 def test_neutral_values_of_all_samplers_are_accepted():
     neutral = {f.name: f.default for f in msgspec.structs.fields(SamplingParams)}
     for name in ("guidance", "max_tokens", "logprobs", "prompt_logprobs", "logprobs_mode"):
@@ -114,6 +128,9 @@ def test_temperature_last_moves_it_in_a_routes_own_order():
         ({"top_k": 2**70}, f"top_k: must be a whole number from -1 to {2**31 - 1}"),
         ({"top_k": 2.5}, "top_k: expected `int`, got `float`"),
         ({"mirostat": 3}, "mirostat: must be a whole number from 0 to 2"),
+        ({"num_speculative_tokens": 17}, "num_speculative_tokens: must be a whole number from 0 to 16"),
+        ({"num_speculative_tokens": -1}, "num_speculative_tokens: must be a whole number from 0 to 16"),
+        ({"num_speculative_tokens": False}, "num_speculative_tokens: expected `int | null`, got `bool`"),
         ({"mirostat": "2"}, "mirostat: expected `int`, got `str`"),
         ({"temperature_last": 1}, "temperature_last: expected `bool`, got `int`"),
         ({"eps_cutoff": 10_001}, "eps_cutoff: must be from 0 to 1, or in units of 0.0001 above 1 and at most 10000"),

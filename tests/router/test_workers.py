@@ -1,3 +1,5 @@
+from dataclasses import asdict
+
 import msgspec
 import pytest
 from isthmus.router.ledger import Ledger
@@ -170,6 +172,16 @@ def test_snapshot_uses_what_workers_measured():
     assert snapshot.bytes_per_token == 2 * 2 * 4 * 32 * 4
     decode.on_heartbeat(Heartbeat(stats=STATS))
     assert worker_gauges(decode).kv_cache_usage == 0.25
+
+
+def test_gauges_show_what_a_worker_counted():
+    worker = registered(Registry())
+    drafts = {
+        "num_drafts": 4, "num_draft_tokens": 9, "num_accepted_tokens": 5, "num_accepted_per_position": (3, 2),
+    }  # fmt: skip
+    worker.on_heartbeat(Heartbeat(stats=msgspec.structs.replace(STATS, **drafts)))
+    found = asdict(worker_gauges(worker))
+    assert {name: found[name] for name in drafts} == drafts
 
 
 def test_snapshot_learns_from_transfers():

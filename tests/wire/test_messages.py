@@ -23,8 +23,10 @@ from isthmus.wire.sampling import SamplingParams
 GOLDEN = Path(__file__).with_name("golden_messages.txt")
 
 FINGERPRINT = m.Fingerprint("w", "t", "r", 2, 64, 16, (m.CacheGroup((0, 1), 3, 64, "float32"),))
-STATS = m.WorkerStats(1, 2, 3, 4, 5.5, 0.25, 6, 7, 8, 9, 0.5, 10)
-PARAMS = SamplingParams(temperature=0.5, top_k=40, logit_bias={7: -1.5}, seed=9, max_tokens=5, stop_token_ids=(3,))
+STATS = m.WorkerStats(1, 2, 3, 4, 5.5, 0.25, 6, 7, 8, 9, 0.5, 10, 11, 12, 13, (9, 4))
+PARAMS = SamplingParams(
+    temperature=0.5, top_k=40, logit_bias={7: -1.5}, seed=9, max_tokens=5, stop_token_ids=(3,), num_speculative_tokens=0
+)
 IDS = pack_ids([1, 2, 70000])
 LOGPROBS = TokenLogprobs(-1.5, ((7, -0.5),), 2)
 

@@ -47,6 +47,12 @@ def test_ranges_in_words() -> None:
 
 def test_kinds_and_neutral_values() -> None:
     assert (TABLE["max_tokens"].kind, TABLE["max_tokens"].neutral) == ("integer", None)
+    speculative = TABLE["num_speculative_tokens"]
+    assert (speculative.kind, speculative.neutral, speculative.range) == (
+        "integer",
+        None,
+        "a whole number from 0 to 16",
+    )
     assert (TABLE["dry_sequence_breakers"].kind, TABLE["dry_sequence_breakers"].neutral) == ("list", list('\n:"*'))
     assert (TABLE["logit_bias"].kind, TABLE["logit_bias"].neutral) == ("object", {})
 

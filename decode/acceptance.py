@@ -1,0 +1,33 @@
+"""How often guesses are right, of one sequence or of a worker, by what came of the last ones."""
+
+DECAY = 0.9
+"""Weight of a step beside the next one."""
+PRIOR_WEIGHT = 2.0
+"""Guesses that what is expected beforehand counts for."""
+FIRST_RATE = 0.7
+"""Expected where nothing is known: guesses are tried."""
+BOUNDS = 0.01, 0.99
+
+
+class Acceptance:
+    """A guess counts if all before it in its row were right. What comes next is taken to be as likely right as those
+    were: so k guesses give Σ rate^i tokens, i = 1 … k."""
+
+    def __init__(self, general: "Acceptance | None" = None) -> None:
+        """`general` is what is expected beforehand: the rate of others."""
+        self._general = general
+        self._num_right = 0.0
+        self._num_judged = 0.0
+
+    @property
+    def rate(self) -> float:
+        expected = FIRST_RATE if self._general is None else self._general.rate
+        rate = (self._num_right + PRIOR_WEIGHT * expected) / (self._num_judged + PRIOR_WEIGHT)
+        return min(max(rate, BOUNDS[0]), BOUNDS[1])
+
+    def learn(self, num_drafts: int, num_right: int) -> None:
+        """What came of one row."""
+        self._num_right = DECAY * self._num_right + num_right
+        self._num_judged = DECAY * self._num_judged + num_right + (num_right < num_drafts)
+        if self._general is not None:
+            self._general.learn(num_drafts, num_right)

@@ -1,0 +1,96 @@
+"""How many tokens to guess at once: as many as come sooner with guesses than without.
+
+The k-th guess of a row gives rate^k tokens, for the time that a guess adds to a step. In that time the worker would
+give some tokens without it too: where the guess gives fewer, it is left out. What steps and guesses take is measured,
+for each size of the batch; a step of each kind is tried now and then, the rarer the less it paid.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+SMOOTHING = 0.2
+"""Weight of the newest measurement."""
+REFRESH_STEPS = 256
+"""After which a step without guesses is measured again."""
+PROBE_GUESSES = 2
+FIRST_PROBE_STEPS, LAST_PROBE_STEPS = 16, 1024
+"""Steps between two tries of guesses that do not pay."""
+
+
+@dataclass(slots=True)
+class _Costs:
+    """Of batches of one size."""
+
+    plain_s: float = 0.0
+    """A step without guesses; 0: not known."""
+    plain_age: int = 0
+    """Steps since that was measured."""
+    guess_s: float = 0.0
+    """What a guess adds."""
+    quiet_steps: int = 0
+    """Since guesses were made."""
+    probe_steps: int = FIRST_PROBE_STEPS
+
+
+class DraftPolicy:
+    def __init__(self) -> None:
+        self._costs: dict[int, _Costs] = {}
+
+    def lengths(self, rates: Sequence[float], limits: Sequence[int], num_others: int = 0) -> list[int]:
+        """Guesses of each row of a step, given how often its guesses are right and how many it may have. `num_others`:
+        rows that have none."""
+        num_rows = len(rates) + num_others
+        costs = self._of(num_rows)
+        if not any(limits) or not costs.plain_s or costs.plain_age >= REFRESH_STEPS:
+            return [0] * len(rates)
+        wanted = _worthwhile(rates, limits, costs, num_rows)
+        if any(wanted):
+            costs.probe_steps = FIRST_PROBE_STEPS
+        elif costs.quiet_steps >= costs.probe_steps:
+            costs.probe_steps = min(2 * costs.probe_steps, LAST_PROBE_STEPS)
+            wanted = [min(PROBE_GUESSES, limit) for limit in limits]
+        return wanted
+
+    def record(self, num_rows: int, num_drafts: int, elapsed_s: float) -> None:
+        """What a step took that computed nothing but these rows and guesses."""
+        costs = self._of(num_rows)
+        if num_drafts:
+            guess_s = max(0.0, elapsed_s - costs.plain_s) / num_drafts
+            # A guess that takes very long once, as when a draft model catches up, is not to end them all.
+            ceiling = max(2 * costs.guess_s, costs.plain_s)
+            costs.guess_s += SMOOTHING * (min(guess_s, ceiling) - costs.guess_s)
+            costs.plain_age += 1
+            costs.quiet_steps = 0
+        else:
+            costs.plain_s += (SMOOTHING if costs.plain_s else 1.0) * (elapsed_s - costs.plain_s)
+            costs.plain_age = 0
+            costs.quiet_steps += 1
+
+    def _of(self, num_rows: int) -> _Costs:
+        """Sizes up to 8 each have their own, above four share an octave."""
+        shift = max(0, num_rows.bit_length() - 3)
+        return self._costs.setdefault(num_rows >> shift << shift, _Costs())
+
+
+def _worthwhile(rates: Sequence[float], limits: Sequence[int], costs: _Costs, num_rows: int) -> list[int]:
+    """The pace grows by the guesses, and with it what a guess must give: twice around is close enough."""
+    tokens_per_s, wanted = num_rows / costs.plain_s, list(limits)
+    for _ in range(2):
+        least = costs.guess_s * tokens_per_s
+        wanted = [_longest(rate, limit, least) for rate, limit in zip(rates, limits, strict=True)]
+        num_tokens = num_rows + sum(map(_expected, rates, wanted))
+        tokens_per_s = max(tokens_per_s, num_tokens / (costs.plain_s + costs.guess_s * sum(wanted)))
+    return wanted
+
+
+def _longest(rate: float, limit: int, least: float) -> int:
+    """The most guesses of which the last is right with probability `least` or more."""
+    if least <= 0:
+        return limit
+    return min(limit, max(0, math.floor(math.log(least) / math.log(rate)))) if least < 1 else 0
+
+
+def _expected(rate: float, count: int) -> float:
+    """Of `count` guesses, how many are right."""
+    return rate * (1 - rate**count) / (1 - rate)
