@@ -1,12 +1,16 @@
 """logits[r, i] = −inf where the mask of row r's slot has no bit for id i.
 
-    logits fp32 [B, V] (contiguous, changed in place), slots int32 [B], −1 for padding, a SamplingTable
+    logits fp32 [B, V] (contiguous, changed in place), slots int32 [B], −1 for padding, Masks: a SamplingTable has them
 
 Rows of slots without a mask are left alone, and their programs return at once, so a captured graph serves any mix.
 """
 
 # mypy: allow-incomplete-defs
 
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -14,12 +18,45 @@ from torch import Tensor
 
 from .dispatch import launches
 from .samplers import mask_tokens
-from .sampling_table import SamplingTable
 
 _TILE = 4096
 
 
-def apply_masks(logits: Tensor, slots: Tensor, table: SamplingTable) -> Tensor:
+class Masks(Protocol):
+    """`masks` int32 [S, ceil(V / 32)]: which tokens may be drawn where `is_masked` int32 [S], bit i of word i // 32 for
+    id i."""
+
+    masks: Tensor
+    is_masked: Tensor
+    vocab_size: int
+
+    def set_masks(self, slots: Sequence[int], masks: np.ndarray) -> None:
+        """`masks` int32 or uint32 [len(slots), ceil(V / 32)], each until another is set, or none."""
+
+
+class MaskTable:
+    """Masks alone."""
+
+    def __init__(self, num_slots: int, vocab_size: int, device: torch.device | str) -> None:
+        self.vocab_size = vocab_size
+        self.masks = torch.zeros(num_slots, -(-vocab_size // 32), dtype=torch.int32, device=device)
+        self.is_masked = torch.zeros(num_slots, dtype=torch.int32, device=device)
+
+    def set_masks(self, slots: Sequence[int], masks: np.ndarray) -> None:
+        """See Masks. Ordered on the current stream, without waiting."""
+        packed = torch.from_numpy(np.concatenate((masks.view(np.int32), np.array(slots, np.int32)[:, None]), axis=1))
+        if self.masks.is_cuda:
+            packed = packed.pin_memory()
+        on_device = packed.to(self.masks.device, non_blocking=True)
+        places = on_device[:, -1].long()
+        self.masks.index_copy_(0, places, on_device[:, :-1])
+        self.is_masked.index_fill_(0, places, 1)
+
+    def clear_mask(self, slot: int) -> None:
+        self.is_masked[slot].zero_()
+
+
+def apply_masks(logits: Tensor, slots: Tensor, table: Masks) -> Tensor:
     """`logits`, changed. Raises ValueError for wrong shapes, dtypes or layouts."""
     _check(logits, slots, table)
     if not launches(logits):
@@ -32,7 +69,7 @@ def apply_masks(logits: Tensor, slots: Tensor, table: SamplingTable) -> Tensor:
     return logits
 
 
-def ref_apply_masks(logits: Tensor, slots: Tensor, table: SamplingTable) -> Tensor:
+def ref_apply_masks(logits: Tensor, slots: Tensor, table: Masks) -> Tensor:
     """A copy of `logits` with the masks applied, in plain torch."""
     at = slots.long().clamp(min=0)
     is_masked = (slots >= 0) & (table.is_masked[at] != 0)
@@ -53,7 +90,7 @@ def _apply(logits, slots, masks, is_masked, V, num_words, TILE: tl.constexpr):
     tl.store(logits + row * V + ids, float("-inf"), mask=inside & (((words >> (ids & 31)) & 1) == 0))
 
 
-def _check(logits: Tensor, slots: Tensor, table: SamplingTable) -> None:
+def _check(logits: Tensor, slots: Tensor, table: Masks) -> None:
     if logits.dim() != 2 or logits.dtype != torch.float32 or not logits.is_contiguous():
         raise ValueError(f"logits must be contiguous fp32 [B, V], not {logits.dtype} {tuple(logits.shape)}")
     if logits.shape[1] != table.vocab_size:

@@ -65,6 +65,8 @@ class StepAttention:
     positions: Tensor
     num_single: int
     chunks: Chunks | None = None
+    num_turns: int = 1
+    """The first `num_single` tokens are so many consecutive ones of each row, turn by turn (see Grid)."""
 
     def begin(self) -> None:
         """Before the first layer, which begins with an ordinary launch: see CudaParts."""

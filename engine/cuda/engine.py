@@ -15,16 +15,19 @@ from torch import Tensor
 
 from ...kernels.begin_step import begin_step
 from ...kernels.keep_rows import keep_rows
+from ...kernels.sparse_edits import apply_edits
 from ...kernels.vendor_attention import Run
 from ...text.phrases import Phrases
 from ...wire.logprobs import TokenLogprobs
+from ..guesses import Guesses, with_guesses
 from ..models.llama import Llama
-from ..plan import IN_FLIGHT, Draw, Plan, Result, Row, SequenceSeed
+from ..plan import IN_FLIGHT, NOT_DRAWN, Draw, Plan, Result, Row, SequenceSeed
 from ..sampler import Sampler
 from .attention import AttentionState, Chunks, StepAttention
 from .drawn_states import DrawnStates, StatesPart
 from .eager_draws import Drawn, EagerDraws
-from .inputs import FIELDS, ChunkInputs, EditInputs, Inputs, TokenInputs, edits_to_device, to_device
+from .grid import Grid
+from .inputs import FIELDS, PADDING, ChunkInputs, EditInputs, Inputs, TokenInputs, edits_to_device, to_device
 from .logprobs import DrawnLogprobs, PromptScore
 from .pool import CudaKvPool
 from .runtime import Runtime
@@ -39,6 +42,14 @@ class Sizes:
     max_num_batched_tokens: int
     max_model_len: int
     """Tokens."""
+    max_drafts: int = 0
+    """Guesses of a row."""
+
+
+KEPT_OF_GUESSES = 64
+"""Logits kept for logprobs where rows have guesses, at least; more are asked for without guesses."""
+NO_PLACE = -1
+"""Of a draw that was not made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +60,10 @@ class Step:
     wait: Callable[[], None]
     tokens: np.ndarray
     """int32, of all draws as they were made, once `wait` has returned."""
-    order: Sequence[int] | None = None
-    """Where the draws of the plan stand in `tokens`, if elsewhere."""
+    order: Sequence[int]
+    """Where the draws of the plan stand in `tokens`, or NO_PLACE."""
+    guesses: Sequence[tuple[int, Guesses]] = ()
+    """Of rows that have some, with the number of their first draw."""
     kept: dict[int, Tensor] = field(default_factory=dict)
     logprobs: DrawnLogprobs | None = None
     states: DrawnStates | None = None
@@ -60,8 +73,14 @@ class Step:
 
     def result(self) -> Result:
         self.wait()
-        order = range(len(self.tokens)) if self.order is None else self.order
-        token_ids = self.tokens[list(order)].tolist()
+        order = self.order
+        token_ids = [
+            NOT_DRAWN if place == NO_PLACE else token for place, token in zip(order, self._tokens, strict=True)
+        ]
+        for first, guesses in self.guesses:
+            for index in range(1, 1 + len(guesses.token_ids)):
+                if not guesses.reaches(index, token_ids[first + index - 1]):
+                    token_ids[first + index] = NOT_DRAWN
         logprobs: Sequence[TokenLogprobs | None] = ()
         if self.logprobs is not None or any(one for _, one, _ in self.eager.values()):
             found: dict[int, TokenLogprobs | None] = {place: one for place, (_, one, _) in self.eager.items()}
@@ -74,6 +93,11 @@ class Step:
             states = [kept.get(place, b"") for place in order]
         scores = {score.seq_id: score.read() for score in self.scores}
         return Result(token_ids, self.kept, logprobs, states, scores)
+
+    @property
+    def _tokens(self) -> list[int]:
+        """Of the plan's draws, something where there is none."""
+        return self.tokens[list(self.order)].tolist() if self.order else []
 
 
 class CudaEngine:
@@ -99,33 +123,39 @@ class CudaEngine:
         num_slots = sizes.max_num_seqs if draws else 0
         device = runtime.device
         self._sampler = (
-            DeviceSampler(num_slots, self.vocab_size, sizes.max_model_len, device, phrases) if draws else None
+            DeviceSampler(num_slots, self.vocab_size, sizes.max_model_len, device, phrases, sizes.max_drafts)
+            if draws
+            else None
         )
         self._eager = EagerDraws(sampler)
         self._no_tokens = torch.zeros(1, dtype=torch.int32, device=device)
         max_blocks = -(-sizes.max_model_len // pool.block_size)
         self._sequences = Sequences(runtime, num_slots, sizes.max_num_seqs, max_blocks)
+        num_draws = max(1, num_slots * (1 + sizes.max_drafts))
         self._attention = AttentionState(
             model.config,
             pool,
             model.rope.table(max_blocks * pool.block_size).to(device),
             self._sequences.block_tables,
-            max(1, num_slots),
+            num_draws,
             pdl=pdl,
         )
-        max_tokens = sizes.max_num_seqs + sizes.max_num_batched_tokens
+        max_tokens = sizes.max_num_seqs * (1 + sizes.max_drafts) + sizes.max_num_batched_tokens
         self._inputs = Inputs(runtime, max_tokens)
         self._chunk_inputs = ChunkInputs(runtime, MAX_CHUNKS)
-        self._edits = EditInputs(runtime, num_slots)
+        self._edits = EditInputs(runtime, num_draws if draws else 0)
         self._num_logprobs: dict[int, int] = {}
         """Of sequences that ask: likeliest tokens to name with each."""
         self._state_sizes: dict[int, int] = {}
         """Of sequences that have a state beside their tokens: fp32 numbers."""
-        self._kept_logits = torch.empty(num_slots, self.vocab_size, device=device)
-        """Of the draws of rows of one token whose sequences ask: sampling overwrites logits."""
-        self._drawn = torch.zeros(max(1, num_slots), dtype=torch.int32, device=device)
+        num_kept = max(num_slots, min(num_draws, KEPT_OF_GUESSES)) if draws else 0
+        self._kept_logits = torch.empty(num_kept, self.vocab_size, device=device)
+        """Of the draws of a grid whose sequences ask: sampling overwrites logits."""
+        self._drawn = torch.zeros(2 * num_draws, dtype=torch.int32, device=device)
+        self._states = torch.zeros(num_draws, 2, device=device)
+        """After each draw of a grid, where a sequence has a state beside its tokens."""
         self._chunk_logits = torch.zeros(MAX_CHUNKS, self.vocab_size, device=device)
-        self._host_tokens = [runtime.pinned(max(1, num_slots)) for _ in range(2)]
+        self._host_tokens = [runtime.pinned(2 * num_draws) for _ in range(2)]
         self._ladder = NOTHING_CAPTURED
         self._graphs: dict[StepSize, Callable[[], None]] = {}
         self._num_steps = 0
@@ -150,28 +180,32 @@ class CudaEngine:
             self._has_aside = False
         self._num_steps += 1
         self._pool.copy(plan.copies)
-        singles = [row for row in plan.rows if self._is_single(row)]
-        chunks = [row for row in plan.rows if not self._is_single(row)]
-        self._prepare(plan.draws)
+        is_single = [self._is_single(row) for row in plan.rows]
+        chunks = [_without_guesses(row) for row, single in zip(plan.rows, is_single, strict=True) if not single]
+        grid = self._grid([row for row, single in zip(plan.rows, is_single, strict=True) if single], chunks)
+        rest_draws = [draw for row in chunks for draw in row.draws]
+        rest_draws += [draw for part in plan.shipped for draw in part.draws]
+        self._prepare(grid, rest_draws)
         scores: list[PromptScore] = []
-        logits = self._compute(singles, chunks, scores) if plan.rows else self._chunk_logits[:0]
+        logits = self._compute(grid, chunks, scores) if plan.rows else self._chunk_logits[:0]
         wanted = [row for row in chunks if row.draws or row.keep_logits]
         kept = {row.seq_id: self._to_host(logits[i]) for i, row in enumerate(wanted) if row.keep_logits}
-        made = [draw for row in (*singles, *chunks) for draw in row.draws]
-        made += [draw for part in plan.shipped for draw in part.draws]
-        states = self._take_states(made[: len(singles)], 0)
-        rest, eager = self._draw_rest(plan, wanted, logits, len(singles))
-        states += self._take_states(made[len(singles) :], len(singles))
-        logprobs = self._measure(made, len(singles), rest)
-        num_draws = len(plan.draws)
-        host = self._host_tokens[self._parity][:num_draws]
-        if num_draws:
-            host.copy_(self._drawn[:num_draws], non_blocking=True)
+        states = self._take_states(list(grid.placed), 0, grid.num_turns > 1)
+        rest, eager = self._draw_rest(plan, wanted, logits, grid.num_tokens)
+        states += self._take_states(list(enumerate(rest_draws)), grid.num_tokens, False)
+        placed = [*grid.placed, *enumerate(rest_draws, grid.num_tokens)]
+        logprobs = self._measure(placed, grid.num_tokens, rest)
+        num_places = grid.num_tokens + len(rest_draws)
+        host = self._host_tokens[self._parity][:num_places]
+        if num_places:
+            host.copy_(self._drawn[:num_places], non_blocking=True)
+        order, guesses = _places(plan, is_single, grid)
         return Step(
             plan,
             self._runtime.mark(),
             host.numpy(),
-            _order(plan, singles, chunks),
+            order,
+            guesses,
             kept,
             logprobs,
             DrawnStates(states) if states else None,
@@ -179,42 +213,58 @@ class CudaEngine:
             eager,
         )
 
-    def _compute(self, singles: Sequence[Row], chunks: Sequence[Row], scores: list[PromptScore]) -> Tensor:
-        """Stores all KV, draws for `singles` into the first places of `_drawn`; logits of the last position of each
-        chunk that needs them. What chunks tell of their prompts is added to `scores`."""
-        tokens = np.concatenate((self._single_inputs(singles), self._chunk_rows(chunks)), axis=1)
+    def _grid(self, rows: Sequence[Row], chunks: Sequence[Row]) -> Grid:
+        """Guesses are left out beside chunks, and where no captured step has room for them."""
+        max_drafts = max((row.num_drafts for row in rows), default=0)
+        num_asking = sum(row.seq_id in self._num_logprobs for row in rows)
+        if not max_drafts or chunks or num_asking * (1 + max_drafts) > len(self._kept_logits):
+            return Grid.of(rows, len(rows), 0)
+        if not self._graphs:
+            return Grid.of(rows, len(rows), max_drafts)
+        size = self._ladder.fit_drafted(len(rows), max_drafts)
+        return Grid.of(rows, len(rows), 0) if size is None else Grid.of(rows, size.num_single, size.num_drafts)
+
+    def _compute(self, grid: Grid, chunks: Sequence[Row], scores: list[PromptScore]) -> Tensor:
+        """Stores all KV, draws for `grid` into its places of `_drawn`; logits of the last position of each chunk that
+        needs them. What chunks tell of their prompts is added to `scores`."""
+        tokens = np.concatenate((self._grid_inputs(grid), self._chunk_rows(chunks)), axis=1)
         lengths = [len(row.token_ids) for row in chunks]
-        self._upload_edits(singles)
-        size = self._ladder.fit(len(singles), sum(lengths), len(chunks))
+        self._upload_edits(grid)
+        size = self._fit(grid, lengths)
         if size is None or any(row.num_scored for row in chunks):
-            return self._launch_step(singles, chunks, tokens, scores)
-        self._inputs.upload(self._parity, tokens, StepSize(len(singles), sum(lengths)), size)
+            return self._launch_step(grid, chunks, tokens, scores)
+        given = StepSize(grid.stride, sum(lengths), grid.num_turns - 1)
+        self._inputs.upload(self._parity, tokens, given, size)
         needing = [index for index, row in enumerate(chunks) if row.draws or row.keep_logits]
         if chunks:
             self._chunk_inputs.upload(self._parity, lengths, size.num_single, needing)
         self._graphs[size]()
         return self._chunk_logits[: len(needing)]
 
+    def _fit(self, grid: Grid, chunk_lengths: Sequence[int]) -> StepSize | None:
+        """The captured step that holds these, if one does."""
+        if grid.num_turns == 1:
+            return self._ladder.fit(grid.stride, sum(chunk_lengths), len(chunk_lengths))
+        return StepSize(grid.stride, 0, grid.num_turns - 1) if self._graphs else None
+
     def _captured_step(self, size: StepSize) -> None:
         """The device's part of a step, from the inputs' places to those of tokens and logits: what graphs repeat."""
-        n, inputs = size.num_single, self._inputs.of(size.num_tokens)
+        n, inputs = size.num_decode_tokens, self._inputs.of(size.num_tokens)
         chunks, wanted = None, None
         if size.num_chunk_tokens:
             starts, ends = self._chunk_inputs.tensors
             chunks = Chunks(starts, size.num_chunk_tokens, self._sizes.max_model_len)
             wanted = torch.cat((self._inputs.counting[:n], ends))
-        attention = StepAttention(self._attention, inputs.rows, inputs.positions, n, chunks)
+        attention = StepAttention(self._attention, inputs.rows, inputs.positions, n, chunks, 1 + size.num_drafts)
         attention.begin()
         logits = self._model.forward_embedded(self._embed(inputs), wanted, attention)
-        self._draw_singles(logits, inputs, n)
+        self._draw_grid(logits, inputs, size.num_single, 1 + size.num_drafts)
         if size.num_chunk_tokens:
             self._chunk_logits.copy_(logits[n:])
 
-    def _launch_step(
-        self, singles: Sequence[Row], chunks: Sequence[Row], tokens: np.ndarray, scores: list[PromptScore]
-    ) -> Tensor:
+    def _launch_step(self, grid: Grid, chunks: Sequence[Row], tokens: np.ndarray, scores: list[PromptScore]) -> Tensor:
         """As `_compute`, kernel by kernel."""
-        n, num_tokens = len(singles), tokens.shape[1]
+        n, num_tokens = grid.num_tokens, tokens.shape[1]
         size = StepSize(n, num_tokens - n)
         self._inputs.upload(self._parity, tokens, size, size)
         inputs, ends = self._inputs.of(num_tokens), list(range(n))
@@ -237,12 +287,12 @@ class CudaEngine:
                 runs,
             )
             wanted = to_device(self._runtime, np.array(ends, np.int64))
-        attention = StepAttention(self._attention, inputs.rows, inputs.positions, n, described)
+        attention = StepAttention(self._attention, inputs.rows, inputs.positions, n, described, grid.num_turns)
         attention.begin()
         hidden = self._model.hidden(self._embed(inputs), wanted, attention)
         logits = self._model.head(hidden[:num_ends]) if num_ends else self._chunk_logits[:0]
         scores += self._score(chunks, hidden[num_ends:])
-        self._draw_singles(logits, inputs, n)
+        self._draw_grid(logits, inputs, grid.stride, grid.num_turns)
         return logits[n:]
 
     def _score(self, chunks: Sequence[Row], hidden: Tensor) -> list[PromptScore]:
@@ -269,12 +319,29 @@ class CudaEngine:
 
     # Drawing.
 
-    def _draw_singles(self, logits: Tensor, inputs: TokenInputs, num_single: int) -> None:
-        if num_single:
-            assert self._sampler is not None
-            rows, positions = inputs.rows[:num_single], inputs.draw_positions[:num_single]
-            keep_rows(logits[:num_single], inputs.kept_places[:num_single], self._kept_logits)
-            self._sampler.sample(logits[:num_single], rows, positions, self._edits.tensors, self._drawn[:num_single])
+    def _draw_grid(self, logits: Tensor, inputs: TokenInputs, stride: int, num_turns: int) -> None:
+        """Turn by turn: a row is drawn for as long as its guesses are right, so that its state takes in no token that
+        does not come."""
+        num_tokens = stride * num_turns
+        if not num_tokens:
+            return
+        assert self._sampler is not None
+        logits = logits[:num_tokens]
+        keep_rows(logits, inputs.kept_places[:num_tokens], self._kept_logits)
+        if num_turns > 1:
+            apply_edits(logits, *self._edits.tensors)
+        slots = inputs.rows[:stride]
+        edits = self._edits.tensors if num_turns == 1 else None
+        for turn in range(num_turns):
+            part = slice(turn * stride, (turn + 1) * stride)
+            drawn = self._drawn[part]
+            self._sampler.sample(logits[part], slots, inputs.draw_positions[part], edits, drawn, turn)
+            if num_turns > 1:
+                self._states[part].copy_(self._sampler.states[:stride])
+            if turn + 1 < num_turns:
+                following = slice(part.stop, part.stop + stride)
+                is_right = (slots >= 0) & (drawn == inputs.token_ids[following])
+                slots = torch.where(is_right, inputs.rows[following], -1)
 
     def _draw_rest(
         self, plan: Plan, wanted: Sequence[Row], logits: Tensor, num_drawn: int
@@ -319,33 +386,41 @@ class CudaEngine:
         """−1 where the device does not draw."""
         return -1 if draw.seq_id in self._eager else self._sequences.slot(draw.seq_id)
 
-    def _prepare(self, draws: Sequence[Draw]) -> None:
-        if self._sampler is not None:
-            ours = [draw for draw in draws if draw.seq_id not in self._eager]
-            self._sampler.prepare([self._sequences.slot(draw.seq_id) for draw in ours], ours)
+    def _prepare(self, grid: Grid, rest: Sequence[Draw]) -> None:
+        """Tells the device what draws bring along."""
+        if self._sampler is None:
+            return
+        first = [row.draws[0] for row in grid.rows] + [draw for draw in rest if draw.seq_id not in self._eager]
+        self._sampler.prepare([self._sequences.slot(draw.seq_id) for draw in first], first)
+        for turn in range(1, grid.num_turns):
+            draws = [row.draws[turn] for row in grid.rows if len(row.draws) > turn]
+            self._sampler.set_masks(turn, [self._sequences.slot(draw.seq_id) for draw in draws], draws)
 
-    def _take_states(self, draws: Sequence[Draw], first_place: int) -> list[StatesPart]:
-        """Of the last `sample`, on its way to the host, where a sequence has one."""
+    def _take_states(self, made: Sequence[tuple[int, Draw]], first_place: int, in_turns: bool) -> list[StatesPart]:
+        """On their way to the host, where a sequence has one. `made`: draws, each with its place counted from the
+        first; they were made in several turns, or by the last `sample`."""
         if self._sampler is None or not self._state_sizes:
             return []
-        sizes = {place: self._state_sizes.get(draw.seq_id, 0) for place, draw in enumerate(draws)}
+        sizes = {place: self._state_sizes.get(draw.seq_id, 0) for place, draw in made}
         if not any(sizes.values()):
             return []
-        return [StatesPart(first_place, sizes, self._to_host(self._sampler.states[: len(draws)]))]
+        states = self._states if in_turns else self._sampler.states
+        return [StatesPart(first_place, sizes, self._to_host(states[: 1 + max(sizes)]))]
 
     def _places_asking(self, draws: Sequence[Draw]) -> list[int]:
         return [place for place, draw in enumerate(draws) if draw.seq_id in self._num_logprobs]
 
-    def _measure(self, made: Sequence[Draw], num_single: int, rest: Tensor) -> DrawnLogprobs | None:
-        """How likely the tokens were that were drawn for sequences that ask. `made`: draws as they lie in `_drawn`;
-        logits of the first `num_single` were kept, those of the others are `rest`."""
-        places = self._places_asking(made)
-        if not places:
+    def _measure(self, placed: Sequence[tuple[int, Draw]], num_grid: int, rest: Tensor) -> DrawnLogprobs | None:
+        """How likely the tokens were that were drawn for sequences that ask. `placed`: draws and where they lie in
+        `_drawn`; logits of the first `num_grid` places were kept, in this order, those of the others are `rest`."""
+        asking = [(place, draw) for place, draw in placed if draw.seq_id in self._num_logprobs]
+        if not asking:
             return None
-        num_kept = sum(place < num_single for place in places)
+        places = [place for place, _ in asking]
+        num_kept = sum(place < num_grid for place in places)
         logits = torch.cat((self._kept_logits[:num_kept], rest))
         tokens = self._drawn[to_device(self._runtime, np.array(places, np.int64))]
-        num_top = [self._num_logprobs[made[place].seq_id] for place in places]
+        num_top = [self._num_logprobs[draw.seq_id] for _, draw in asking]
         return DrawnLogprobs.launch(self._runtime, logits, tokens, places, num_top)
 
     def _to_host(self, tensor: Tensor) -> Tensor:
@@ -353,10 +428,11 @@ class CudaEngine:
         return host.copy_(tensor, non_blocking=True)
 
     def _is_single(self, row: Row) -> bool:
-        """One token in, the next of the same sequence out, and kernels draw it."""
+        """One token in, and guesses, the next of the same sequence out, and kernels draw them."""
         if row.keep_logits or row.prompt_logprobs is not None or row.seq_id in self._eager:
             return False
-        return len(row.token_ids) == 1 and [draw.seq_id for draw in row.draws] == [row.seq_id]
+        is_drawn = [draw.seq_id for draw in row.draws] == [row.seq_id] * len(row.token_ids)
+        return is_drawn and len(row.token_ids) == 1 + row.num_drafts
 
     # What the device is told.
 
@@ -364,21 +440,27 @@ class CudaEngine:
     def _parity(self) -> int:
         return self._num_steps % 2
 
-    def _upload_edits(self, singles: Sequence[Row]) -> None:
+    def _upload_edits(self, grid: Grid) -> None:
         if self._sampler is not None:
-            slots = [self._sequences.slot(row.seq_id) for row in singles]
-            self._edits.upload(self._sampler.edits(slots, [row.draws[0] for row in singles]))
+            draws = grid.draws
+            slots = [-1 if draw.seq_id < 0 else self._sequences.slot(draw.seq_id) for draw in draws]
+            self._edits.upload(self._sampler.edits(slots, draws))
 
-    def _single_inputs(self, rows: Sequence[Row]) -> np.ndarray:
-        """int32 [fields, rows] in the order of `inputs.FIELDS`."""
-        columns = []
+    def _grid_inputs(self, grid: Grid) -> np.ndarray:
+        """int32 [fields, tokens] in the order of `inputs.FIELDS`."""
+        columns: list[tuple[int, ...]] = [PADDING] * grid.num_tokens
         num_kept = 0
-        for row in rows:
-            slot, token = self._sequences.slot(row.seq_id), row.token_ids[0]
-            place = -1 if token == IN_FLIGHT else token, slot, row.start, row.draws[0].position
+        for index, row in enumerate(grid.rows):
+            slot = self._sequences.slot(row.seq_id)
+            new_block, no_block = self._sequences.new_block(slot, row), (-1, 0)
             asks = row.seq_id in self._num_logprobs
-            columns.append((*place, *self._sequences.new_block(slot, row), num_kept if asks else -1))
-            num_kept += asks
+            for turn, (place, token) in enumerate(zip(grid.places(index), row.token_ids, strict=True)):
+                given = -1 if token == IN_FLIGHT else token
+                brings = no_block if turn else new_block
+                position = row.start + turn
+                drawn_at, kept_at = row.draws[turn].position, num_kept if asks else -1
+                columns[place] = given, slot, position, drawn_at, *brings, kept_at
+                num_kept += asks
         return np.array(columns, np.int32).reshape(-1, len(FIELDS)).T
 
     def _chunk_rows(self, rows: Sequence[Row]) -> np.ndarray:
@@ -466,15 +548,23 @@ class CudaEngine:
             self._eager.retire(seq_id)
 
 
-def _order(plan: Plan, singles: Sequence[Row], chunks: Sequence[Row]) -> list[int] | None:
-    """Of the draws of a plan, where they were made: rows of one token first, then chunks, then shipped logits."""
-    made = [*singles, *chunks]
-    if all(a is b for a, b in zip(made, plan.rows, strict=True)):
-        return None
-    places: dict[int, list[int]] = {}
-    count = 0
-    for row in made:
-        places[id(row)] = list(range(count, count + len(row.draws)))
-        count += len(row.draws)
-    order = [place for row in plan.rows for place in places[id(row)]]
-    return [*order, *range(count, len(plan.draws))]
+def _without_guesses(row: Row) -> Row:
+    return with_guesses(row, Guesses((), row.draws[:1])) if row.num_drafts else row
+
+
+def _places(plan: Plan, is_single: Sequence[bool], grid: Grid) -> tuple[list[int], list[tuple[int, Guesses]]]:
+    """Of the draws of a plan, where they are made, and the guesses of its rows, each with the number of its first draw.
+    After the grid come the draws of chunks, then those from shipped logits."""
+    order: list[int] = []
+    guesses: list[tuple[int, Guesses]] = []
+    index, place = 0, grid.num_tokens
+    for row, single in zip(plan.rows, is_single, strict=True):
+        if single:
+            made, guessed = grid.places(index), grid.guesses[index]
+            guesses += [] if guessed is None else [(len(order), guessed)]
+            index += 1
+        else:
+            made = range(place, place + (1 if row.num_drafts else len(row.draws)))
+            place = made.stop
+        order += [*made, *[NO_PLACE] * (len(row.draws) - len(made))]
+    return [*order, *range(place, place + sum(len(part.draws) for part in plan.shipped))], guesses

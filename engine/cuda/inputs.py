@@ -54,14 +54,15 @@ class Inputs:
         return TokenInputs(*fields[:, :num_tokens].unbind(0))
 
     def upload(self, parity: int, tokens: np.ndarray, given: StepSize, size: StepSize) -> None:
-        """`tokens` int32 [fields, n]: rows of one token, then those of chunks, as many as `given` says. Each kind is
-        filled up with padding to what `size` says."""
-        num_single, num_tokens = given.num_single, size.num_tokens
+        """`tokens` int32 [fields, n]: those of rows that are drawn for, then those of chunks, as many as `given` says.
+        Each kind is filled up with padding to what `size` says."""
+        num_single, num_tokens = given.num_decode_tokens, size.num_tokens
         table = self._numpy[parity][: len(FIELDS) * _aligned(num_tokens)].reshape(len(FIELDS), -1)
         if given != size:
             table[:] = np.array(PADDING, np.int32)[:, None]
         table[:, :num_single] = tokens[:, :num_single]
-        table[:, size.num_single : size.num_single + given.num_chunk_tokens] = tokens[:, num_single:]
+        first = size.num_decode_tokens
+        table[:, first : first + given.num_chunk_tokens] = tokens[:, num_single:]
         length = table.size  # what is between fields is never read
         self._device[:length].copy_(self._host[parity][:length], non_blocking=True)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...kernels.history_step import apply_history
 from ...kernels.history_table import HistoryParams, HistoryTable
-from ...kernels.sampling_mask import apply_masks
+from ...kernels.sampling_mask import Masks, MaskTable, apply_masks
 from ...kernels.sampling_program import can_run
 from ...kernels.sampling_table import SamplingTable, SlotParams
 from ...kernels.sampling_tail import TailWorkspace, sample_tail
@@ -80,10 +80,19 @@ class DeviceSampler:
     """`num_slots` sequences at most; rows of a step are numbered by its draws."""
 
     def __init__(
-        self, num_slots: int, vocab_size: int, max_model_len: int, device: torch.device, phrases: Phrases | None = None
+        self,
+        num_slots: int,
+        vocab_size: int,
+        max_model_len: int,
+        device: torch.device,
+        phrases: Phrases | None = None,
+        max_drafts: int = 0,
     ) -> None:
-        """`phrases` finds the strings of DRY's breakers and bad_words in tokens; without it they are refused."""
+        """`phrases` finds the strings of DRY's breakers and bad_words in tokens; without it they are refused. A
+        sequence draws up to 1 + `max_drafts` tokens in a step, one a turn."""
         self.table = SamplingTable(num_slots, vocab_size, device)
+        self._turn_masks = [MaskTable(num_slots, vocab_size, device) for _ in range(max_drafts)]
+        """Of each turn after the first, whose masks the table has."""
         vocabulary = None if phrases is None else (phrases.vocabulary.offsets, phrases.vocabulary.data)
         self.history = HistoryTable(num_slots, vocab_size, device, vocabulary)
         self._workspace = TailWorkspace(num_slots, vocab_size, device)
@@ -107,7 +116,9 @@ class DeviceSampler:
         self.table.set(slot, _slot_params(params, seed.key), prompt_ids, seed.output_ids, state)
         if allowed is not None:
             self._allowed[slot] = allowed
-            self.table.set_masks([slot], allowed[None])
+            every_turn: list[Masks] = [self.table, *self._turn_masks]
+            for masks in every_turn:
+                masks.set_masks([slot], allowed[None])
         if params.logit_bias or params.min_tokens > len(seed.output_ids):
             self._rules[slot] = _Rules.of(params, _not_alone(seed.stop_ids, allowed))
 
@@ -115,6 +126,8 @@ class DeviceSampler:
         """Ends it."""
         for known in (self._rules, self._allowed, self._epochs):
             known.pop(slot, None)
+        for masks in self._turn_masks:
+            masks.clear_mask(slot)
         self.history.clear(slot)
         self.table.clear(slot)
 
@@ -124,10 +137,17 @@ class DeviceSampler:
             if draw.epoch != self._epochs.get(slot, 0):
                 self._epochs[slot] = draw.epoch
                 self.table.set_epoch(slot, draw.epoch)
+        self.set_masks(0, slots, draws)
+
+    def set_masks(self, turn: int, slots: Sequence[int], draws: Sequence[Draw]) -> None:
+        """Of the draws of a turn that have one, waited for."""
         masked = [(slot, draw.mask) for slot, draw in zip(slots, draws, strict=True) if draw.mask is not None]
         if masked:
             masks = [self._within_bans(slot, mask.result().view(np.int32)) for slot, mask in masked]
-            self.table.set_masks([slot for slot, _ in masked], np.stack(masks))
+            self._masks_of(turn).set_masks([slot for slot, _ in masked], np.stack(masks))
+
+    def _masks_of(self, turn: int) -> Masks:
+        return self._turn_masks[turn - 1] if turn else self.table
 
     def _within_bans(self, slot: int, mask: np.ndarray) -> np.ndarray:
         """Guidance wins where bans and guidance leave nothing."""
@@ -178,10 +198,11 @@ class DeviceSampler:
         positions: Tensor,
         edits: tuple[Tensor, Tensor, Tensor, Tensor] | None,
         out: Tensor,
+        turn: int = 0,
     ) -> None:
         """int32 `out` [N] from fp32 `logits` [N, V], which are overwritten; `slots` and `positions` int32 [N], −1 for
         padding. `edits`: rows, ids, values and, int32 [1], how many of them count."""
-        apply_masks(logits, slots, self.table)
+        apply_masks(logits, slots, self._masks_of(turn))
         if edits is not None:
             apply_edits(logits, *edits)
         apply_history(logits, slots, positions, self.table.last_token, self.history)

@@ -23,14 +23,14 @@ class Sequences:
         self._numpy = self._host.numpy()
         self._free = list(range(num_slots - 1, -1, -1))
         self._slots: dict[int, int] = {}
-        self._num_known = [0] * num_slots
+        self._known: list[list[int]] = [[] for _ in range(num_slots)]
         """Blocks of each slot that the device has been told of."""
 
     def admit(self, seq_id: int) -> int:
         """Its slot."""
         assert seq_id not in self._slots
         slot = self._slots[seq_id] = self._free.pop()
-        self._num_known[slot] = 0
+        self._known[slot] = []
         return slot
 
     def retire(self, seq_id: int) -> int:
@@ -43,16 +43,17 @@ class Sequences:
 
     def new_block(self, slot: int, row: Row) -> tuple[int, int]:
         """(index in its table, block) of the one block that the device does not know yet, for the step to store; else
-        (−1, 0). More than one are uploaded here."""
-        known, table = self._num_known[slot], row.block_table
-        num_blocks = len(table)
-        if num_blocks == known:
-            return -1, 0
-        self._num_known[slot] = num_blocks
-        if num_blocks == known + 1:
-            return known, table[known]
-        self._upload(slot, table, known)
-        return -1, 0
+        (−1, 0). More than one are uploaded here. The last blocks may be others than before: wrong guesses give theirs
+        back."""
+        known, table = self._known[slot], row.block_table
+        del known[len(table) :]
+        while known and known[-1] != table[len(known) - 1]:
+            known.pop()
+        first = len(known)
+        known += table[first:]
+        if len(known) > first + 1:
+            self._upload(slot, table, first)
+        return (first, table[first]) if len(known) == first + 1 else (-1, 0)
 
     def chunk_row(self, step_parity: int, index: int, row: Row) -> int:
         """The row of `block_tables` that chunk `index` of a step has, uploaded."""

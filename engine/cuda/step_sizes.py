@@ -2,7 +2,8 @@
 
 Launching a step kernel by kernel costs the host a millisecond a layer, whatever the size of the step; a replay costs
 next to nothing. So small steps are captured, and steps that take the GPU longer than that are launched, which also
-lets their attention choose by the lengths at hand.
+lets their attention choose by the lengths at hand. Steps with guesses, which come with small batches, are captured by
+rows and guesses a row.
 """
 
 from bisect import bisect_left
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 
 MAX_CHUNKS = 16
 """Chunks of a captured step."""
+DRAFTED_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+"""Of steps with guesses. Batches beyond are bound by arithmetic, which guesses add to."""
 CAPTURED_FLOPS = 40e12
 """Up to so many operations in the linear layers (some 55 ms on an H100, the host's cost of 32 layers being 35 ms) a
 step with chunks is captured."""
@@ -19,11 +22,18 @@ step with chunks is captured."""
 @dataclass(frozen=True, slots=True, order=True)
 class StepSize:
     num_single: int
+    """Rows that are drawn for: of one token, and of guesses after it."""
     num_chunk_tokens: int
+    num_drafts: int = 0
+    """Guesses of each row."""
+
+    @property
+    def num_decode_tokens(self) -> int:
+        return self.num_single * (1 + self.num_drafts)
 
     @property
     def num_tokens(self) -> int:
-        return self.num_single + self.num_chunk_tokens
+        return self.num_decode_tokens + self.num_chunk_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +44,23 @@ class Ladder:
     """Rows of one token beside chunks, ascending from 0."""
     chunk_tokens: Sequence[int]
     """Ascending."""
+    drafted: Sequence[int] = ()
+    """Rows of steps with guesses, ascending."""
+    drafts: Sequence[int] = ()
+    """Guesses of each, ascending."""
 
     @property
     def sizes(self) -> list[StepSize]:
         decode = [StepSize(n, 0) for n in self.decode]
-        return decode + [StepSize(n, tokens) for n in self.single for tokens in self.chunk_tokens]
+        drafted = [StepSize(n, 0, k) for n in self.drafted for k in self.drafts]
+        return decode + drafted + [StepSize(n, tokens) for n in self.single for tokens in self.chunk_tokens]
+
+    def fit_drafted(self, num_rows: int, num_drafts: int) -> StepSize | None:
+        """The smallest that holds such rows, or all of them but some guesses; None if none does."""
+        rows = _at_least(self.drafted, num_rows)
+        if rows is None or not self.drafts:
+            return None
+        return StepSize(rows, 0, _at_least(self.drafts, num_drafts) or self.drafts[-1])
 
     def fit(self, num_single: int, num_chunk_tokens: int, num_chunks: int) -> StepSize | None:
         """The smallest that holds such a step; None if none does."""
@@ -54,12 +76,16 @@ class Ladder:
 NOTHING_CAPTURED = Ladder((), (), ())
 
 
-def make_ladder(*, draws: bool, max_num_seqs: int, max_num_batched_tokens: int, num_weights: int) -> Ladder:
+def make_ladder(
+    *, draws: bool, max_num_seqs: int, max_num_batched_tokens: int, num_weights: int, max_drafts: int = 0
+) -> Ladder:
     """`num_weights`: of the linear layers that every token meets. Without `draws` no row has one token."""
     tokens = min(max_num_batched_tokens, int(CAPTURED_FLOPS / (2 * num_weights)))
     decode = _decode_sizes(max_num_seqs) if draws else []
     single = sorted({0, *(n for n in (16, 64) if n < max_num_seqs), max_num_seqs}) if draws else [0]
-    return Ladder(decode, single, _chunk_sizes(tokens))
+    drafted = [n for n in DRAFTED_ROWS if n <= max_num_seqs] if draws and max_drafts else []
+    drafts = sorted({max_drafts, *(k for k in (2, 4, 8) if k < max_drafts)})
+    return Ladder(decode, single, _chunk_sizes(tokens), drafted, drafts if drafted else [])
 
 
 def _decode_sizes(max_num_seqs: int) -> list[int]:

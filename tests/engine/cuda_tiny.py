@@ -18,7 +18,8 @@ from isthmus.engine.models.llama import Llama
 from isthmus.engine.sampler import Sampler
 from isthmus.tests.engine.tiny import BLOCK_SIZE, NUM_BLOCKS
 
-LADDER = Ladder(decode=(1, 2, 4, 8), single=(0, 4), chunk_tokens=(8, 16, 32, 48))
+LADDER = Ladder(decode=(1, 2, 4, 8), single=(0, 4), chunk_tokens=(8, 16, 32, 48), drafted=(1, 4, 8), drafts=(2, 4))
+MAX_DRAFTS = 4
 
 
 def runtime_of(device: str) -> Runtime:
@@ -42,7 +43,7 @@ def cuda_engine(
     model = load_model(sizes, weights, dtype, load_format, parts=CudaParts(pdl=pdl), device=runtime.device)
     engine = engine_around(model, runtime, kv_dtype or dtype, draws=draws, pdl=pdl, sampler=sampler)
     if captured:
-        engine.capture(LADDER if draws else replace(LADDER, decode=(), single=(0,)))
+        engine.capture(LADDER if draws else replace(LADDER, decode=(), single=(0,), drafted=()))
     return engine
 
 
@@ -70,5 +71,5 @@ def engine_around(
     memory = torch.empty(num_blocks * bytes_per_block(**shape), dtype=torch.uint8, device=runtime.device)
     pool = CudaKvPool(runtime, memory, num_blocks=num_blocks, **shape)
     pool.kv.view(torch.uint8).fill_(0xFF)  # NaN in every floating type
-    sizes = Sizes(8, max_num_batched_tokens, num_blocks * block_size)
+    sizes = Sizes(8, max_num_batched_tokens, num_blocks * block_size, MAX_DRAFTS if draws else 0)
     return CudaEngine(model, pool, runtime, sizes, draws=draws, pdl=pdl, sampler=sampler)

@@ -1,0 +1,52 @@
+"""The rows of a step for which the kernels draw, as they lie on the device: token `turn` of row i at turn · stride + i.
+
+A row without guesses has one token, so one turn. Where some have guesses, those that have fewer are filled up with
+padding: then all that is drawn in one turn lies side by side.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from ..guesses import Guesses, followed, with_guesses
+from ..plan import Draw, Row
+
+_NOTHING = Draw(-1, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    rows: Sequence[Row]
+    """As they are computed."""
+    guesses: Sequence[Guesses | None]
+    stride: int
+    num_turns: int = 1
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], stride: int, max_drafts: int) -> "Grid":
+        """Guesses beyond `max_drafts`, and what grammars do not allow, are left out."""
+        guesses = [followed(row, row.token_ids[1 : 1 + max_drafts]) if row.num_drafts else None for row in rows]
+        computed = [with_guesses(row, guessed) for row, guessed in zip(rows, guesses, strict=True)]
+        return cls(computed, guesses, stride, 1 + max_drafts)
+
+    @property
+    def num_tokens(self) -> int:
+        """Padding included."""
+        return self.stride * self.num_turns
+
+    def places(self, index: int) -> range:
+        """Of the tokens of row `index`, and of its draws."""
+        return range(index, index + self.stride * len(self.rows[index].token_ids), self.stride)
+
+    @property
+    def draws(self) -> list[Draw]:
+        """Place by place; of no sequence where nothing is."""
+        draws = [_NOTHING] * self.num_tokens
+        for place, draw in self.placed:
+            draws[place] = draw
+        return draws
+
+    @property
+    def placed(self) -> Iterator[tuple[int, Draw]]:
+        """(place, draw) of each draw, row by row."""
+        for index, row in enumerate(self.rows):
+            yield from zip(self.places(index), row.draws, strict=True)
