@@ -31,8 +31,10 @@ class DraftProgress:
     """Which KV a draft model's pool holds. Blocks come and go without its being told, so each full one is marked with
     what it holds: a prefix that an earlier sequence left behind is found again."""
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int, *, num_redone: int = 0) -> None:
+        """`num_redone`: tokens before a row's first that are computed with it, whether they are there or not."""
         self._block_size = block_size
+        self._num_redone = num_redone
         self._marks: list[int | None] = [None] * num_blocks
         self._sequences: dict[int, _Known] = {}
 
@@ -40,13 +42,14 @@ class DraftProgress:
         self._sequences.pop(seq_id, None)
 
     def is_ready(self, row: Row) -> bool:
-        """Everything before the row is there."""
-        return self._sequences[row.seq_id].num_tokens == row.start
+        """Everything before the row is there, or comes with it."""
+        return self._sequences[row.seq_id].num_tokens >= row.start - self._num_redone
 
     def missing(self, row: Row) -> Row | None:
         """What is to be computed before the row, at most CATCH_UP_TOKENS of it."""
         known = self._known(row)
-        first, end = known.num_tokens, min(row.start, known.num_tokens + CATCH_UP_TOKENS)
+        first = known.num_tokens
+        end = min(row.start - self._num_redone, first + CATCH_UP_TOKENS)
         return Row(row.seq_id, row.history[first:end], first, row.block_table) if first < end else None
 
     def computed(self, row: Row) -> None:
@@ -59,7 +62,8 @@ class DraftProgress:
     def guessed(self, row: Row, token_ids: Sequence[int]) -> None:
         """From the row's first token on, the KV of these was stored, right or not."""
         if token_ids:
-            self._sequences[row.seq_id].tried = row.start, list(token_ids)
+            known = self._sequences[row.seq_id]
+            known.num_tokens, known.tried = row.start, (row.start, list(token_ids))
             self._unmark(replace(row, token_ids=token_ids))
 
     def _known(self, row: Row) -> _Known:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .sampling_params import EPOCH, IN_PROMPT, WORDS, SlotParams
+from .sampling_params import EPOCH, IN_PROMPT, PRESENCE, REPETITION, WORDS, SlotParams
 from .sampling_program import WORDS as PROGRAM_WORDS
 from .sampling_program import initial_state, needs_program, pack_program
 
@@ -61,6 +61,12 @@ class SamplingTable:
     def numbers(self) -> Tensor:
         """fp64 [S, PROGRAM_WORDS / 2], the same memory as `programs`."""
         return self.programs.view(torch.float64)
+
+    @property
+    def is_penalised(self) -> Tensor:
+        """bool [S]: whose drawn tokens are counted."""
+        penalties = self.floats[:, REPETITION : PRESENCE + 1]
+        return (penalties[:, 0] != 1) | (penalties[:, 1:] != 0).any(1)
 
     def set(
         self,

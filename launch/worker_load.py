@@ -17,6 +17,7 @@ from .worker_place import WorkerPlace
 
 if TYPE_CHECKING:
     from ..decode.sampler import Sampler
+    from ..engine.load import Checkpoint
     from ..engine.plan import Engine
     from ..engine.speculation_config import SpeculationConfig
     from ..engine.worker import Loaded
@@ -82,6 +83,8 @@ class Loader:
             draws=self.draws,
             phrases=phrases,
             sampler=self._sampler(model, phrases, f"cuda:{gpu.index}") if self.draws else None,
+            speculation=speculation if self.draws else None,
+            draft=self._draft(model, speculation),
         )
         kv_dtype = dtype if device.kv_cache_dtype == "auto" else device.kv_cache_dtype
         return Loaded(engine, model.fingerprint(options.block_size, kv_dtype, "torch"), length, tokenizer)
@@ -147,9 +150,8 @@ class Loader:
     def _torch_engine(
         self, model: Model, dtype: str, num_blocks: int, phrases: "Phrases | None", speculation: "SpeculationConfig"
     ) -> "Engine":
-        from ..engine.load import Checkpoint, load_engine
+        from ..engine.load import load_engine
 
-        draft = find_draft(speculation, model) if self.draws and speculation.method == "draft" else None
         return load_engine(
             model.resolved.config(),
             model.path,
@@ -159,8 +161,17 @@ class Loader:
             sampler=self._sampler(model, phrases),
             num_blocks=num_blocks,
             speculation=speculation if self.draws else None,
-            draft=None if draft is None else Checkpoint(draft.resolved.config(), draft.path),
+            draft=self._draft(model, speculation),
         )
+
+    def _draft(self, model: Model, speculation: "SpeculationConfig") -> "Checkpoint | None":
+        """The smaller model, where one guesses."""
+        from ..engine.load import Checkpoint
+
+        if not self.draws or speculation.method != "draft":
+            return None
+        draft = find_draft(speculation, model)
+        return Checkpoint(draft.resolved.config(), draft.path)
 
     def _fake_engine(self, model: Model, num_blocks: int) -> "Engine":
         from ..engine.fake_engine import FakeEngine

@@ -19,9 +19,10 @@ from ...kernels.sparse_edits import apply_edits
 from ...kernels.vendor_attention import Run
 from ...text.phrases import Phrases
 from ...wire.logprobs import TokenLogprobs
-from ..guesses import Guesses, with_guesses
+from ..draft_progress import DraftProgress
+from ..guesses import Guesses, followed, with_guesses
 from ..models.llama import Llama
-from ..plan import IN_FLIGHT, NOT_DRAWN, Draw, Plan, Result, Row, SequenceSeed
+from ..plan import DRAFT, IN_FLIGHT, NOT_DRAWN, Draw, Plan, Result, Row, SequenceSeed
 from ..sampler import Sampler
 from .attention import AttentionState, Chunks, StepAttention
 from .drawn_states import DrawnStates, StatesPart
@@ -30,6 +31,7 @@ from .grid import Grid
 from .inputs import FIELDS, PADDING, ChunkInputs, EditInputs, Inputs, TokenInputs, edits_to_device, to_device
 from .logprobs import DrawnLogprobs, PromptScore
 from .pool import CudaKvPool
+from .proposer import DeviceProposer
 from .runtime import Runtime
 from .sampler import DeviceSampler, can_draw, state_size
 from .sequences import Sequences
@@ -44,6 +46,15 @@ class Sizes:
     """Tokens."""
     max_drafts: int = 0
     """Guesses of a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A model that guesses."""
+
+    model: Llama
+    pool: CudaKvPool | None
+    """None: it is made of the target's first layers, and uses its pool. Else one of as many blocks of the same size."""
 
 
 KEPT_OF_GUESSES = 64
@@ -64,6 +75,10 @@ class Step:
     """Where the draws of the plan stand in `tokens`, or NO_PLACE."""
     guesses: Sequence[tuple[int, Guesses]] = ()
     """Of rows that have some, with the number of their first draw."""
+    proposed: np.ndarray | None = None
+    """int32, the tokens of a grid, once `wait` has returned, where some guesses are `DRAFT` in `guesses`."""
+    on_proposed: Callable[[Sequence[Guesses]], None] = lambda guesses: None
+    """Is told those."""
     kept: dict[int, Tensor] = field(default_factory=dict)
     logprobs: DrawnLogprobs | None = None
     states: DrawnStates | None = None
@@ -77,7 +92,7 @@ class Step:
         token_ids = [
             NOT_DRAWN if place == NO_PLACE else token for place, token in zip(order, self._tokens, strict=True)
         ]
-        for first, guesses in self.guesses:
+        for first, guesses in self._known_guesses():
             for index in range(1, 1 + len(guesses.token_ids)):
                 if not guesses.reaches(index, token_ids[first + index - 1]):
                     token_ids[first + index] = NOT_DRAWN
@@ -93,6 +108,19 @@ class Step:
             states = [kept.get(place, b"") for place in order]
         scores = {score.seq_id: score.read() for score in self.scores}
         return Result(token_ids, self.kept, logprobs, states, scores)
+
+    def _known_guesses(self) -> list[tuple[int, Guesses]]:
+        if self.proposed is None:
+            return list(self.guesses)
+        known, proposed = [], []
+        for first, guesses in self.guesses:
+            if DRAFT in guesses.token_ids:
+                places = self.order[first + 1 : first + 1 + len(guesses.token_ids)]
+                guesses = Guesses(self.proposed[list(places)].tolist(), guesses.draws)
+                proposed.append(guesses)
+            known.append((first, guesses))
+        self.on_proposed(proposed)
+        return known
 
     @property
     def _tokens(self) -> list[int]:
@@ -114,9 +142,11 @@ class CudaEngine:
         pdl: bool = False,
         phrases: Phrases | None = None,
         sampler: Sampler | None = None,
+        draft: Draft | None = None,
     ) -> None:
         """`draws`: False on a worker that computes prompts alone, which then needs no sampling state. `phrases`: see
-        `DeviceSampler`. `sampler`, on this device, draws for requests for which the kernels do not (`can_draw`)."""
+        `DeviceSampler`. `sampler`, on this device, draws for requests for which the kernels do not (`can_draw`).
+        `draft` guesses where rows want that of the engine."""
         self._model, self._pool, self._runtime, self._sizes = model, pool, runtime, sizes
         self.num_blocks, self.block_size = pool.num_blocks, pool.block_size
         self.bytes_per_block, self.vocab_size = pool.bytes_per_block, model.config.vocab_size
@@ -158,8 +188,25 @@ class CudaEngine:
         self._host_tokens = [runtime.pinned(2 * num_draws) for _ in range(2)]
         self._ladder = NOTHING_CAPTURED
         self._graphs: dict[StepSize, Callable[[], None]] = {}
+        self._proposals: dict[StepSize, Callable[[], None]] = {}
+        self._proposer = None if draft is None else self._make_proposer(draft, num_draws, max_blocks)
+        self._host_proposed = [runtime.pinned(num_draws) for _ in range(2)]
         self._num_steps = 0
         self._has_aside = False
+
+    def _make_proposer(self, draft: Draft, num_draws: int, max_blocks: int) -> DeviceProposer:
+        assert self._sampler is not None
+        attention, progress = self._attention, None
+        if draft.pool is not None:
+            device, model = self._runtime.device, draft.model
+            table = model.rope.table(max_blocks * draft.pool.block_size).to(device)
+            pdl, tables = self._attention.pdl, self._sequences.block_tables
+            attention = AttentionState(model.config, draft.pool, table, tables, num_draws, pdl=pdl)
+            progress = DraftProgress(draft.pool.num_blocks, draft.pool.block_size, num_redone=1)
+        num_slots = self._sizes.max_num_seqs
+        return DeviceProposer(
+            draft.model, attention, self._runtime, self._sequences, self._sampler, num_slots, progress
+        )
 
     @property
     def max_num_batched_tokens(self) -> int:
@@ -200,12 +247,15 @@ class CudaEngine:
         if num_places:
             host.copy_(self._drawn[:num_places], non_blocking=True)
         order, guesses = _places(plan, is_single, grid)
+        proposed = self._read_proposed(grid)
         return Step(
             plan,
             self._runtime.mark(),
             host.numpy(),
             order,
             guesses,
+            proposed,
+            partial(self._on_proposed, [grid.rows[index] for index in grid.asking]),
             kept,
             logprobs,
             DrawnStates(states) if states else None,
@@ -219,10 +269,60 @@ class CudaEngine:
         num_asking = sum(row.seq_id in self._num_logprobs for row in rows)
         if not max_drafts or chunks or num_asking * (1 + max_drafts) > len(self._kept_logits):
             return Grid.of(rows, len(rows), 0)
-        if not self._graphs:
-            return Grid.of(rows, len(rows), max_drafts)
-        size = self._ladder.fit_drafted(len(rows), max_drafts)
-        return Grid.of(rows, len(rows), 0) if size is None else Grid.of(rows, size.num_single, size.num_drafts)
+        size = self._ladder.fit_drafted(len(rows), max_drafts) if self._graphs else StepSize(len(rows), 0, max_drafts)
+        if size is None:
+            return Grid.of(rows, len(rows), 0)
+        rows = self._with_ready_guesses(rows)
+        has_guesses = any(row.num_drafts for row in rows)
+        return Grid.of(rows, size.num_single, size.num_drafts) if has_guesses else Grid.of(rows, len(rows), 0)
+
+    def _with_ready_guesses(self, rows: Sequence[Row]) -> list[Row]:
+        """Without those that the proposer cannot make now, or that must be held against a grammar and bans at once."""
+        asking = [row for row in rows if DRAFT in row.token_ids[1:2]]
+        asking = [row for row in asking if row.follow is None or not any(draw.bans for draw in row.draws)]
+        ready = self._proposer.ready(asking) if asking and self._proposer is not None else set()
+        return [
+            _without_guesses(row) if DRAFT in row.token_ids[1:2] and row.seq_id not in ready else row for row in rows
+        ]
+
+    def _propose(self, grid: Grid, inputs: TokenInputs, size: StepSize | None) -> None:
+        """The guesses of rows that ask for them, made before the step that verifies them."""
+        asking = grid.asking
+        if not asking:
+            return
+        assert self._proposer is not None
+        self._proposer.upload(self._parity, grid.rows)
+        if size is None:
+            self._proposer.propose(inputs, grid.stride, grid.num_turns)
+        else:
+            self._proposals[size]()
+        if any(grid.rows[index].follow is not None for index in asking):
+            self._follow(grid, inputs)
+
+    def _follow(self, grid: Grid, inputs: TokenInputs) -> None:
+        """Holds guesses against grammars, which takes waiting for them: rows end before one that is not allowed."""
+        assert self._sampler is not None
+        tokens = inputs.token_ids[: grid.num_tokens].tolist()
+        for index in grid.asking:
+            row, places = grid.rows[index], list(grid.places(index))
+            if row.follow is None:
+                continue
+            guesses = followed(row, [tokens[place] for place in places[1:]])
+            for turn, draw in enumerate(guesses.draws[1 : 1 + len(guesses.token_ids)], 1):
+                self._sampler.set_masks(turn, [self._sequences.slot(row.seq_id)], [draw])
+            for place in places[1 + len(guesses.token_ids) :]:
+                inputs.rows[place : place + 1].fill_(-1)
+
+    def _read_proposed(self, grid: Grid) -> np.ndarray | None:
+        if not grid.asking:
+            return None
+        host = self._host_proposed[self._parity][: grid.num_tokens]
+        host.copy_(self._inputs.of(grid.num_tokens).token_ids, non_blocking=True)
+        return host.numpy()
+
+    def _on_proposed(self, rows: Sequence[Row], guesses: Sequence[Guesses]) -> None:
+        if self._proposer is not None:
+            self._proposer.verified(rows, guesses)
 
     def _compute(self, grid: Grid, chunks: Sequence[Row], scores: list[PromptScore]) -> Tensor:
         """Stores all KV, draws for `grid` into its places of `_drawn`; logits of the last position of each chunk that
@@ -235,6 +335,7 @@ class CudaEngine:
             return self._launch_step(grid, chunks, tokens, scores)
         given = StepSize(grid.stride, sum(lengths), grid.num_turns - 1)
         self._inputs.upload(self._parity, tokens, given, size)
+        self._propose(grid, self._inputs.of(size.num_tokens), size)
         needing = [index for index, row in enumerate(chunks) if row.draws or row.keep_logits]
         if chunks:
             self._chunk_inputs.upload(self._parity, lengths, size.num_single, needing)
@@ -268,6 +369,7 @@ class CudaEngine:
         size = StepSize(n, num_tokens - n)
         self._inputs.upload(self._parity, tokens, size, size)
         inputs, ends = self._inputs.of(num_tokens), list(range(n))
+        self._propose(grid, inputs, None)
         runs: list[Run] = []
         for row in chunks:
             first = runs[-1].first_token + runs[-1].num_tokens if runs else 0
@@ -488,6 +590,11 @@ class CudaEngine:
             self._chunk_inputs.upload(0, (), size.num_single, ())
             self._captured_step(size)  # compiles, and lets libraries allocate
             self._graphs[size] = self._runtime.capture(partial(self._captured_step, size))
+            if self._proposer is not None and size.num_drafts:
+                inputs = self._inputs.of(size.num_tokens)
+                propose = partial(self._proposer.propose, inputs, size.num_single, 1 + size.num_drafts)
+                propose()
+                self._proposals[size] = self._runtime.capture(propose)
         self._ladder = ladder
 
     # Blocks and logits, between this process's host memory and the device.
@@ -544,6 +651,8 @@ class CudaEngine:
         self._sampler.clear(self._sequences.retire(seq_id))
         self._num_logprobs.pop(seq_id, None)
         self._state_sizes.pop(seq_id, None)
+        if self._proposer is not None:
+            self._proposer.retire(seq_id)
         if seq_id in self._eager:
             self._eager.retire(seq_id)
 

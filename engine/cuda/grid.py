@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..guesses import Guesses, followed, with_guesses
-from ..plan import Draw, Row
+from ..plan import DRAFT, Draw, Row
 
 _NOTHING = Draw(-1, 0)
 
@@ -23,8 +23,8 @@ class Grid:
 
     @classmethod
     def of(cls, rows: Sequence[Row], stride: int, max_drafts: int) -> "Grid":
-        """Guesses beyond `max_drafts`, and what grammars do not allow, are left out."""
-        guesses = [followed(row, row.token_ids[1 : 1 + max_drafts]) if row.num_drafts else None for row in rows]
+        """Guesses beyond `max_drafts` are left out, and what grammars do not allow. `DRAFT` stays until it is known."""
+        guesses = [_guesses_of(row, max_drafts) for row in rows]
         computed = [with_guesses(row, guessed) for row, guessed in zip(rows, guesses, strict=True)]
         return cls(computed, guesses, stride, 1 + max_drafts)
 
@@ -36,6 +36,11 @@ class Grid:
     def places(self, index: int) -> range:
         """Of the tokens of row `index`, and of its draws."""
         return range(index, index + self.stride * len(self.rows[index].token_ids), self.stride)
+
+    @property
+    def asking(self) -> list[int]:
+        """Rows whose guesses are `DRAFT`."""
+        return [index for index, row in enumerate(self.rows) if DRAFT in row.token_ids[1:2]]
 
     @property
     def draws(self) -> list[Draw]:
@@ -50,3 +55,10 @@ class Grid:
         """(place, draw) of each draw, row by row."""
         for index, row in enumerate(self.rows):
             yield from zip(self.places(index), row.draws, strict=True)
+
+
+def _guesses_of(row: Row, max_drafts: int) -> Guesses | None:
+    if not row.num_drafts:
+        return None
+    token_ids = row.token_ids[1 : 1 + max_drafts]
+    return Guesses(token_ids, row.draws) if DRAFT in token_ids else followed(row, token_ids)

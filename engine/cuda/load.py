@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ import torch
 from ...text.phrases import Phrases
 from ..config import ModelConfig
 from ..kv_pool import bytes_per_block
-from ..load import load_model
+from ..load import Checkpoint, load_model
 from ..models.llama import Llama
 from ..plan import Draw, Plan, Row, SequenceSeed
 from ..sampler import Sampler
+from ..speculation_config import SpeculationConfig
 from .device_memory import allocate
-from .engine import CudaEngine, Sizes
+from .engine import CudaEngine, Draft, Sizes
 from .memory import Usage, kv_bytes, peak_bytes
 from .parts import CudaParts
 from .pool import CudaKvPool
@@ -59,13 +60,15 @@ def load_cuda_engine(
     draws: bool = True,
     phrases: Phrases | None = None,
     sampler: Sampler | None = None,
+    speculation: SpeculationConfig | None = None,
+    draft: Checkpoint | None = None,
 ) -> tuple[CudaEngine, int]:
     """The engine, and the longest sequence it holds, in tokens: `max_model_len`, or what the model and the pool allow.
 
     `config` is a parsed config.json, `weights` a .gguf file or a folder with safetensors (None for the load format
     `dummy`). `dtype` is "auto" (the checkpoint's) or a name of torch's; `kv_cache_dtype` "auto" (the model's),
-    "fp8_e4m3" or "fp8_e5m2". `draws`, `phrases` and `sampler`: see `CudaEngine`. Raises
-    ValueError, with a sentence, on what cannot be loaded.
+    "fp8_e4m3" or "fp8_e5m2". `draws`, `phrases` and `sampler`: see `CudaEngine`; `speculation` and `draft`: see
+    `load_engine`. Raises ValueError, with a sentence, on what cannot be loaded.
     """
     sizes, start = ModelConfig.from_hf(config), time.monotonic()
     if sizes.head_dim % 16 or sizes.head_dim > 256:
@@ -81,14 +84,17 @@ def load_cuda_engine(
     model = load_model(sizes, weights, model_dtype, load_format, parts=CudaParts(pdl=pdl), device=runtime.device)
     log.info("%.1f GB of weights in %.1f s", torch.cuda.memory_allocated() / 1e9, time.monotonic() - start)
     kv_dtype = model_dtype if kv_cache_dtype == "auto" else KV_DTYPES[kv_cache_dtype]
-    make = _Maker(model, runtime, kv_dtype, block_size, draws, pdl, phrases, sampler)
+    speculation = speculation or SpeculationConfig()
+    guesser = _guesser(model, speculation, draft, model_dtype, load_format, pdl, runtime)
+    make = _Maker(model, runtime, kv_dtype, block_size, draws, pdl, phrases, sampler, guesser)
     longest = sizes.max_position_embeddings if max_model_len is None else max_model_len
-    step = Sizes(max_num_seqs, max_num_batched_tokens, longest)
+    max_drafts = 0 if speculation.method == "off" or not draws else speculation.num_tokens
+    step = Sizes(max_num_seqs, max_num_batched_tokens, longest, max_drafts)
     num_blocks = memory.num_blocks or _num_blocks(make, step, memory, enforce_eager)
     longest = _longest(max_model_len, longest, num_blocks * block_size)
     if memory.num_blocks is None:
         num_blocks = min(num_blocks, max(max_num_seqs, 2) * -(-longest // block_size))
-    engine = make.engine(Sizes(max_num_seqs, max_num_batched_tokens, longest), num_blocks, plain=True)
+    engine = make.engine(replace(step, max_model_len=longest), num_blocks, plain=True)
     if not enforce_eager:
         start, ladder = time.monotonic(), make.ladder(step)
         engine.capture(ladder)
@@ -116,10 +122,16 @@ class _Maker:
     pdl: bool
     phrases: Phrases | None
     sampler: Sampler | None
+    guesser: "Guesser | None" = None
 
     @property
     def bytes_per_block(self) -> int:
-        config = self.model.config
+        """Of all pools."""
+        own = self.guesser is not None and not self.guesser.shares_kv
+        guessing = self._bytes_per_block(self.guesser.model.config) if own and self.guesser is not None else 0
+        return self._bytes_per_block(self.model.config) + guessing
+
+    def _bytes_per_block(self, config: ModelConfig) -> int:
         return bytes_per_block(config.num_layers, self.block_size, config.num_kv_heads, config.head_dim, self.kv_dtype)
 
     def ladder(self, sizes: Sizes) -> Ladder:
@@ -128,14 +140,32 @@ class _Maker:
             max_num_seqs=sizes.max_num_seqs,
             max_num_batched_tokens=sizes.max_num_batched_tokens,
             num_weights=self.model.config.num_linear_weights,
+            max_drafts=sizes.max_drafts,
         )
 
     def engine(self, sizes: Sizes, num_blocks: int, *, plain: bool) -> CudaEngine:
         """`plain`: the pool is an allocation of its own, that lives as long as the process."""
-        config, device = self.model.config, self.runtime.device
-        num_bytes = num_blocks * self.bytes_per_block
+        draft = None
+        if self.guesser is not None and self.draws:
+            model = self.guesser.model
+            shares_kv = self.guesser.shares_kv
+            draft = Draft(model, None if shares_kv else self._pool(model.config, num_blocks, plain=False))
+        return CudaEngine(
+            self.model,
+            self._pool(self.model.config, num_blocks, plain=plain),
+            self.runtime,
+            sizes,
+            draws=self.draws,
+            pdl=self.pdl,
+            phrases=self.phrases,
+            sampler=self.sampler,
+            draft=draft,
+        )
+
+    def _pool(self, config: ModelConfig, num_blocks: int, *, plain: bool) -> CudaKvPool:
+        num_bytes, device = num_blocks * self._bytes_per_block(config), self.runtime.device
         memory = allocate(num_bytes, device) if plain else torch.empty(num_bytes, dtype=torch.uint8, device=device)
-        pool = CudaKvPool(
+        return CudaKvPool(
             self.runtime,
             memory,
             num_layers=config.num_layers,
@@ -145,16 +175,37 @@ class _Maker:
             head_dim=config.head_dim,
             dtype=self.kv_dtype,
         )
-        return CudaEngine(
-            self.model,
-            pool,
-            self.runtime,
-            sizes,
-            draws=self.draws,
-            pdl=self.pdl,
-            phrases=self.phrases,
-            sampler=self.sampler,
-        )
+
+
+@dataclass(frozen=True, slots=True)
+class Guesser:
+    """A model that guesses."""
+
+    model: Llama
+    shares_kv: bool
+    """It is made of the target's first layers."""
+
+
+def _guesser(
+    target: Llama,
+    speculation: SpeculationConfig,
+    draft: Checkpoint | None,
+    dtype: torch.dtype,
+    load_format: str,
+    pdl: bool,
+    runtime: Runtime,
+) -> Guesser | None:
+    if speculation.method == "first-layers":
+        assert speculation.num_layers is not None
+        return Guesser(target.first_layers(speculation.num_layers), shares_kv=True)
+    if speculation.method != "draft" or draft is None:
+        return None
+    sizes = ModelConfig.from_hf(draft.config)
+    if sizes.vocab_size != target.config.vocab_size:
+        raise ValueError(f"the draft model has {sizes.vocab_size} tokens, the model {target.config.vocab_size}")
+    parts = CudaParts(pdl=pdl)
+    model = load_model(sizes, draft.weights, dtype, load_format, parts=parts, device=runtime.device)
+    return Guesser(model, shares_kv=False)
 
 
 def _num_blocks(make: _Maker, sizes: Sizes, memory: Memory, enforce_eager: bool) -> int:

@@ -208,6 +208,28 @@ class DeviceSampler:
         apply_history(logits, slots, positions, self.table.last_token, self.history)
         sample_tail(logits, slots, positions, self.table, workspace=self._workspace, out=out)
 
+    # Guesses are drawn from another model's logits, and have not come.
+
+    def save(self) -> tuple[Tensor, Tensor]:
+        return self.table.last_token.clone(), self.table.states.clone()
+
+    def guess(self, logits: Tensor, slots: Tensor, positions: Tensor, out: Tensor, *, is_first: bool) -> None:
+        """As `sample`, without edits; with masks and history where it is the first guess of a step."""
+        if is_first:
+            self.sample(logits, slots, positions, None, out)
+        else:
+            sample_tail(logits, slots, positions, self.table, workspace=self._workspace, out=out)
+
+    def restore(self, saved: tuple[Tensor, Tensor], guessed: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """The tables are as they were at `save`, before these (slots, tokens) were guessed."""
+        table = self.table
+        table.last_token.copy_(saved[0])
+        table.states.copy_(saved[1])
+        slots, tokens = (torch.cat(parts) for parts in zip(*guessed, strict=True))
+        at = slots.clamp(min=0).long()
+        is_counted = (slots >= 0) & table.is_penalised[at]
+        table.counts.view(-1).index_add_(0, at * table.vocab_size + tokens, -is_counted.int())
+
     @property
     def states(self) -> Tensor:
         """fp32 [N, 2]: what tokens do not determine, after the tokens of the last `sample`; of rows that have it."""

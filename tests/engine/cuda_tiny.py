@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from isthmus.engine.config import ModelConfig
-from isthmus.engine.cuda.engine import CudaEngine, Sizes
+from isthmus.engine.cuda.engine import CudaEngine, Draft, Sizes
 from isthmus.engine.cuda.parts import CudaParts
 from isthmus.engine.cuda.pool import CudaKvPool
 from isthmus.engine.cuda.runtime import CudaRuntime, HostRuntime, Runtime
 from isthmus.engine.cuda.step_sizes import Ladder
 from isthmus.engine.kv_pool import bytes_per_block
-from isthmus.engine.load import load_model
+from isthmus.engine.load import Checkpoint, load_model
 from isthmus.engine.models.llama import Llama
 from isthmus.engine.sampler import Sampler
 from isthmus.tests.engine.tiny import BLOCK_SIZE, NUM_BLOCKS
@@ -37,11 +37,20 @@ def cuda_engine(
     captured: bool = True,
     pdl: bool = False,
     sampler: Sampler | None = None,
+    draft: Checkpoint | int | None = None,
 ) -> CudaEngine:
+    """`draft`: a model that guesses, or how many of the first layers do."""
     runtime, sizes = runtime_of(device), ModelConfig.from_hf(config)
     load_format = "dummy" if weights is None else "auto"
     model = load_model(sizes, weights, dtype, load_format, parts=CudaParts(pdl=pdl), device=runtime.device)
-    engine = engine_around(model, runtime, kv_dtype or dtype, draws=draws, pdl=pdl, sampler=sampler)
+    guessing = None
+    if isinstance(draft, int):
+        guessing = Draft(model.first_layers(draft), None)
+    elif draft is not None:
+        small = ModelConfig.from_hf(draft.config)
+        other = load_model(small, draft.weights, dtype, parts=CudaParts(pdl=pdl), device=runtime.device)
+        guessing = Draft(other, pool_for(small, runtime, dtype))
+    engine = engine_around(model, runtime, kv_dtype or dtype, draws=draws, pdl=pdl, sampler=sampler, draft=guessing)
     if captured:
         engine.capture(LADDER if draws else replace(LADDER, decode=(), single=(0,), drafted=()))
     return engine
@@ -58,9 +67,21 @@ def engine_around(
     draws: bool = True,
     pdl: bool = False,
     sampler: Sampler | None = None,
+    draft: Draft | None = None,
 ) -> CudaEngine:
     """Its pool holds only NaN: whatever reads a slot that no token was stored in shows."""
-    config = model.config
+    pool = pool_for(model.config, runtime, kv_dtype, num_blocks, block_size)
+    sizes = Sizes(8, max_num_batched_tokens, num_blocks * block_size, MAX_DRAFTS if draws else 0)
+    return CudaEngine(model, pool, runtime, sizes, draws=draws, pdl=pdl, sampler=sampler, draft=draft)
+
+
+def pool_for(
+    config: ModelConfig,
+    runtime: Runtime,
+    kv_dtype: torch.dtype,
+    num_blocks: int = NUM_BLOCKS,
+    block_size: int = BLOCK_SIZE,
+) -> CudaKvPool:
     shape: dict[str, Any] = {
         "num_layers": config.num_layers,
         "block_size": block_size,
@@ -71,5 +92,4 @@ def engine_around(
     memory = torch.empty(num_blocks * bytes_per_block(**shape), dtype=torch.uint8, device=runtime.device)
     pool = CudaKvPool(runtime, memory, num_blocks=num_blocks, **shape)
     pool.kv.view(torch.uint8).fill_(0xFF)  # NaN in every floating type
-    sizes = Sizes(8, max_num_batched_tokens, num_blocks * block_size, MAX_DRAFTS if draws else 0)
-    return CudaEngine(model, pool, runtime, sizes, draws=draws, pdl=pdl, sampler=sampler)
+    return pool

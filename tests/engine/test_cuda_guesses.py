@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 from isthmus.decode.sampler import Sampler
 from isthmus.engine.cuda.engine import CudaEngine
 from isthmus.engine.cuda.sampler import can_draw
-from isthmus.engine.plan import NOT_DRAWN, Draw, Plan, Row
+from isthmus.engine.load import Checkpoint
+from isthmus.engine.plan import DRAFT, NOT_DRAWN, Draw, Plan, Row
 from isthmus.tests.decode.test_sampler_isolation import guide
 from isthmus.tests.engine import tiny
 from isthmus.tests.engine.cuda_tiny import MAX_DRAFTS, cuda_engine
@@ -65,8 +67,18 @@ class Drawing:
             Draw(self.seq_id, first + turn, 0, None if turn else self.mask(first)) for turn in range(1 + len(guesses))
         ]
         tokens = (self.drawn[-1][0], *guesses)
+        history = [*PROMPT, *(one[0] for one in self.drawn)] if DRAFT in guesses else []
         table, follow = self.blocks(len(tokens), rng), self.follower(first) if self.mask(first) is not None else None
-        return Row(self.seq_id, tokens, self.start, table, tuple(draws), num_drafts=len(guesses), follow=follow)
+        return Row(
+            self.seq_id,
+            tokens,
+            self.start,
+            table,
+            tuple(draws),
+            num_drafts=len(guesses),
+            follow=follow,
+            history=history,
+        )
 
     def follower(self, position: int) -> "Callable[[int], Future[Any] | None]":
         def follow(token: int) -> "Future[Any] | None":
@@ -165,3 +177,54 @@ def test_more_guesses_than_captured_steps_have_room_for(engine: CudaEngine) -> N
     expected, _ = generate(engine, params, lambda sequence: ())
     got, _ = generate(engine, params, guesser(expected, 1, 1.0, MAX_DRAFTS))
     assert [[one[0] for one in drawn] for drawn in got] == [[one[0] for one in drawn] for drawn in expected]
+
+
+def asking(most: int) -> Guess:
+    """Now and then fewer guesses of the engine's, or none."""
+    rng = random.Random(most)
+    return lambda sequence: (DRAFT,) * (most if rng.random() < 0.7 else rng.randint(0, most))
+
+
+@pytest.fixture(scope="module", params=["first layer", "another", "itself"])
+def guessing(request: pytest.FixtureRequest, device: str, tmp_path_factory: pytest.TempPathFactory) -> CudaEngine:
+    config, small = tiny.llama(), tiny.llama(hidden_size=32, num_attention_heads=2, num_key_value_heads=1)
+    weights = tiny.save(tiny.reference_model(config), tmp_path_factory.mktemp("model"))
+    if request.param == "first layer":
+        draft: Checkpoint | int = 1
+    elif request.param == "itself":
+        draft = Checkpoint(config, weights)
+    else:
+        draft = Checkpoint(small, tiny.save(tiny.reference_model(small, seed=4), tmp_path_factory.mktemp("small")))
+    sampler = Sampler(tiny.VOCAB_SIZE, device)
+    engine = cuda_engine(config, weights, device, sampler=sampler, draft=draft)
+    engine.always_right = request.param == "itself"  # type: ignore[attr-defined]
+    return engine
+
+
+@pytest.mark.parametrize("most", [1, 3, MAX_DRAFTS])
+@pytest.mark.parametrize("seed", [None, 0, 1])
+def test_what_the_engine_guesses_changes_nothing(guessing: CudaEngine, seed: int | None, most: int) -> None:
+    drawn_here = [one for one in mixtures(3 * BATCH, seed or 0) if can_draw(one)]
+    params = SIMPLE if seed is None else drawn_here[:BATCH]
+    expected, _ = generate(guessing, params, lambda sequence: ())
+    got, num_right = generate(guessing, params, asking(most))
+    for one, other, asked in zip(expected, got, params, strict=True):
+        assert [token for token, _, _ in one] == [token for token, _, _ in other], asked
+        assert [len(state) for _, _, state in one] == [len(state) for _, _, state in other]
+    assert num_right > (20 if guessing.always_right else 0)  # type: ignore[attr-defined]
+
+
+def test_the_model_itself_is_always_right(device: str, tmp_path: Path) -> None:
+    config = tiny.llama()
+    weights = tiny.save(tiny.reference_model(config), tmp_path)
+    engine = cuda_engine(config, weights, device, draft=Checkpoint(config, weights))
+    params = [SamplingParams(temperature=0.0), SamplingParams(), SamplingParams(top_p=0.9)] * 2
+    num_steps: dict[int, int] = {}
+
+    def guess(sequence: Drawing) -> Sequence[int]:
+        num_steps[sequence.seq_id] = num_steps.get(sequence.seq_id, 0) + 1
+        return (DRAFT,) * MAX_DRAFTS
+
+    generate(engine, params, guess)
+    rows_unguided = [seq_id for seq_id in num_steps if seq_id % 3]
+    assert {num_steps[seq_id] for seq_id in rows_unguided} == {-(-(NUM_TOKENS - 1) // (1 + MAX_DRAFTS))}
