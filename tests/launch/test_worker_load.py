@@ -92,6 +92,8 @@ def test_the_engine_on_a_gpu_gets_what_the_options_say(engines: CudaEngines) -> 
         "max_model_len": 4096,
         "enforce_eager": True,
         "draws": True,
+        "speculation": OFF,
+        "draft": None,
     }
 
 
