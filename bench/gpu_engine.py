@@ -1,9 +1,11 @@
 """The engine on a GPU, with dummy weights: decode steps, prompts, offline throughput; beside the floor of this card.
 
-    python -m isthmus.bench.gpu_engine [--shape llama-8b|smollm-135m] [--only decode|sampling|prefill|offline]
+    python -m isthmus.bench.gpu_engine [--shape llama-8b|smollm-135m] [--only decode|sampling|prefill|offline|guesses]
 
 Decode: the wall time of a step while the next is always launched ahead, as a worker does it. Prefill: from launch to
-the last position's logits on the host. Offline: the decode worker's scheduler and engine without sockets, 512 prompts
+the last position's logits on the host. Guesses: a step that verifies so many for each sequence, which waits for the
+one before, and so do its peers without guesses; what speculation costs where nothing is right, and so what has to be
+right for it to pay. Offline: the decode worker's scheduler and engine without sockets, 512 prompts
 of 1024 random tokens, 256 answers of 256 tokens at a time. vLLM's column is vLLM 0.24.0 on an H100 80GB HBM3
 (CUDA graphs, async scheduling, FlashAttention 3, chunks of 8192), measured apart: compare it by its ratio to the floor.
 """
@@ -27,6 +29,7 @@ from ..engine.config import ModelConfig
 from ..engine.cuda.engine import CudaEngine
 from ..engine.cuda.load import Memory, load_cuda_engine
 from ..engine.plan import IN_FLIGHT, Draw, Plan, Row, SequenceSeed
+from ..engine.speculation_config import SpeculationConfig
 from ..wire.codec import pack_ids
 from ..wire.messages import Choice, Reserve, Tokens
 from ..wire.sampling import SamplingParams
@@ -87,6 +90,12 @@ DECODE_CASES = {
     "llama-8b": ((1, 1024), (8, 1024), (32, 1024), (64, 1024), (128, 1024), (256, 1024), (1, 32768), (8, 32768)),
     "smollm-135m": ((1, 1024), (8, 1024), (64, 1024), (256, 1024)),
 }
+GUESS_CASES = {
+    "llama-8b": ((1, 1024), (8, 1024), (32, 1024), (1, 32768), (8, 32768)),
+    "smollm-135m": ((1, 1024), (8, 1024), (32, 1024)),
+}
+MAX_DRAFTS = 4
+WHAT = ("decode", "sampling", "prefill", "offline")
 PREFILL_LENGTHS = {"llama-8b": (2048, 8192, 32768), "smollm-135m": (2048, 8192)}
 
 
@@ -147,6 +156,41 @@ class Bench:
         for seq_id in range(batch):
             self.engine.retire(seq_id)
         return 1e3 * statistics.median(b - a for a, b in pairwise(times)) / STEPS
+
+    def guesses(self) -> Iterator[dict[str, Any]]:
+        for batch, context in GUESS_CASES[self.shape]:
+            floor_s = self.floor.decode_s(batch, context + STEPS / 2)
+            for num_drafts in (0, MAX_DRAFTS // 2, MAX_DRAFTS):
+                ms = self.guess_ms(batch, context, num_drafts)
+                yield self.row("guesses", f"batch {batch}, context {context}, {num_drafts} guesses", ms, floor_s)
+
+    def guess_ms(self, batch: int, context: int, num_drafts: int) -> float:
+        """All wrong."""
+        blocks_each = -(-(context + WARM_UP + STEPS + num_drafts + 2) // BLOCK_SIZE)
+        assert batch * blocks_each <= self.engine.num_blocks, "the pool is too small for this case"
+        for seq_id in range(batch):
+            self.engine.admit(SequenceSeed(seq_id, PLAIN, (1, seq_id), tuple(range(context)), (5,), frozenset()))
+        tables = [list(range(i * blocks_each, (i + 1) * blocks_each)) for i in range(batch)]
+        tokens, times = [5] * batch, []
+        for step in range(WARM_UP + STEPS):
+            times.append(time.perf_counter())
+            draws = [[Draw(i, step + 1 + turn) for turn in range(1 + num_drafts)] for i in range(batch)]
+            rows = tuple(
+                Row(
+                    i,
+                    (tokens[i], *[(tokens[i] + turn) % 1000 for turn in range(num_drafts)]),
+                    context + step,
+                    tables[i],
+                    tuple(draws[i]),
+                    num_drafts=num_drafts,
+                )
+                for i in range(batch)
+            )
+            drawn = list(self.engine.launch(Plan(step, rows)).result().token_ids)
+            tokens = drawn[:: 1 + num_drafts]
+        for seq_id in range(batch):
+            self.engine.retire(seq_id)
+        return 1e3 * statistics.median(b - a for a, b in pairwise(times[WARM_UP:]))
 
     def prefill_s(self, length: int) -> float:
         chunk = min(length, self.engine.max_num_batched_tokens)
@@ -222,7 +266,7 @@ class Bench:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m isthmus.bench.gpu_engine", description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="llama-8b")
-    parser.add_argument("--only", choices=("decode", "sampling", "prefill", "offline"), action="append")
+    parser.add_argument("--only", choices=(*WHAT, "guesses"), action="append")
     parser.add_argument("--kv-cache-dtype", default="auto", choices=("auto", "fp8_e4m3", "fp8_e5m2"))
     parser.add_argument("--json", type=Path, help="also written there, a line a case")
     options = parser.parse_args(arguments)
@@ -231,11 +275,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     floor = Floor(ModelConfig.from_hf(SHAPES[options.shape]), measure_ceilings(torch.device("cuda")))
     torch.cuda.empty_cache()
-    engine = load(options.shape, options.kv_cache_dtype)
+    wanted = options.only or WHAT
+    engine = load(options.shape, options.kv_cache_dtype, MAX_DRAFTS if "guesses" in wanted else 0)
     bench = Bench(options.shape, engine, floor)
     print(f"{options.shape}, {torch.cuda.get_device_name()}, torch {torch.__version__}, KV {options.kv_cache_dtype}")
     print("\n| what | case | ms | floor ms | × floor | vLLM ms | vLLM / ours |\n|---|---|---|---|---|---|---|")
-    for what in options.only or ("decode", "sampling", "prefill", "offline"):
+    for what in wanted:
         for row in getattr(bench, what)():
             print(line(row), flush=True)
             if options.json:
@@ -244,7 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def load(shape: str, kv_cache_dtype: str) -> CudaEngine:
+def load(shape: str, kv_cache_dtype: str, max_drafts: int = 0) -> CudaEngine:
     start_s = time.perf_counter()
     engine, _ = load_cuda_engine(
         SHAPES[shape],
@@ -258,6 +303,7 @@ def load(shape: str, kv_cache_dtype: str) -> CudaEngine:
         max_num_seqs=256,
         max_num_batched_tokens=8192,
         max_model_len=None if shape != "llama-8b" else 40960,
+        speculation=SpeculationConfig("ngram", max_drafts) if max_drafts else None,
     )
     print(f"loaded in {time.perf_counter() - start_s:.1f} s, {engine.num_blocks} blocks", flush=True)
     fill(engine.kv)

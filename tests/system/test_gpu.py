@@ -37,6 +37,13 @@ ONE_GPU = {
     "1P1D on one GPU, shm": ("--prefill", "1", "--decode", "1", "--gpus", "0", "--kv-transport", "shm"),
     "1P1D on one GPU, eager": ("--prefill", "1", "--decode", "1", "--gpus", "0", "--enforce-eager"),
 }
+GUESSING = {
+    "ngram": ("--speculative-method", "ngram", "--num-speculative-tokens", "6"),
+    "first layers": ("--speculative-method", "first-layers", "--speculative-layers", "25"),
+    "itself": ("--speculative-model", str(demo_model_path())),
+}
+ONE_GPU |= {f"aggregated, {name}": (*ONE_GPU["aggregated"], *flags) for name, flags in GUESSING.items()}
+ONE_GPU |= {f"1P1D on one GPU, {name}": (*ONE_GPU["1P1D on one GPU"], *flags) for name, flags in GUESSING.items()}
 TWO_GPUS = {
     f"1P1D, {transport}": ("--prefill", "1", "--decode", "1", "--kv-transport", transport)
     for transport in ("cuda_ipc", "nccl", "zmq")
