@@ -67,6 +67,12 @@ class DraftPolicy:
             costs.plain_age = 0
             costs.quiet_steps += 1
 
+    def give_up(self, num_rows: int) -> None:
+        """The engine tries no guesses in such batches: nor does this, for a while."""
+        costs = self._of(num_rows)
+        costs.guess_s = max(costs.guess_s, costs.plain_s)
+        costs.quiet_steps = 0
+
     def _of(self, num_rows: int) -> _Costs:
         """Sizes up to 8 each have their own, above four share an octave."""
         shift = max(0, num_rows.bit_length() - 3)

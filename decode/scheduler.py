@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..engine.block_pool import BlockPool
 from ..engine.paged_prompt import hash_prompt, reserve_prompt
-from ..engine.plan import NOT_DRAWN, Plan, Result
+from ..engine.plan import NO_TOKEN, NOT_TRIED, Plan, Result
 from ..engine.step_meter import StepMeter
 from ..wire.codec import unpack_ids
 from ..wire.logprobs import TokenLogprobs, pack_logprobs
@@ -226,7 +226,8 @@ class DecodeScheduler:
         assert flight.plan is plan, "plans are applied in the order they were made"
         elapsed_s = self._meter.record(flight.start_s, now, flight.num_prompt_tokens)
         if self._speculation is not None and flight.decodes_only and elapsed_s > 0:
-            self._speculation.record(len(flight.decoding), flight.num_drafts, elapsed_s)
+            num_tried = flight.num_drafts - sum(token == NOT_TRIED for token in result.token_ids)
+            self._speculation.record(len(flight.decoding), flight.num_drafts, num_tried, elapsed_s)
         rows: list[TokenRow | None] = []
         for prompt, num_tokens in flight.chunks:
             prompt.pending -= 1
@@ -528,8 +529,9 @@ class DecodeScheduler:
     def _judge(self, sequence: Sequence, drawn: list[Drawn]) -> None:
         """Tells speculation how many guesses were right."""
         if self._speculation is not None and sequence.speculator is not None and sequence.num_drafts:
-            num_right = sum(token != NOT_DRAWN for token, _, _ in drawn) - 1
-            self._speculation.learn(sequence.speculator, sequence.num_drafts, num_right)
+            num_tried = sum(token != NOT_TRIED for token, _, _ in drawn) - 1
+            num_right = sum(token >= NO_TOKEN for token, _, _ in drawn) - 1
+            self._speculation.learn(sequence.speculator, num_tried, num_right)
 
     def _return_blocks(self, sequence: Sequence) -> None:
         """Those that only wrong guesses have used."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace as replace_struct
 
 from ..engine.block_pool import BlockPool
-from ..engine.plan import DRAFT, IN_FLIGHT, NO_TOKEN, NOT_DRAWN, Draw, Row, SequenceSeed
+from ..engine.plan import DRAFT, IN_FLIGHT, NO_TOKEN, Draw, Row, SequenceSeed
 from ..wire.block_hash import block_hashes
 from ..wire.logprobs import TokenLogprobs
 from ..wire.messages import FinishReason, TokenRow
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .speculator import Speculator
 
 Drawn = tuple[int, TokenLogprobs | None, bytes]
-"""A token, or NO_TOKEN or NOT_DRAWN; how likely it was, if that is asked; the sampler's state after it."""
+"""A token, or NO_TOKEN, NOT_DRAWN or NOT_TRIED; how likely it was, if that is asked; the sampler's state after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +191,7 @@ class Sequence:
     def take(self, drawn: Iterable[Drawn], pool: BlockPool, *, has_row: bool) -> TokenRow | None:
         """What a step drew for it, of a row of its own or of its prompt's. None if there is nothing to tell, or it
         cannot go on: then `error` says why. What a sequence drew that has ended in the meantime is discarded."""
-        made = list(takewhile(lambda one: one[0] != NOT_DRAWN, drawn))
+        made = list(takewhile(lambda one: one[0] >= NO_TOKEN, drawn))
         num_wrong = max(0, self.num_drafts + 1 - len(made)) if self.num_drafts else 0
         self.pending -= 1
         self.num_drafts = 0

@@ -45,7 +45,9 @@ class Speculation:
             budget -= speculator.wanted
 
     def learn(self, speculator: Speculator, num_drafts: int, num_right: int) -> None:
-        """Of a row's guesses, the first `num_right` were right."""
+        """Of a row's guesses that were tried, the first `num_right` were right."""
+        if not num_drafts:
+            return
         speculator.acceptance.learn(num_drafts, num_right)
         self.num_drafts += 1
         self.num_draft_tokens += num_drafts
@@ -54,6 +56,9 @@ class Speculation:
             map(sum, zip_longest(self.num_accepted_per_position, right, fillvalue=0))
         )
 
-    def record(self, num_rows: int, num_drafts: int, elapsed_s: float) -> None:
-        """What a step without prompts took."""
-        self._policy.record(num_rows, num_drafts, elapsed_s)
+    def record(self, num_rows: int, num_drafts: int, num_tried: int, elapsed_s: float) -> None:
+        """What a step without prompts took, and how many of its guesses the engine tried."""
+        if num_drafts and not num_tried:
+            self._policy.give_up(num_rows)
+        else:
+            self._policy.record(num_rows, num_tried, elapsed_s)

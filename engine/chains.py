@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..wire.logprobs import TokenLogprobs
 from .guesses import Guesses
-from .plan import NOT_DRAWN, Draw, Result, Row, ShippedDraw
+from .plan import NOT_DRAWN, NOT_TRIED, Draw, Result, Row, ShippedDraw
 from .sampler import Sampler
 
 Drawn = tuple[int, TokenLogprobs | None, bytes]
@@ -63,10 +63,11 @@ def draw_chains(sampler: Sampler, logits: Tensor, chains: Sequence[Chain]) -> li
     return drawn
 
 
-def to_result(drawn: Sequence[Sequence[Drawn]], num_planned: Sequence[int]) -> Result:
+def to_result(chains: Sequence[Chain], drawn: Sequence[Sequence[Drawn]], num_planned: Sequence[int]) -> Result:
     """Of chains for which so many draws were planned."""
-    missing: Drawn = (NOT_DRAWN, None, b"")
     flat: list[Drawn] = []
-    for made, count in zip(drawn, num_planned, strict=True):
-        flat += [*made, *[missing] * (count - len(made))]
+    for chain, made, count in zip(chains, drawn, num_planned, strict=True):
+        num_tried = 1 if chain.guesses is None else 1 + chain.guesses.num_tried
+        flat += made
+        flat += [(NOT_DRAWN, None, b"")] * (num_tried - len(made)) + [(NOT_TRIED, None, b"")] * (count - num_tried)
     return Result([one[0] for one in flat], {}, [one[1] for one in flat], [one[2] for one in flat])

@@ -112,4 +112,4 @@ class _Draft:
 
     @property
     def guesses(self) -> Guesses:
-        return Guesses(tuple(self._token_ids), tuple(self._draws))
+        return Guesses(tuple(self._token_ids), tuple(self._draws), num_refused=int(self._blocked))

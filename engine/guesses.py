@@ -15,6 +15,12 @@ class Guesses:
     """No more than its sequence's grammar allows, so perhaps fewer than its `num_drafts`."""
     draws: tuple[Draw, ...]
     """The row's, with their masks."""
+    num_refused: int = 0
+    """Guesses that the grammar did not allow: the first of them counts, what comes after was not tried."""
+
+    @property
+    def num_tried(self) -> int:
+        return len(self.token_ids) + self.num_refused
 
     def reaches(self, index: int, last_drawn: int) -> bool:
         """Whether draw `index` is made, if the one before it was made and gave `last_drawn`."""
@@ -39,7 +45,7 @@ def followed(row: Row, token_ids: Sequence[int]) -> Guesses:
     for index, token_id in enumerate(token_ids):
         mask = row.follow(token_id)
         if mask is None:
-            return Guesses(token_ids[:index], tuple(draws))
+            return Guesses(token_ids[:index], tuple(draws), num_refused=1)
         draws[index + 1] = replace(draws[index + 1], mask=mask)
     return Guesses(token_ids, tuple(draws))
 

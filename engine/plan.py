@@ -27,6 +27,9 @@ DRAFT = -2
 NOT_DRAWN = -2
 """In `Result.token_ids`: of a position after a wrong guess."""
 
+NOT_TRIED = -3
+"""In `Result.token_ids`: of a position after a guess that the engine left out, as it may."""
+
 Follow = Callable[[int], "Future[Any] | None"]
 """Takes in the next guess of a row: gives the mask of the draw after it, as `Draw.mask`; None if that guess is not
 allowed to come, so that the row ends before it."""
@@ -120,7 +123,7 @@ class Plan:
 @dataclass(frozen=True, slots=True)
 class Result:
     token_ids: Sequence[int]
-    """One sampled id, NO_TOKEN or NOT_DRAWN, for each of `Plan.draws`, in that order."""
+    """One sampled id, NO_TOKEN, NOT_DRAWN or NOT_TRIED, for each of `Plan.draws`, in that order."""
     logits: dict[int, Any] = field(default_factory=dict)
     """Of rows with `keep_logits`: seq_id -> fp32 [vocab]."""
     logprobs: Sequence[TokenLogprobs | None] = ()

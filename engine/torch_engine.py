@@ -68,7 +68,9 @@ class TorchEngine:
             logits = torch.cat((logits, *(part.logits[None] for part in plan.shipped)))
         drawn = draw_chains(self._sampler, logits, chains)
         self._last = {chain.draws[0].seq_id: made[-1][0] for chain, made in zip(chains, drawn, strict=True)}
-        return to_result(drawn, [size for row in plan.rows for size in _chain_sizes(row)] + [1] * _num_shipped(plan))
+        return to_result(
+            chains, drawn, [size for row in plan.rows for size in _chain_sizes(row)] + [1] * _num_shipped(plan)
+        )
 
     def _compute(self, rows: Sequence[Row]) -> Tensor:
         """Stores the rows' KV; the hidden state, before the head, of the positions of each row whose logits are

@@ -22,7 +22,7 @@ from ...wire.logprobs import TokenLogprobs
 from ..draft_progress import DraftProgress
 from ..guesses import Guesses, followed, with_guesses
 from ..models.llama import Llama
-from ..plan import DRAFT, IN_FLIGHT, NOT_DRAWN, Draw, Plan, Result, Row, SequenceSeed
+from ..plan import DRAFT, IN_FLIGHT, NOT_DRAWN, NOT_TRIED, Draw, Plan, Result, Row, SequenceSeed
 from ..sampler import Sampler
 from .attention import AttentionState, Chunks, StepAttention
 from .drawn_states import DrawnStates, StatesPart
@@ -59,8 +59,11 @@ class Draft:
 
 KEPT_OF_GUESSES = 64
 """Logits kept for logprobs where rows have guesses, at least; more are asked for without guesses."""
-NO_PLACE = -1
-"""Of a draw that was not made."""
+NO_PLACE, REFUSED = -1, -2
+"""Of draws that were not made, as their guess was not tried, or not allowed."""
+
+
+_MISSING = {NO_PLACE: NOT_TRIED, REFUSED: NOT_DRAWN}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ class Step:
     tokens: np.ndarray
     """int32, of all draws as they were made, once `wait` has returned."""
     order: Sequence[int]
-    """Where the draws of the plan stand in `tokens`, or NO_PLACE."""
+    """Where the draws of the plan stand in `tokens`, or NO_PLACE, or REFUSED."""
     guesses: Sequence[tuple[int, Guesses]] = ()
     """Of rows that have some, with the number of their first draw."""
     proposed: np.ndarray | None = None
@@ -89,9 +92,7 @@ class Step:
     def result(self) -> Result:
         self.wait()
         order = self.order
-        token_ids = [
-            NOT_DRAWN if place == NO_PLACE else token for place, token in zip(order, self._tokens, strict=True)
-        ]
+        token_ids = [_MISSING.get(place, token) for place, token in zip(order, self._tokens, strict=True)]
         for first, guesses in self._known_guesses():
             for index in range(1, 1 + len(guesses.token_ids)):
                 if not guesses.reaches(index, token_ids[first + index - 1]):
@@ -675,5 +676,6 @@ def _places(plan: Plan, is_single: Sequence[bool], grid: Grid) -> tuple[list[int
         else:
             made = range(place, place + (1 if row.num_drafts else len(row.draws)))
             place = made.stop
-        order += [*made, *[NO_PLACE] * (len(row.draws) - len(made))]
+        refused = [REFUSED] * (guessed.num_refused if single and guessed is not None else 0)
+        order += [*made, *refused, *[NO_PLACE] * (len(row.draws) - len(made) - len(refused))]
     return [*order, *range(place, place + sum(len(part.draws) for part in plan.shipped))], guesses

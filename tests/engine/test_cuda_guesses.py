@@ -14,7 +14,7 @@ from isthmus.decode.sampler import Sampler
 from isthmus.engine.cuda.engine import CudaEngine
 from isthmus.engine.cuda.sampler import can_draw
 from isthmus.engine.load import Checkpoint
-from isthmus.engine.plan import DRAFT, NOT_DRAWN, Draw, Plan, Row
+from isthmus.engine.plan import DRAFT, NO_TOKEN, Draw, Plan, Row
 from isthmus.tests.decode.test_sampler_isolation import guide
 from isthmus.tests.engine import tiny
 from isthmus.tests.engine.cuda_tiny import MAX_DRAFTS, cuda_engine
@@ -116,7 +116,7 @@ def generate(engine: CudaEngine, params: Sequence[SamplingParams], guess: Guess)
         rows = [s.row(guess(s), rng) for s in live]
         drawn = engine.launch(Plan(step, tuple(rows))).result().drawn
         for sequence, row in zip(live, rows, strict=True):
-            made = [one for one in (next(drawn) for _ in row.draws) if one[0] != NOT_DRAWN]
+            made = [one for one in (next(drawn) for _ in row.draws) if one[0] >= NO_TOKEN]
             sequence.drawn += made
             num_right += len(made) - 1
     for sequence in sequences:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from isthmus.decode.sampler import Sampler
 from isthmus.engine.load import Checkpoint
-from isthmus.engine.plan import DRAFT, NOT_DRAWN, Draw, Plan, Row, SequenceSeed
+from isthmus.engine.plan import DRAFT, NO_TOKEN, Draw, Plan, Row, SequenceSeed
 from isthmus.engine.speculation_config import SpeculationConfig
 from isthmus.engine.torch_engine import TorchEngine
 from isthmus.tests.engine.tiny import VOCAB_SIZE, engine_of, llama, prompt, reference_model, save
@@ -53,7 +53,7 @@ def generate(
         draws = tuple(Draw(0, len(drawn) + index) for index in range(1 + len(guesses)))
         history = tokens if DRAFT in guesses else ()
         row = Row(0, (tokens[-1], *guesses), len(tokens) - 1, TABLE, draws, num_drafts=len(guesses), history=history)
-        made = [one for one in engine.launch(Plan(len(drawn), (row,))).result().drawn if one[0] != NOT_DRAWN]
+        made = [one for one in engine.launch(Plan(len(drawn), (row,))).result().drawn if one[0] >= NO_TOKEN]
         drawn += made
         num_right += len(made) - 1
     engine.retire(0)
