@@ -24,6 +24,8 @@ class Model:
     resolved: ResolvedModel
     config: ModelConfig
     load_format: Literal["auto", "dummy"]
+    draft: "Model | None" = None
+    """The smaller model that guesses for it, in the same worker: their needs add up."""
 
     @property
     def path(self) -> Path:
@@ -38,7 +40,8 @@ class Model:
     def facts(self, dtype: str) -> ModelFacts:
         groups = self.layout(dtype)
         elements = sum(2 * len(group.layer_ids) * group.num_kv_heads * group.head_dim for group in groups)
-        return ModelFacts(self.config.max_position_embeddings, elements * NUM_DTYPE_BYTES[dtype])
+        kv_bytes = 0 if self.draft is None else self.draft.facts(dtype).kv_bytes_per_token
+        return ModelFacts(self.config.max_position_embeddings, elements * NUM_DTYPE_BYTES[dtype] + kv_bytes)
 
     def layout(self, dtype: str) -> tuple[CacheGroup, ...]:
         return tuple(CacheGroup(**group) for group in self.config.layout(dtype))
@@ -54,8 +57,9 @@ class Model:
     def footprint(self, dtype: str) -> Footprint:
         """`dtype` is that of weights and activations. Logits are fp32, and sampling holds a copy and an order."""
         config, num_bytes = self.config, NUM_DTYPE_BYTES[dtype]
+        draft_bytes = 0 if self.draft is None else self.draft.footprint(dtype).weight_bytes
         return Footprint(
-            weight_bytes=num_parameters(config) * num_bytes,
+            weight_bytes=num_parameters(config) * num_bytes + draft_bytes,
             bytes_per_batched_token=(6 * config.hidden_size + 3 * config.intermediate_size) * num_bytes,
             bytes_per_seq=3 * config.vocab_size * 4,
         )

@@ -24,7 +24,7 @@ from .model import Model, find_model, served_names
 from .process import ProcessSpec
 from .resolve import GPU_TRANSPORTS, ConfigError, Resolved, max_model_len, refuse_on_cpu, resolve
 from .speculation import resolve_speculation, to_options
-from .speculative_model import settle_speculation
+from .speculative_model import settle_speculation, with_draft
 from .supervisor import GaveUp, StopOnSignals, Supervisor
 from .threads import thread_environment
 from .workers import WorkerPlan, plan_workers
@@ -75,7 +75,7 @@ def settle(config: ServeConfig, hardware: Hardware, folder: Path) -> Settled:
     load_format = "dummy" if engine.engine == "fake" else model.load_format
     found = find_model(replace(model, load_format=load_format))
     speculation = settle_speculation(speculation, found)
-    workers, length = fit(found, config, resolved)
+    workers, length = fit(with_draft(found, speculation), config, resolved)
     names = config.http.served_model_name or served_names(model.model)
     address = config.routing.worker_address or f"ipc://{folder}/router"
     settled = replace(

@@ -25,6 +25,11 @@ def settle_speculation(speculation: SpeculationConfig, target: Model) -> Specula
             return with_layers(speculation, target.config.num_layers)
 
 
+def with_draft(model: Model, speculation: SpeculationConfig) -> Model:
+    """The model, with what guesses for it where that is another. Raises ConfigError."""
+    return replace(model, draft=find_draft(speculation, model)) if speculation.method == "draft" else model
+
+
 def find_draft(speculation: SpeculationConfig, target: Model) -> Model:
     """The smaller model. Raises ConfigError unless it is there, of a supported kind, and has `target`'s tokenizer."""
     try:

@@ -12,7 +12,7 @@ from .hardware import probe
 from .limits import StepLimits
 from .model import Model, find_model
 from .resolve import ConfigError, check_model_len, kv_cache_memory, max_model_len, num_blocks
-from .speculative_model import find_draft, settle_speculation
+from .speculative_model import settle_speculation, with_draft
 from .worker_place import WorkerPlace
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ class Loader:
         """Raises ConfigError if it cannot be loaded here."""
         found = find_model(replace(self.config.model, model=model))
         speculation = settle_speculation(self.speculation, found)
+        if self.draws:
+            found = with_draft(found, speculation)
         try:
             gpu = self.place.gpu
             return self._on_gpu(found, gpu, speculation) if gpu else self._on_cpu(found, speculation)
@@ -84,7 +86,7 @@ class Loader:
             phrases=phrases,
             sampler=self._sampler(model, phrases, f"cuda:{gpu.index}") if self.draws else None,
             speculation=speculation if self.draws else None,
-            draft=self._draft(model, speculation),
+            draft=self._draft(model),
         )
         kv_dtype = dtype if device.kv_cache_dtype == "auto" else device.kv_cache_dtype
         return Loaded(engine, model.fingerprint(options.block_size, kv_dtype, "torch"), length, tokenizer)
@@ -161,17 +163,14 @@ class Loader:
             sampler=self._sampler(model, phrases),
             num_blocks=num_blocks,
             speculation=speculation if self.draws else None,
-            draft=self._draft(model, speculation),
+            draft=self._draft(model),
         )
 
-    def _draft(self, model: Model, speculation: "SpeculationConfig") -> "Checkpoint | None":
+    def _draft(self, model: Model) -> "Checkpoint | None":
         """The smaller model, where one guesses."""
         from ..engine.load import Checkpoint
 
-        if not self.draws or speculation.method != "draft":
-            return None
-        draft = find_draft(speculation, model)
-        return Checkpoint(draft.resolved.config(), draft.path)
+        return None if model.draft is None else Checkpoint(model.draft.resolved.config(), model.draft.path)
 
     def _fake_engine(self, model: Model, num_blocks: int) -> "Engine":
         from ..engine.fake_engine import FakeEngine

@@ -6,7 +6,7 @@ from isthmus.engine.speculation_config import SpeculationConfig
 from isthmus.launch.config import ModelOptions
 from isthmus.launch.model import Model, find_model
 from isthmus.launch.resolve import ConfigError
-from isthmus.launch.speculative_model import find_draft, settle_speculation
+from isthmus.launch.speculative_model import find_draft, settle_speculation, with_draft
 from isthmus.tests.helpers import demo_model_path
 
 DEMO = str(demo_model_path())
@@ -53,3 +53,11 @@ def test_what_needs_no_model_has_its_layers_decided(demo: Model) -> None:
     )
     assert settle_speculation(SpeculationConfig("ngram"), demo) == SpeculationConfig("ngram")
     assert settle_speculation(SpeculationConfig(), demo) == SpeculationConfig()
+
+
+def test_a_draft_model_takes_memory_beside_its_model(demo: Model) -> None:
+    both = with_draft(demo, SpeculationConfig("draft", model=DEMO))
+    for dtype in ("float32", "bfloat16"):
+        assert both.facts(dtype).kv_bytes_per_token == 2 * demo.facts(dtype).kv_bytes_per_token
+        assert both.footprint(dtype).weight_bytes == 2 * demo.footprint(dtype).weight_bytes
+    assert with_draft(demo, SpeculationConfig("ngram")) == demo
