@@ -6,6 +6,7 @@ Both give the unnormalised output [ROWS, D], the maximum of the scores in base 2
 import triton
 import triton.language as tl
 
+from .decode_queries import seen_by_queries
 from .dispatch import INTERPRETED
 
 COMPILED = tl.constexpr(not INTERPRETED)
@@ -45,9 +46,17 @@ def first_blocks(table, first_key, context, BLOCK_SIZE: tl.constexpr, TILE: tl.c
 @triton.jit
 def _reweigh(scores, seen, top):
     """Weights [ROWS, TILE] = exp2(score − new top), what earlier weights decay by and the new top, both [ROWS]."""
-    scores = tl.where(seen[None, :], scores, -float("inf"))
+    scores = tl.where(seen, scores, -float("inf"))
     new_top = tl.maximum(top, tl.max(scores, 1))
     return tl.exp2(scores - new_top[:, None]), tl.exp2(top - new_top), new_top
+
+
+@triton.jit
+def _folded(weights, SUMS: tl.constexpr):
+    """[ROWS, SUMS], a thread's own weights added up: of [ROWS, TILE], many rows' are too many registers."""
+    if weights.shape[1] > SUMS:
+        weights = tl.sum(weights.reshape([weights.shape[0], weights.shape[1] // SUMS, SUMS]), 1)
+    return weights
 
 
 @triton.jit
@@ -59,8 +68,10 @@ def attend(
     first_key,  # of the first tile
     lower,  # keys lower … context − 1 are seen
     context,
+    contexts,  # [ROWS], of each query; None if that is the context of all
     num_tiles,
     qk_scale,
+    WINDOW: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -74,7 +85,8 @@ def attend(
     # Finite, so that a tile without a key (of padding) subtracts no infinities.
     top = tl.full([ROWS], -1.0e30, tl.float32)
     # Summed over keys once, at the end: a sum across warps costs barriers.
-    sums = tl.zeros([ROWS, TILE], tl.float32)
+    SUMS: tl.constexpr = TILE if contexts is None else min(TILE, 32)
+    sums = tl.zeros([ROWS, SUMS], tl.float32)
     for _ in tl.range(0, num_tiles):
         seen = (key >= lower) & (key < context)
         mask = seen[:, None] & (dim < HEAD_DIM)
@@ -86,8 +98,9 @@ def attend(
         block = tl.load(table + key // BLOCK_SIZE, mask=key < context, other=0)
 
         scores = tl.dot(q, k.to(q.dtype).T, input_precision="ieee") * qk_scale  # [ROWS, TILE]
-        weights, decay, top = _reweigh(scores, seen, top)
-        sums = sums * decay[:, None] + weights
+        visible = seen[None, :] if contexts is None else seen_by_queries(key - TILE, contexts, WINDOW)
+        weights, decay, top = _reweigh(scores, visible, top)
+        sums = sums * decay[:, None] + _folded(weights, SUMS)
         acc = tl.dot(weights.to(q.dtype), v.to(q.dtype), acc * decay[:, None], input_precision="ieee")
     return acc, top, tl.sum(sums, 1)
 
@@ -118,8 +131,10 @@ def attend_fp8(
     first_key,
     lower,
     context,
+    contexts,
     num_tiles,
     qk_scale,
+    WINDOW: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -143,7 +158,8 @@ def attend_fp8(
     even = tl.zeros([ROWS, D // 2], tl.float32)
     odd = tl.zeros([ROWS, D // 2], tl.float32)
     top = tl.full([ROWS], -1.0e30, tl.float32)
-    sums = tl.zeros([ROWS, TILE], tl.float32)
+    SUMS: tl.constexpr = TILE if contexts is None else min(TILE, 32)
+    sums = tl.zeros([ROWS, SUMS], tl.float32)
     for _ in tl.range(0, num_tiles):
         seen = (key >= lower) & (key < context)
         mask = seen[:, None] & (word < WORDS)
@@ -155,8 +171,9 @@ def attend_fp8(
 
         k_even, k_odd = _halves(k, E4M3)
         scores = tl.dot(q_odd, k_odd.T, tl.dot(q_even, k_even.T)) * row_scale  # [ROWS, TILE]
-        weights, decay, top = _reweigh(scores, seen, top)
-        sums = sums * decay[:, None] + weights
+        visible = seen[None, :] if contexts is None else seen_by_queries(key - TILE, contexts, WINDOW)
+        weights, decay, top = _reweigh(scores, visible, top)
+        sums = sums * decay[:, None] + _folded(weights, SUMS)
         v_even, v_odd = _halves(v, E4M3)
         even = tl.dot(weights.to(tl.float16), v_even, even * decay[:, None])
         odd = tl.dot(weights.to(tl.float16), v_odd, odd * decay[:, None])

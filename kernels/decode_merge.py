@@ -3,34 +3,36 @@
 import triton
 import triton.language as tl
 
+from .decode_queries import num_queries, query_offsets
+
 
 @triton.jit
 def _merge(
-    partials,  # pointer to this head's in slot 0
+    partials,  # pointer to this program's in slot 0
     log_sums,
     first_slot,  # of the first part; part p after it has slot 2p
     last_part,
-    NUM_HEADS: tl.constexpr,
-    GROUP: tl.constexpr,
+    SLOT: tl.constexpr,
+    QUERIES: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PARTS: tl.constexpr,
-    GROUP_PAD: tl.constexpr,
+    QUERIES_PAD: tl.constexpr,
     D: tl.constexpr,
 ):
-    """Output [GROUP_PAD, D] of a row's parts, whose outputs count as much as the sums of their weights."""
-    head, dim = tl.arange(0, GROUP_PAD), tl.arange(0, D)
-    acc = tl.zeros([GROUP_PAD, D], tl.float32)
-    top = tl.full([GROUP_PAD], -1.0e30, tl.float32)
-    total = tl.zeros([GROUP_PAD], tl.float32)
+    """Output [QUERIES_PAD, D] of a row's parts, whose outputs count as much as the sums of their weights."""
+    query, dim = tl.arange(0, QUERIES_PAD), tl.arange(0, D)
+    acc = tl.zeros([QUERIES_PAD, D], tl.float32)
+    top = tl.full([QUERIES_PAD], -1.0e30, tl.float32)
+    total = tl.zeros([QUERIES_PAD], tl.float32)
     first_part = first_slot // 2
     for start in tl.range(first_part, last_part + 1, PARTS):
         part = start + tl.arange(0, PARTS)
-        slot = tl.where(part == first_part, first_slot, part * 2) * NUM_HEADS
-        row = head[:, None] + slot[None, :]  # [GROUP_PAD, PARTS]: parts within a thread, where they are summed
-        mask = (head < GROUP)[:, None] & (part <= last_part)[None, :]
+        slot = tl.where(part == first_part, first_slot, part * 2) * SLOT
+        row = query[:, None] + slot[None, :]  # [QUERIES_PAD, PARTS]: parts within a thread, where they are summed
+        mask = (query < QUERIES)[:, None] & (part <= last_part)[None, :]
         # Past the L1 cache, which may hold what lay there before.
         logs = tl.load(log_sums + row, mask=mask, other=-float("inf"), cache_modifier=".cg")
-        outputs = tl.load(  # [GROUP_PAD, PARTS, D]
+        outputs = tl.load(  # [QUERIES_PAD, PARTS, D]
             partials + row[:, :, None] * HEAD_DIM + dim[None, None, :],
             mask=mask[:, :, None] & (dim < HEAD_DIM)[None, None, :],
             other=0.0,
@@ -53,30 +55,36 @@ def share(
     log_sums,
     arrival,
     out_row,
+    first_token,
+    out_token_stride,
     out_head_stride,
     slot,
     first_slot,
     last_part,
-    NUM_HEADS: tl.constexpr,
+    SLOT: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    TOKENS: tl.constexpr,
+    RUN: tl.constexpr,
     MERGED_PARTS: tl.constexpr,
-    GROUP_PAD: tl.constexpr,
+    QUERIES_PAD: tl.constexpr,
 ):
     """Leaves what a part makes of a row in its slot; the last part of the row to arrive merges them and starts over."""
     ROWS: tl.constexpr = output.shape[0]
     D: tl.constexpr = output.shape[1]
-    head, merged_head, dim = tl.arange(0, ROWS), tl.arange(0, GROUP_PAD), tl.arange(0, D)[None, :]
-    row = slot * NUM_HEADS + head  # [ROWS]
-    of_group = (head < GROUP)[:, None] & (dim < HEAD_DIM)
-    tl.store(partials + row[:, None] * HEAD_DIM + dim, output, mask=of_group)
-    tl.store(log_sums + row, log_sum, mask=head < GROUP)
+    QUERIES: tl.constexpr = GROUP * TOKENS
+    query, merged_query, dim = tl.arange(0, ROWS), tl.arange(0, QUERIES_PAD), tl.arange(0, D)[None, :]
+    row = slot * SLOT + query  # [ROWS]
+    of_queries = (query < QUERIES)[:, None] & (dim < HEAD_DIM)
+    tl.store(partials + row[:, None] * HEAD_DIM + dim, output, mask=of_queries)
+    tl.store(log_sums + row, log_sum, mask=query < QUERIES)
     # All warps have stored before one of them announces it, and releases what it has seen.
     tl.debug_barrier()
     if tl.atomic_add(arrival, 1, sem="acq_rel") == last_part - first_slot // 2:
         tl.store(arrival, 0)
         merged = _merge(
-            partials, log_sums, first_slot, last_part, NUM_HEADS, GROUP, HEAD_DIM, MERGED_PARTS, GROUP_PAD, D
+            partials, log_sums, first_slot, last_part, SLOT, QUERIES, HEAD_DIM, MERGED_PARTS, QUERIES_PAD, D
         )
-        of_merged = (merged_head < GROUP)[:, None] & (dim < HEAD_DIM)
-        tl.store(out_row + merged_head[:, None] * out_head_stride + dim, merged, mask=of_merged)
+        of_merged = (merged_query < num_queries(first_token, GROUP, TOKENS, RUN))[:, None] & (dim < HEAD_DIM)
+        offsets = query_offsets(merged_query, first_token, out_token_stride, out_head_stride, GROUP, RUN)
+        tl.store(out_row + offsets[:, None] + dim, merged, mask=of_merged)

@@ -2,11 +2,13 @@
 
 It is launched as the engine launches it, programmatically where the GPU can. Runs follow one another, so each may ask
 for its first KV while the one ahead ends; beside that stand runs that follow the rotation of their own layer's Q and K,
-as in a model, and a kernel that reads the same KV by the same partition and makes nothing of it.
+as in a model, and a kernel that reads the same KV by the same partition and makes nothing of it. Beside runs of tokens,
+as drafts are verified in, stand their tokens as rows of their own, and their last tokens alone.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -46,6 +48,13 @@ WIDE_CONFIGS = {
 NARROW_CONFIGS = {
     "tile 64, 2 warps, 4 stages, 3 per SM": DecodeConfig(64, 2, 4, 3, min_tiles=2),
     "tile 64, 4 warps, 4 stages, 2 per SM": DecodeConfig(64, 4, 4, 2, min_tiles=2),
+}
+# Of runs. The first two are the same kernel.
+RUN_CONFIGS = {
+    "parts of 1 tile or more": DecodeConfig(64, 4, 3, 2, min_tiles=1),
+    "parts of 4 tiles or more": DecodeConfig(64, 4, 3, 2, min_tiles=4),
+    "tile 64, 4 warps, 4 stages, 2 per SM": DecodeConfig(64, 4, 4, 2, min_tiles=2, max_queries=32),
+    "programs of up to 32 queries": DecodeConfig(64, 4, 3, 2, min_tiles=2, max_queries=32),
 }
 
 
@@ -93,6 +102,7 @@ class Shape:
     num_kv_heads: int = 8
     head_dim: int = 128
     kv_dtype: torch.dtype = torch.bfloat16
+    run_length: int = 1
 
     @property
     def kv_bytes(self) -> int:
@@ -100,7 +110,7 @@ class Shape:
 
     @property
     def num_flops(self) -> int:
-        return 4 * sum(self.contexts) * self.num_heads * self.head_dim
+        return 4 * sum(self.contexts) * self.num_heads * self.head_dim * self.run_length
 
 
 LLAMA = [
@@ -110,6 +120,14 @@ LLAMA = [
     Shape("Llama-8B, batch 64, context 1088, e4m3", [1088] * 64, kv_dtype=torch.float8_e4m3fn),
 ]
 SMOLLM2 = [Shape(f"SmolLM2-135M, batch {batch}, context 1024, bf16", [1024] * batch, 9, 3, 64) for batch in (1, 64)]
+RUNS = [
+    *(
+        Shape(f"Llama-8B, batch {batch}, context {context}, runs of 5, bf16", [context] * batch, run_length=5)
+        for context in (1088, 32768)
+        for batch in (1, 8, 32)
+    ),
+    Shape("Llama-8B, batch 8, context 1088, runs of 16, bf16", [1088] * 8, run_length=16),
+]
 
 
 class Step:
@@ -128,8 +146,10 @@ class Step:
         for row, own in enumerate(blocks.split(counts)):
             self.tables[row, : len(own)] = own
         self.rows = torch.arange(batch, dtype=torch.int32, device=device)
-        self.positions = torch.tensor(shape.contexts, dtype=torch.int32, device=device) - 1
-        self.q = torch.randn(batch, shape.num_heads, shape.head_dim, device=device, dtype=torch.bfloat16)
+        self.positions = torch.tensor(shape.contexts, dtype=torch.int32, device=device) - shape.run_length
+        # Of runs, all first tokens come first.
+        q = torch.randn(shape.run_length, batch, shape.num_heads, shape.head_dim, device=device, dtype=torch.bfloat16)
+        self.q = q.transpose(0, 1) if shape.run_length > 1 else q[0]
         num_heads = shape.num_heads + 2 * shape.num_kv_heads
         self.qkv = torch.randn(batch, num_heads * shape.head_dim, device=device, dtype=torch.bfloat16)
         self.cos_sin = torch.rand(max(shape.contexts), 2, shape.head_dim // 2, device=device)
@@ -140,12 +160,33 @@ class Step:
     def workspace(self, config: DecodeConfig | None = None) -> DecodeWorkspace:
         shape = self.shape
         heads = (shape.num_heads, shape.num_kv_heads, shape.head_dim)
-        workspace = decode_workspace(len(shape.contexts), *heads, shape.kv_dtype, self.device, config=config)
+        workspace = decode_workspace(
+            len(self.rows), *heads, shape.kv_dtype, self.device, run_length=shape.run_length, config=config
+        )
         self.partition(workspace)
         return workspace
 
     def partition(self, workspace: DecodeWorkspace) -> None:
-        partition_decode(self.rows, self.positions, workspace=workspace)
+        partition_decode(self.rows, self.positions, workspace=workspace, run_length=self.shape.run_length)
+
+    def single(self) -> "Step":
+        """With the last token of each run alone."""
+        step = copy(self)
+        step.shape = replace(self.shape, run_length=1)
+        step.positions = self.positions + (self.shape.run_length - 1)
+        step.q, step.out = self.q[:, -1], torch.empty_like(self.q[:, -1])
+        return step
+
+    def unrolled(self) -> "Step":
+        """With each token of a run as a row of its own."""
+        step, run_length = copy(self), self.shape.run_length
+        step.shape = replace(self.shape, run_length=1)
+        step.rows = self.rows.repeat(run_length)
+        nth = torch.arange(run_length, dtype=torch.int32, device=self.device)
+        step.positions = (nth[:, None] + self.positions).flatten()
+        step.q = self.q.transpose(0, 1).flatten(0, 1)
+        step.out = torch.empty_like(step.q)
+        return step
 
     def attention(self, layer: Tensor, workspace: DecodeWorkspace, pdl: bool, q: Tensor | None = None) -> Tensor:
         inputs = (self.q if q is None else q, layer, self.tables, self.rows, self.positions)
@@ -212,6 +253,8 @@ def cases(device: torch.device) -> Iterator[KernelCase]:
         yield _case(Step(shape, device), configs)
     for shape in SMOLLM2:
         yield _case(Step(shape, device), NARROW_CONFIGS)
+    for shape in RUNS:
+        yield _run_case(Step(shape, device))
     for batch in (1, 64, 256):
         yield _partition_case(Step(Shape("", [1088] * batch), device))
 
@@ -224,6 +267,23 @@ def _case(step: Step, configs: dict[str, DecodeConfig]) -> KernelCase:
     if shape.kv_dtype == torch.bfloat16:
         peers["rope_store alone"] = step.rotations()
         peers["rope_store and this"] = step.runs_after_rotation()
+    return KernelCase(
+        op="paged_decode_attention",
+        shape=shape.name,
+        runs=step.runs(),
+        num_bytes=shape.kv_bytes,
+        num_flops=shape.num_flops,
+        peers=peers,
+        check=step.check,
+        tolerance=4e-3,
+    )
+
+
+def _run_case(step: Step) -> KernelCase:
+    shape = step.shape
+    peers: dict[str, Sequence[Run]] = {name: step.runs(config) for name, config in RUN_CONFIGS.items()}
+    peers["each token a row"] = step.unrolled().runs()
+    peers["one token a run"] = step.single().runs()
     return KernelCase(
         op="paged_decode_attention",
         shape=shape.name,

@@ -20,10 +20,18 @@ class AttentionState:
     """What the attention of every step of an engine shares."""
 
     def __init__(
-        self, config: ModelConfig, pool: CudaKvPool, cos_sin: Tensor, block_tables: Tensor, max_batch: int, *, pdl: bool
+        self,
+        config: ModelConfig,
+        pool: CudaKvPool,
+        cos_sin: Tensor,
+        block_tables: Tensor,
+        max_batch: int,
+        max_turns: int = 1,
+        *,
+        pdl: bool,
     ) -> None:
         """`cos_sin` fp32 [max_positions, 2, head_dim / 2]; `block_tables` int32 [R, max_blocks]. At most `max_batch`
-        rows of one token in a step."""
+        rows that are drawn for in a step, of up to `max_turns` tokens."""
         self.config, self.pool, self.pdl = config, pool, pdl
         self.cos_sin, self.block_tables = cos_sin, block_tables
         self.scale = config.head_dim**-0.5
@@ -36,6 +44,7 @@ class AttentionState:
                 pool.kv.dtype,
                 pool.kv.device,
                 window=window,
+                run_length=max_turns,
             )
             for window in dict.fromkeys(config.windows)
         }
@@ -57,7 +66,8 @@ class Chunks:
 
 @dataclass(frozen=True, slots=True)
 class StepAttention:
-    """See models.llama.Attention. Tokens 0 … num_single − 1 are rows of one token, the others lie in `chunks`."""
+    """See models.llama.Attention. Tokens 0 … num_single − 1 are rows that are drawn for: `num_turns` consecutive tokens
+    of each, turn by turn (see Grid), some of them padding. The others lie in `chunks`."""
 
     state: AttentionState
     rows: Tensor
@@ -66,19 +76,47 @@ class StepAttention:
     num_single: int
     chunks: Chunks | None = None
     num_turns: int = 1
-    """The first `num_single` tokens are so many consecutive ones of each row, turn by turn (see Grid)."""
+    lengths: Tensor | None = None
+    """int32 [num_single / num_turns]: tokens of each row, where that is not one."""
+
+    @classmethod
+    def of(
+        cls,
+        state: AttentionState,
+        rows: Tensor,
+        positions: Tensor,
+        num_single: int,
+        chunks: Chunks | None = None,
+        num_turns: int = 1,
+    ) -> "StepAttention":
+        lengths = None
+        if num_turns > 1:
+            lengths = (rows[:num_single].view(num_turns, -1) >= 0).sum(0, dtype=torch.int32).clamp(min=1)
+        return cls(state, rows, positions, num_single, chunks, num_turns, lengths)
+
+    @property
+    def num_rows(self) -> int:
+        """Of those that are drawn for."""
+        return self.num_single // self.num_turns
 
     def begin(self) -> None:
         """Before the first layer, which begins with an ordinary launch: see CudaParts."""
-        n = self.num_single
-        if n:
-            for workspace in self.state.workspaces.values():
-                partition_decode(self.rows[:n], self.positions[:n], workspace=workspace)
+        n = self.num_rows
+        for workspace in self.state.workspaces.values() if n else ():
+            partition_decode(
+                self.rows[:n],
+                self.positions[:n],
+                workspace=workspace,
+                run_length=self.num_turns,
+                lengths=self.lengths,
+            )
 
     def attend(self, layer_id: int, qkv: Tensor, head_norm: HeadNorm | None) -> Tensor:
         q = self._rotate_and_store(layer_id, qkv, head_norm)
         if self.chunks is None:
-            return self._attend_single(layer_id, q, torch.empty_like(q)).flatten(1)
+            out = torch.empty_like(q)
+            self._attend_single(layer_id, q, out)
+            return out.flatten(1)
         if not self.num_single:
             return self._attend_chunks(layer_id, self.chunks, q, None).flatten(1)
         out, n = torch.empty_like(q), self.num_single
@@ -102,9 +140,11 @@ class StepAttention:
             pdl=state.pdl,
         )
 
-    def _attend_single(self, layer_id: int, q: Tensor, out: Tensor) -> Tensor:
-        state, n, window = self.state, self.num_single, self.state.config.windows[layer_id]
-        return paged_decode_attention(
+    def _attend_single(self, layer_id: int, q: Tensor, out: Tensor) -> None:
+        state, n, window = self.state, self.num_rows, self.state.config.windows[layer_id]
+        if self.num_turns > 1:
+            q, out = (tokens.unflatten(0, (self.num_turns, n)).transpose(0, 1) for tokens in (q, out))
+        paged_decode_attention(
             q,
             state.pool.layers[layer_id],
             state.block_tables,
@@ -112,6 +152,7 @@ class StepAttention:
             self.positions[:n],
             scale=state.scale,
             workspace=state.workspaces[window],
+            lengths=self.lengths,
             window=window,
             out=out,
             pdl=state.pdl,

@@ -168,7 +168,8 @@ class CudaEngine:
             pool,
             model.rope.table(max_blocks * pool.block_size).to(device),
             self._sequences.block_tables,
-            num_draws,
+            max(1, num_slots),
+            1 + sizes.max_drafts,
             pdl=pdl,
         )
         max_tokens = sizes.max_num_seqs * (1 + sizes.max_drafts) + sizes.max_num_batched_tokens
@@ -190,21 +191,20 @@ class CudaEngine:
         self._ladder = NOTHING_CAPTURED
         self._graphs: dict[StepSize, Callable[[], None]] = {}
         self._proposals: dict[StepSize, Callable[[], None]] = {}
-        self._proposer = None if draft is None else self._make_proposer(draft, num_draws, max_blocks)
+        self._proposer = None if draft is None else self._make_proposer(draft, max_blocks)
         self._host_proposed = [runtime.pinned(num_draws) for _ in range(2)]
         self._num_steps = 0
         self._has_aside = False
 
-    def _make_proposer(self, draft: Draft, num_draws: int, max_blocks: int) -> DeviceProposer:
+    def _make_proposer(self, draft: Draft, max_blocks: int) -> DeviceProposer:
         assert self._sampler is not None
-        attention, progress = self._attention, None
+        attention, progress, num_slots = self._attention, None, self._sizes.max_num_seqs
         if draft.pool is not None:
             device, model = self._runtime.device, draft.model
             table = model.rope.table(max_blocks * draft.pool.block_size).to(device)
             pdl, tables = self._attention.pdl, self._sequences.block_tables
-            attention = AttentionState(model.config, draft.pool, table, tables, num_draws, pdl=pdl)
+            attention = AttentionState(model.config, draft.pool, table, tables, num_slots, 2, pdl=pdl)
             progress = DraftProgress(draft.pool.num_blocks, draft.pool.block_size, num_redone=1)
-        num_slots = self._sizes.max_num_seqs
         return DeviceProposer(
             draft.model, attention, self._runtime, self._sequences, self._sampler, num_slots, progress
         )
@@ -357,7 +357,7 @@ class CudaEngine:
             starts, ends = self._chunk_inputs.tensors
             chunks = Chunks(starts, size.num_chunk_tokens, self._sizes.max_model_len)
             wanted = torch.cat((self._inputs.counting[:n], ends))
-        attention = StepAttention(self._attention, inputs.rows, inputs.positions, n, chunks, 1 + size.num_drafts)
+        attention = StepAttention.of(self._attention, inputs.rows, inputs.positions, n, chunks, 1 + size.num_drafts)
         attention.begin()
         logits = self._model.forward_embedded(self._embed(inputs), wanted, attention)
         self._draw_grid(logits, inputs, size.num_single, 1 + size.num_drafts)
@@ -390,7 +390,7 @@ class CudaEngine:
                 runs,
             )
             wanted = to_device(self._runtime, np.array(ends, np.int64))
-        attention = StepAttention(self._attention, inputs.rows, inputs.positions, n, described, grid.num_turns)
+        attention = StepAttention.of(self._attention, inputs.rows, inputs.positions, n, described, grid.num_turns)
         attention.begin()
         hidden = self._model.hidden(self._embed(inputs), wanted, attention)
         logits = self._model.head(hidden[:num_ends]) if num_ends else self._chunk_logits[:0]

@@ -112,7 +112,7 @@ class DeviceProposer:
             positions = torch.cat((positions - 1, positions)).clamp(min=0)
             rows = torch.cat((rows, rows))
             wanted = torch.arange(num_rows, 2 * num_rows, device=rows.device)
-        attention = StepAttention(self._attention, rows, positions, len(rows), None, num_turns)
+        attention = StepAttention.of(self._attention, rows, positions, len(rows), None, num_turns)
         attention.begin()
         return self._model.forward_embedded(x, wanted, attention)
 
@@ -146,7 +146,7 @@ class DeviceProposer:
         ]
         starts = to_device(self._runtime, np.array([0, *ends], np.int32))
         longest = max(run.start + run.num_tokens for run in runs)
-        attention = StepAttention(
+        attention = StepAttention.of(
             self._attention, inputs.rows, inputs.positions, 0, Chunks(starts, max(lengths), longest, runs)
         )
         attention.begin()
