@@ -14,6 +14,7 @@ MAX_CHUNKS = 16
 """Chunks of a captured step."""
 DRAFTED_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """Of steps with guesses. Batches beyond are bound by arithmetic, which guesses add to."""
+SLOW_TOKENS = (3, 4)
 CAPTURED_FLOPS = 40e12
 """Up to so many operations in the linear layers (some 55 ms on an H100, the host's cost of 32 layers being 35 ms) a
 step with chunks is captured."""
@@ -52,7 +53,7 @@ class Ladder:
     @property
     def sizes(self) -> list[StepSize]:
         decode = [StepSize(n, 0) for n in self.decode]
-        drafted = [StepSize(n, 0, k) for n in self.drafted for k in self.drafts]
+        drafted = [StepSize(n, 0, k) for n in self.drafted for k in self._drafts_of(n)]
         return decode + drafted + [StepSize(n, tokens) for n in self.single for tokens in self.chunk_tokens]
 
     def fit_drafted(self, num_rows: int, num_drafts: int) -> StepSize | None:
@@ -60,7 +61,12 @@ class Ladder:
         rows = _at_least(self.drafted, num_rows)
         if rows is None or not self.drafts:
             return None
-        return StepSize(rows, 0, _at_least(self.drafts, num_drafts) or self.drafts[-1])
+        drafts = self._drafts_of(rows)
+        return StepSize(rows, 0, _at_least(drafts, num_drafts) or drafts[-1])
+
+    def _drafts_of(self, num_rows: int) -> Sequence[int]:
+        """Three and four tokens take longer than five (H200, 8B: 6.0 and 5.3 ms), which cuBLAS multiplies."""
+        return [k for k in self.drafts if num_rows * (1 + k) not in SLOW_TOKENS] or self.drafts
 
     def fit(self, num_single: int, num_chunk_tokens: int, num_chunks: int) -> StepSize | None:
         """The smallest that holds such a step; None if none does."""

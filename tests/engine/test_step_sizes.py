@@ -41,3 +41,29 @@ def test_steps_that_take_long_are_not_captured() -> None:
     big = make_ladder(draws=False, max_num_seqs=8, max_num_batched_tokens=8192, num_weights=70_000_000_000)
     assert big.fit(0, 257, 1) is None
     assert NOTHING_CAPTURED.fit(1, 0, 0) is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "guesses", "size"),
+    [
+        (1, 1, StepSize(1, 0, 4)),
+        (2, 1, StepSize(2, 0, 2)),
+        (5, 3, StepSize(6, 0, 4)),
+        (64, 16, StepSize(64, 0, 6)),
+        (65, 1, None),
+    ],
+)
+def test_steps_with_guesses(rows: int, guesses: int, size: StepSize | None) -> None:
+    ladder = make_ladder(
+        draws=True, max_num_seqs=100, max_num_batched_tokens=2048, num_weights=7_500_000_000, max_drafts=6
+    )
+    assert ladder.drafts == [2, 4, 6]
+    assert ladder.fit_drafted(rows, guesses) == size
+    assert size is None or size in ladder.sizes
+    assert not any(one.num_drafts and one.num_tokens in (3, 4) for one in ladder.sizes)
+
+
+def test_a_single_guess_is_captured_whatever_it_takes() -> None:
+    ladder = make_ladder(draws=True, max_num_seqs=8, max_num_batched_tokens=64, num_weights=10**6, max_drafts=1)
+    assert [size for size in ladder.sizes if size.num_drafts][:3] == [StepSize(n, 0, 1) for n in (1, 2, 3)]
+    assert LADDER.fit_drafted(1, 1) is None
