@@ -6,31 +6,52 @@ for each size of the batch; a step of each kind is tried now and then, the rarer
 """
 
 import math
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from statistics import median
 
-SMOOTHING = 0.2
-"""Weight of the newest measurement."""
-REFRESH_STEPS = 256
+NUM_SAMPLES = 5
+"""Of each measurement the median of so many counts: a step that was held up once says nothing."""
+FIRST_PLAIN_STEPS = 3
+"""Without guesses, before any are made."""
+REFRESH_STEPS = 64
 """After which a step without guesses is measured again."""
-PROBE_GUESSES = 2
-FIRST_PROBE_STEPS, LAST_PROBE_STEPS = 16, 1024
+LEAST_RATE = 0.02
+"""A guess that is right less often is not made, however little it seems to take."""
+FIRST_PROBE_STEPS, LAST_PROBE_STEPS = 32, 1024
 """Steps between two tries of guesses that do not pay."""
+
+
+def _samples() -> "deque[float]":
+    return deque(maxlen=NUM_SAMPLES)
 
 
 @dataclass(slots=True)
 class _Costs:
-    """Of batches of one size."""
+    """Of batches of one size, in seconds."""
 
-    plain_s: float = 0.0
-    """A step without guesses; 0: not known."""
+    plain: "deque[float]" = field(default_factory=_samples)
+    """Steps without guesses."""
     plain_age: int = 0
-    """Steps since that was measured."""
-    guess_s: float = 0.0
-    """What a guess adds."""
+    """Steps since the last of those."""
+    guess: "deque[float]" = field(default_factory=_samples)
+    """What a guess added, less than nothing included."""
     quiet_steps: int = 0
     """Since guesses were made."""
     probe_steps: int = FIRST_PROBE_STEPS
+
+    @property
+    def is_known(self) -> bool:
+        return len(self.plain) >= FIRST_PLAIN_STEPS and self.plain_age < REFRESH_STEPS
+
+    @property
+    def plain_s(self) -> float:
+        return median(self.plain)
+
+    @property
+    def guess_s(self) -> float:
+        return max(0.0, median(self.guess)) if self.guess else 0.0
 
 
 class DraftPolicy:
@@ -42,35 +63,32 @@ class DraftPolicy:
         rows that have none."""
         num_rows = len(rates) + num_others
         costs = self._of(num_rows)
-        if not any(limits) or not costs.plain_s or costs.plain_age >= REFRESH_STEPS:
+        if not any(limits) or not costs.is_known:
             return [0] * len(rates)
         wanted = _worthwhile(rates, limits, costs, num_rows)
         if any(wanted):
             costs.probe_steps = FIRST_PROBE_STEPS
         elif costs.quiet_steps >= costs.probe_steps:
             costs.probe_steps = min(2 * costs.probe_steps, LAST_PROBE_STEPS)
-            wanted = [min(PROBE_GUESSES, limit) for limit in limits]
+            wanted = [min(1, limit) for limit in limits]
         return wanted
 
     def record(self, num_rows: int, num_drafts: int, elapsed_s: float) -> None:
         """What a step took that computed nothing but these rows and guesses."""
         costs = self._of(num_rows)
-        if num_drafts:
-            guess_s = max(0.0, elapsed_s - costs.plain_s) / num_drafts
-            # A guess that takes very long once, as when a draft model catches up, is not to end them all.
-            ceiling = max(2 * costs.guess_s, costs.plain_s)
-            costs.guess_s += SMOOTHING * (min(guess_s, ceiling) - costs.guess_s)
-            costs.plain_age += 1
-            costs.quiet_steps = 0
-        else:
-            costs.plain_s += (SMOOTHING if costs.plain_s else 1.0) * (elapsed_s - costs.plain_s)
+        if not num_drafts:
+            costs.plain.append(elapsed_s)
             costs.plain_age = 0
             costs.quiet_steps += 1
+        elif costs.plain:
+            costs.guess.append((elapsed_s - costs.plain_s) / num_drafts)
+            costs.plain_age += 1
+            costs.quiet_steps = 0
 
     def give_up(self, num_rows: int) -> None:
         """The engine tries no guesses in such batches: nor does this, for a while."""
         costs = self._of(num_rows)
-        costs.guess_s = max(costs.guess_s, costs.plain_s)
+        costs.guess.extend([costs.plain_s] * NUM_SAMPLES)
         costs.quiet_steps = 0
 
     def _of(self, num_rows: int) -> _Costs:
@@ -83,7 +101,7 @@ def _worthwhile(rates: Sequence[float], limits: Sequence[int], costs: _Costs, nu
     """The pace grows by the guesses, and with it what a guess must give: twice around is close enough."""
     tokens_per_s, wanted = num_rows / costs.plain_s, list(limits)
     for _ in range(2):
-        least = costs.guess_s * tokens_per_s
+        least = max(LEAST_RATE, costs.guess_s * tokens_per_s)
         wanted = [_longest(rate, limit, least) for rate, limit in zip(rates, limits, strict=True)]
         num_tokens = num_rows + sum(map(_expected, rates, wanted))
         tokens_per_s = max(tokens_per_s, num_tokens / (costs.plain_s + costs.guess_s * sum(wanted)))
@@ -92,8 +110,6 @@ def _worthwhile(rates: Sequence[float], limits: Sequence[int], costs: _Costs, nu
 
 def _longest(rate: float, limit: int, least: float) -> int:
     """The most guesses of which the last is right with probability `least` or more."""
-    if least <= 0:
-        return limit
     return min(limit, max(0, math.floor(math.log(least) / math.log(rate)))) if least < 1 else 0
 
 

@@ -1,0 +1,212 @@
+"""A decode worker without its sockets: its scheduler and engine in this process, and how long their steps take.
+
+Steps run as in engine/worker.py: an engine that overlaps has the next one launched before the last is taken in. Only
+steps without prompts are measured, from the end of the step before to their own.
+"""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Protocol
+
+from ..decode.guidance import Guides
+from ..decode.scheduler import DecodeScheduler
+from ..decode.speculation import Speculation
+from ..engine.block_pool import BlockPool
+from ..engine.plan import Handle, Plan, SequenceSeed
+from ..wire.codec import pack_ids
+from ..wire.messages import Choice, Declined, Failed, Reserve, Tokens
+from ..wire.sampling import SamplingParams
+
+MAX_BATCHED_TOKENS = 2048
+REST_S = 0.001
+"""Slept while a grammar is compiled."""
+
+
+class StepEngine(Protocol):
+    """What is needed of plan.Engine."""
+
+    @property
+    def num_blocks(self) -> int: ...
+
+    @property
+    def block_size(self) -> int: ...
+
+    @property
+    def overlaps(self) -> bool: ...
+
+    def launch(self, plan: Plan) -> Handle: ...
+
+    def admit(self, seed: SequenceSeed) -> None: ...
+
+    def retire(self, seq_id: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    prompt_ids: Sequence[int]
+    params: SamplingParams
+    """With a seed and max_tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Sums over steps without prompts; guesses are those of all steps."""
+
+    num_steps: int = 0
+    num_rows: int = 0
+    """Of sequences: one a sequence and step."""
+    num_tokens: int = 0
+    elapsed_s: float = 0.0
+    row_s: float = 0.0
+    """What sequences waited, together: each step counts once for each of them."""
+    num_drafts: int = 0
+    """Rows with guesses that the engine tried."""
+    num_guesses: int = 0
+    num_accepted: int = 0
+
+    def __add__(self, other: "Steps") -> "Steps":
+        return Steps(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(Steps)))
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of one sequence, the mean over its time: 1 / ITL. 0 where nothing was measured."""
+        return self.num_tokens / self.row_s if self.row_s else 0.0
+
+    @property
+    def step_s(self) -> float:
+        return self.elapsed_s / self.num_steps if self.num_steps else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    outputs: list[list[int]]
+    """Of each request, the tokens drawn."""
+    steps: Steps
+
+
+@dataclass(slots=True)
+class BatchDecoder:
+    """Lives as long as a worker does: what it has learnt of guesses, and cached of prompts, it keeps between runs."""
+
+    engine: StepEngine
+    max_num_seqs: int
+    max_model_len: int
+    speculation: Speculation | None = None
+    guides: Guides | None = None
+    eos_ids: Sequence[int] = ()
+    _scheduler: DecodeScheduler = field(init=False)
+    _outputs: dict[int, list[int]] = field(init=False, default_factory=dict)
+    """By placement."""
+    _open: set[int] = field(init=False, default_factory=set)
+    _num_placements: int = field(init=False, default=0)
+    _flying: Handle | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        self._scheduler = DecodeScheduler(
+            BlockPool(self.engine.num_blocks, self.engine.block_size),
+            epoch="bench",
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=MAX_BATCHED_TOKENS,
+            max_model_len=self.max_model_len,
+            guides=self.guides,
+            speculation=self.speculation,
+        )
+
+    def run(self, requests: Sequence[Request], batch: int) -> Run:
+        """Answers all, `batch` of them at a time. Raises RuntimeError if one is not served."""
+        first, waiting = self._num_placements, deque(requests)
+        guessed, steps = self._guessed(), Steps()
+        end_s = time.monotonic()
+        while waiting or self._open:
+            while waiting and len(self._open) < batch:
+                self._place(waiting.popleft())
+            done, num_tokens = self._turn()
+            start_s, end_s = end_s, time.monotonic()
+            if done is not None and only_decodes(done):
+                steps += _measured(done, num_tokens, end_s - start_s)
+        self._turn()  # ended sequences may stand in a step that was launched ahead
+        outputs = [self._outputs.pop(placement) for placement in range(first, self._num_placements)]
+        return Run(outputs, steps + _difference(self._guessed(), guessed))
+
+    def check(self) -> None:
+        """Raises AssertionError if something is left of the requests."""
+        assert self._scheduler.empty
+        self._scheduler.check()
+
+    def _place(self, request: Request) -> None:
+        placement, num_tokens = self._num_placements, len(request.prompt_ids)
+        self._num_placements += 1
+        self._outputs[placement] = []
+        self._open.add(placement)
+        reserve = Reserve(
+            placement,
+            str(placement),
+            pack_ids(request.prompt_ids),
+            (Choice(0),),
+            request.params,
+            prompt_index=0,
+            cost_blocks=-(-num_tokens // self.engine.block_size),
+            remote=False,
+            eos_ids=tuple(self.eos_ids),
+        )
+        self._scheduler.on_reserve(reserve, time.monotonic())
+
+    def _turn(self) -> tuple[Plan | None, int]:
+        """Once around the worker's loop: the plan that was taken in, if any, and how many tokens it gave."""
+        flying = self._flying
+        plan = self._scheduler.plan(time.monotonic(), flying.plan if flying else None)
+        self._carry_out()
+        ahead = self.engine.launch(plan) if plan else None
+        done = flying if self.engine.overlaps else ahead
+        if done is not None:
+            self._scheduler.apply(done.plan, done.result(), time.monotonic())
+        self._flying = ahead if self.engine.overlaps else None
+        num_tokens = self._carry_out()
+        if plan is None and done is None:
+            time.sleep(REST_S)
+        return (None if done is None else done.plan), num_tokens
+
+    def _carry_out(self) -> int:
+        """The scheduler's effects; how many tokens there were among them."""
+        effects = self._scheduler.take_effects()
+        for seq_id in effects.retire:
+            self.engine.retire(seq_id)
+        for seed in effects.admit:
+            self.engine.admit(seed)
+        num_tokens = 0
+        for message in effects.messages:
+            match message:
+                case Tokens():
+                    num_tokens += self._take(message)
+                case Failed() | Declined():
+                    raise RuntimeError(f"a request was not served: {message}")
+        return num_tokens
+
+    def _take(self, message: Tokens) -> int:
+        for row in message.rows:
+            self._outputs[row.placement] += row.token_ids
+            if row.finish_reason is not None:
+                self._open.remove(row.placement)
+        return sum(len(row.token_ids) for row in message.rows)
+
+    def _guessed(self) -> Steps:
+        """Guesses so far."""
+        if (one := self.speculation) is None:
+            return Steps()
+        return Steps(num_drafts=one.num_drafts, num_guesses=one.num_draft_tokens, num_accepted=one.num_accepted_tokens)
+
+
+def only_decodes(plan: Plan) -> bool:
+    """Whether no prompt is computed: the first token comes from a prompt's last row."""
+    return all(row.draws and row.draws[0].position for row in plan.rows)
+
+
+def _measured(plan: Plan, num_tokens: int, elapsed_s: float) -> Steps:
+    num_rows = len(plan.rows)
+    return Steps(1, num_rows, num_tokens, elapsed_s, num_rows * elapsed_s)
+
+
+def _difference(after: Steps, before: Steps) -> Steps:
+    return Steps(*(getattr(after, one.name) - getattr(before, one.name) for one in fields(Steps)))

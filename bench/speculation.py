@@ -1,0 +1,218 @@
+"""Speculation beside none: inter-token latency and acceptance, for each method, kind of task and size of the batch.
+
+A decode worker's scheduler and engine, without sockets, answer the same requests for each method, in alternating order.
+Speculation decides for itself how much to guess, and goes on learning from case to case, as a worker's does. Steps
+with prompts in them are left out. Last come random prompts at a high temperature, where nothing can be guessed: what
+speculation costs there.
+
+`--sampler` measures instead how much of a step drawing and masks take where all of four guesses are right.
+"""
+
+import argparse
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+
+import torch
+
+from ..decode.guidance import make_guides
+from ..engine.speculation_config import Method, SpeculationConfig
+from ..launch.config import ModelOptions
+from ..launch.model import find_model
+from ..text.tokenizer import Tokenizer
+from .batch_decoder import BatchDecoder, Request, Run, Steps
+from .report import command_line, cpu_model, versions
+from .sampled_text import TASKS
+from .sampler_share import HEADER as SAMPLER_HEADER
+from .sampler_share import measure_shares
+from .speculation_engines import EngineMaker
+from .speculation_tasks import RANDOM_TEMPERATURE, Asker
+
+METHODS: tuple[Method, ...] = ("ngram", "first-layers")
+MAX_SLOWDOWN = 1.03
+RANDOM_TOKENS = 32
+"""A round: short ones alternate often, so that a disturbance hits all methods."""
+MIN_ROOM_TOKENS = 64
+"""For answers to random prompts and those that show what drawing takes."""
+MIN_REQUESTS = 2
+"""Of a case, at any batch: a task's kinds of prompt."""
+WARM_TOKENS = 12
+HEADER = (
+    "| prompts | T | batch | method | tok/s a sequence | ms a step | tokens a row | guessed a row | right | "
+    "right a guessing row | ÷ off | of rounds | ≥ 1 ÷ 1.03 | same output |\n|" + 14 * "---|"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    task: str
+    temperature: float
+    batch: int
+    rounds: Sequence[Sequence[Request]]
+
+
+@dataclass(slots=True)
+class Measured:
+    """Of one method in one case."""
+
+    rounds: list[Steps] = field(default_factory=list)
+    outputs: list[list[int]] = field(default_factory=list)
+
+    def add(self, run: Run) -> None:
+        self.rounds.append(run.steps)
+        self.outputs += run.outputs
+
+    @property
+    def steps(self) -> Steps:
+        return sum(self.rounds, Steps())
+
+    def ratio(self, off: "Measured") -> float:
+        """Of paces, over all rounds; 0 where nothing was measured."""
+        return pace_ratio(self.steps, off.steps)
+
+    def spread(self, off: "Measured") -> str:
+        """The ratio's lowest and highest over rounds: how far to trust it."""
+        ratios = [pace_ratio(mine, its) for mine, its in zip(self.rounds, off.rounds, strict=True)]
+        return f"{min(ratios):.2f}–{max(ratios):.2f}" if len(ratios) > 1 else "–"
+
+
+def cases(asker: Asker, options: argparse.Namespace) -> Iterator[Case]:
+    for temperature, task, batch in product(options.temperatures, options.tasks, options.batches):
+        requests = asker.requests(task, max(batch, MIN_REQUESTS), temperature, options.tokens)
+        yield Case(task, temperature, batch, [requests] * options.repeats)
+    for batch in options.batches:
+        rounds = [asker.random_requests(batch, RANDOM_TOKENS, seed) for seed in range(options.random_rounds)]
+        if rounds:
+            yield Case("random", RANDOM_TEMPERATURE, batch, rounds)
+
+
+def warm(decoders: dict[str, BatchDecoder], asker: Asker, batches: Sequence[int]) -> None:
+    """Every size of step has run, and what guesses cost is known of it, before anything is measured."""
+    for decoder, batch in product(decoders.values(), batches):
+        decoder.run(asker.requests("edit", batch, 0.0, WARM_TOKENS), batch)
+
+
+def measure(case: Case, decoders: dict[str, BatchDecoder], *, backwards: bool) -> dict[str, Measured]:
+    """Of each method, by name; they take turns in one order, then in the other."""
+    found = {name: Measured() for name in decoders}
+    for requests in case.rounds:
+        for name in reversed(decoders) if backwards else decoders:
+            found[name].add(decoders[name].run(requests, case.batch))
+        backwards = not backwards
+    return found
+
+
+def lines(case: Case, found: dict[str, Measured]) -> Iterator[str]:
+    """Of the table, a line a method; `off` is the first."""
+    off = found["off"]
+    for name, one in found.items():
+        steps = one.steps
+        what = f"{case.task} | {case.temperature:g} | {case.batch} | {name}"
+        pace = f"{steps.tokens_per_s:.1f} | {1e3 * steps.step_s:.2f} | {share(steps.num_tokens, steps.num_rows)}"
+        if name == "off":
+            yield f"| {what} | {pace} | | | | | | | |"
+            continue
+        guessed, right = share(steps.num_guesses, steps.num_rows), share(steps.num_accepted, steps.num_guesses)
+        right_a_row, ratio = share(steps.num_accepted, steps.num_drafts), one.ratio(off)
+        compared = f"{ratio:.2f} × | {one.spread(off)} | {'met' if ratio * MAX_SLOWDOWN >= 1 else 'missed'}"
+        same = f"{num_same(one.outputs, off.outputs)} of {len(off.outputs)}"
+        yield f"| {what} | {pace} | {guessed} | {right} | {right_a_row} | {compared} | {same} |"
+
+
+def pace_ratio(mine: Steps, other: Steps) -> float:
+    return mine.tokens_per_s / other.tokens_per_s if other.tokens_per_s else 0.0
+
+
+def share(part: float, whole: float) -> str:
+    return f"{part / whole:.2f}" if whole else "–"
+
+
+def num_same(outputs: Sequence[Sequence[int]], others: Sequence[Sequence[int]]) -> int:
+    return sum(mine == other for mine, other in zip(outputs, others, strict=True))
+
+
+def compare(maker: EngineMaker, asker: Asker, options: argparse.Namespace) -> None:
+    """Prints the table, line by line."""
+    decoders = {"off": maker.decoder(SpeculationConfig())}
+    for method in options.methods:
+        decoders[method] = maker.decoder(config_of(method, options), fixed=options.fixed)
+    warm(decoders, asker, options.batches)
+    print(f"\n{HEADER}", flush=True)
+    for number, case in enumerate(cases(asker, options)):
+        for line in lines(case, measure(case, decoders, backwards=number % 2 == 1)):
+            print(line, flush=True)
+    for decoder in decoders.values():
+        decoder.check()
+
+
+def config_of(method: Method, options: argparse.Namespace) -> SpeculationConfig:
+    layers = options.layers if method == "first-layers" else None
+    model = options.speculative_model if method == "draft" else None
+    return SpeculationConfig(method, options.guesses, model, layers)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options, start_s, load = parse(arguments), time.monotonic(), os.getloadavg()[0]
+    torch.set_num_threads(options.threads)
+    model = find_model(ModelOptions(options.model))
+    tokenizer = Tokenizer.from_folder(model.resolved.folder)
+    asker = Asker(model.resolved.folder, tokenizer)
+    guides = make_guides(tokenizer, model.config.vocab_size)
+    max_num_seqs = options.sampler_batch if options.sampler else max(*options.batches, MIN_REQUESTS)
+    length = asker.longest_prompt(max_num_seqs) + max(options.tokens, MIN_ROOM_TOKENS)
+    maker = EngineMaker(model, tokenizer, options.device, max_num_seqs, length, guides)
+    print(f"```\n{command_line()}\n```\n{Path(model.resolved.source).name}, {maker.dtype}, {device(options)}, ", end="")
+    print(f"{versions(['torch', 'llguidance'])}; at most {options.guesses} guesses, ", end="")
+    print("always as many" if options.fixed else "as many as pay", end="")
+    print(f"; load average {load:.2f} before the run", flush=True)
+    if options.sampler:
+        print(f"\n{SAMPLER_HEADER}", flush=True)
+        for line in measure_shares(maker, asker, options.sampler_batch, options.guesses):
+            print(line, flush=True)
+    else:
+        compare(maker, asker, options)
+    if guides is not None:
+        guides.close()
+    print(f"\n{time.monotonic() - start_s:.0f} s in all")
+
+
+def device(options: argparse.Namespace) -> str:
+    return f"{cpu_model()}, {options.threads} threads" if options.device == "cpu" else torch.cuda.get_device_name()
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m isthmus.bench.speculation", description=__doc__)
+    parser.add_argument("--model", help="MODEL; default: the demo model")
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=(*METHODS, "draft"))
+    parser.add_argument("--speculative-model", metavar="MODEL", help="of draft")
+    parser.add_argument("--layers", type=int, help="of first-layers; default: a third of the model's")
+    parser.add_argument("--guesses", type=int, default=4, help="at once, at most")
+    parser.add_argument("--fixed", action="store_true", help="guess as many always, whether it pays or not")
+    parser.add_argument("--batches", type=int, nargs="+", default=(1, 8, 32))
+    parser.add_argument("--temperatures", type=float, nargs="+", default=(0.0, 0.7))
+    parser.add_argument("--tasks", nargs="+", default=tuple(TASKS), choices=tuple(TASKS))
+    parser.add_argument("--tokens", type=int, default=64, help="of each answer, at most")
+    parser.add_argument("--repeats", type=int, default=1, help="of each task")
+    parser.add_argument("--random-rounds", type=int, default=4, help="of random prompts; 0 leaves them out")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="a check that all runs, in under a minute")
+    parser.add_argument("--sampler", action="store_true", help="measure drawing and masks instead")
+    parser.add_argument("--sampler-batch", type=int, default=64)
+    options = parser.parse_args(arguments)
+    if "draft" in options.methods and options.speculative_model is None:
+        parser.error("draft needs a --speculative-model")
+    return quick(options) if options.quick else options
+
+
+def quick(options: argparse.Namespace) -> argparse.Namespace:
+    """Batches, tasks and rounds cut to the least that has one of each kind."""
+    changes = {"batches": (1, 4), "temperatures": (0.0,), "tasks": ("edit", "json"), "tokens": 24, "random_rounds": 1}
+    return argparse.Namespace(**{**vars(options), **changes, "sampler_batch": 8})
+
+
+if __name__ == "__main__":
+    main()

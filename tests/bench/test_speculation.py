@@ -1,0 +1,253 @@
+"""The decoder that is measured, on a clock of its own and against text drawn elsewhere; tables of the demo model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+from isthmus.bench import batch_decoder
+from isthmus.bench.batch_decoder import BatchDecoder, Request, Run, Steps, only_decodes
+from isthmus.bench.fixed_speculation import FixedSpeculation
+from isthmus.bench.sampled_text import Law, sample_texts
+from isthmus.bench.sampler_share import Replay, Stopwatch, TimedEngine, TimedSampler
+from isthmus.bench.speculation import Case, Measured, lines, main, measure
+from isthmus.bench.speculation_tasks import Asker
+from isthmus.decode.sampler import Sampler
+from isthmus.engine.plan import Draw, Plan, Result, Row, SequenceSeed
+from isthmus.launch.demo_model import cache_dir
+from isthmus.tests.engine import tiny
+from isthmus.tests.helpers import demo_model_path
+from isthmus.text.resolve import resolve
+from isthmus.text.tokenizer import Tokenizer
+from isthmus.wire.sampling import SamplingParams
+
+PROMPT_S, STEP_S = 7.0, 0.5
+NUM_TOKENS = 11
+TOKEN = 3
+
+
+@dataclass
+class Clock:
+    now_s: float = 100.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+@dataclass
+class ClockHandle:
+    plan: Plan
+    clock: Clock
+    takes_s: float
+
+    def result(self) -> Result:
+        self.clock.now_s += self.takes_s
+        return Result([TOKEN] * len(self.plan.draws))
+
+
+@dataclass
+class ClockEngine:
+    """Always draws the same token, while its clock goes on."""
+
+    clock: Clock
+    overlaps: bool
+    num_blocks: int = 64
+    block_size: int = 4
+    known: set[int] = field(default_factory=set)
+
+    def launch(self, plan: Plan) -> ClockHandle:
+        return ClockHandle(plan, self.clock, STEP_S if only_decodes(plan) else PROMPT_S)
+
+    def admit(self, seed: SequenceSeed) -> None:
+        self.known.add(seed.seq_id)
+
+    def retire(self, seq_id: int) -> None:
+        self.known.remove(seq_id)
+
+
+def request(prompt: Sequence[int], seed: int = 0, temperature: float = 0.0) -> Request:
+    return Request(prompt, SamplingParams(temperature=temperature, max_tokens=NUM_TOKENS, seed=seed, ignore_eos=True))
+
+
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_steps_without_prompts_are_measured(monkeypatch: pytest.MonkeyPatch, overlaps: bool) -> None:
+    clock = Clock()
+    monkeypatch.setattr(batch_decoder, "time", clock)
+    engine = ClockEngine(clock, overlaps)
+    decoder = BatchDecoder(engine, max_num_seqs=4, max_model_len=40)
+    for _ in range(2):
+        run = decoder.run([request(tiny.prompt(9, seed=seed)) for seed in range(3)], batch=2)
+        assert run.outputs == [[TOKEN] * NUM_TOKENS] * 3
+        # Two at once, then the third alone: each has a first token from its prompt, then a step a token.
+        num_steps = NUM_TOKENS - 1
+        assert run.steps.num_tokens == run.steps.num_rows == 3 * num_steps
+        assert run.steps.num_steps == 2 * num_steps
+        assert run.steps.elapsed_s == pytest.approx(2 * num_steps * STEP_S)
+        assert run.steps.row_s == pytest.approx(3 * num_steps * STEP_S)
+        assert run.steps.tokens_per_s == pytest.approx(1 / STEP_S)
+        assert run.steps.step_s == pytest.approx(STEP_S)
+        decoder.check()
+        assert not engine.known
+
+
+def test_what_is_not_served_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = BatchDecoder(ClockEngine(Clock(), overlaps=False), max_num_seqs=2, max_model_len=40)
+    with pytest.raises(RuntimeError, match="not served"):
+        decoder.run([request(tiny.prompt(41))], batch=1)
+
+
+def test_sums_of_steps() -> None:
+    total = Steps(1, 4, 9, 0.5, 2.0, 3, 6, 5) + Steps(2, 4, 4, 0.25, 0.5)
+    assert total == Steps(3, 8, 13, 0.75, 2.5, 3, 6, 5)
+    assert total.tokens_per_s == pytest.approx(13 / 2.5)
+    assert Steps().tokens_per_s == Steps().step_s == 0
+
+
+def test_prompts_and_decoding_are_told_apart() -> None:
+    whole, last = Row(0, (1, 2), 0, (0,)), Row(0, (3,), 2, (0,), (Draw(0, 0),))
+    decode = Row(1, (4,), 9, (1,), (Draw(1, 1),))
+    guessing = Row(1, (4, 5), 9, (1,), (Draw(1, 1), Draw(1, 2)), num_drafts=1)
+    assert only_decodes(Plan(0, (decode, guessing)))
+    assert not only_decodes(Plan(0, (decode, whole)))
+    assert not only_decodes(Plan(0, (last, decode)))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.save(tiny.reference_model(tiny.llama()), tmp_path_factory.mktemp("model"))
+
+
+def tiny_decoder(checkpoint: Path, speculation: FixedSpeculation | None = None) -> BatchDecoder:
+    return BatchDecoder(tiny.engine_of(tiny.llama(), checkpoint, sampler=Sampler(tiny.VOCAB_SIZE)), 4, 64, speculation)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0])
+def test_tokens_are_those_drawn_elsewhere(checkpoint: Path, temperature: float) -> None:
+    model, prompt = tiny.tiny_model(tiny.llama(), checkpoint), tiny.prompt(13)
+    expected = sample_texts(model, [prompt], Law(temperature), NUM_TOKENS, frozenset(), seed=6)[0].output_ids
+    run = tiny_decoder(checkpoint).run([request(prompt, 6, temperature)], batch=1)
+    assert run.outputs == [expected]
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_replayed_text_is_guessed_right(checkpoint: Path, right: bool) -> None:
+    requests = [request(tiny.prompt(9 + seed, seed=seed), seed, 1.0) for seed in range(3)]
+    plain = tiny_decoder(checkpoint).run(requests, batch=3)
+    texts = [
+        [*one.prompt_ids, *(token if right else (token + 1) % tiny.VOCAB_SIZE for token in output)]
+        for one, output in zip(requests, plain.outputs, strict=True)
+    ]
+    decoder = tiny_decoder(checkpoint, FixedSpeculation(lambda: Replay(texts), 4))
+    run = decoder.run(requests, batch=3)
+    decoder.check()
+    assert run.outputs == plain.outputs
+    assert run.steps.num_tokens == plain.steps.num_tokens == 3 * (NUM_TOKENS - 1)
+    if right:
+        assert run.steps.num_rows == run.steps.num_drafts == 3 * 2
+        assert run.steps.num_accepted == run.steps.num_guesses == 3 * 8
+    else:
+        assert run.steps.num_accepted == 0
+        assert run.steps.num_rows == plain.steps.num_rows
+
+
+def test_all_rows_guess_within_the_budget() -> None:
+    speculation = FixedSpeculation(lambda: Replay([]), 4)
+    ours = [speculation.begin(SamplingParams()) for _ in range(3)]
+    for _ in range(3):
+        speculation.prepare([ours[0], None, *ours[1:]], budget=10)
+        speculation.record(4, 10, 10, elapsed_s=1000.0)
+    assert [one.wanted for one in ours if one is not None] == [4, 4, 2]
+
+
+def test_the_sampler_is_timed_where_nothing_but_tokens_is_computed(checkpoint: Path) -> None:
+    watch = Stopwatch()
+    sampler = TimedSampler(Sampler(tiny.VOCAB_SIZE), watch)
+    engine = TimedEngine(tiny.engine_of(tiny.llama(), checkpoint, sampler=sampler), watch)
+    run = BatchDecoder(engine, 4, 64).run([request(tiny.prompt(9), 1, 1.0)], batch=1)
+    assert run.outputs == tiny_decoder(checkpoint).run([request(tiny.prompt(9), 1, 1.0)], batch=1).outputs
+    assert 0 < engine.total.sampling_s < watch.sampling_s
+    assert engine.total.sampling_s < run.steps.elapsed_s
+    assert engine.total.masks_s == 0
+
+
+def measured(*paces: float) -> Measured:
+    """A round at each pace, in tokens a second."""
+    one = Measured()
+    for pace in paces:
+        one.add(Run([[1, 2], [3]], Steps(10, 10, 10, 10 / pace, 10 / pace, 8, 20, 5)))
+    return one
+
+
+@pytest.mark.parametrize(("pace", "ratio", "verdict"), [(9.8, "0.98", "met"), (9.6, "0.96", "missed")])
+def test_a_line_of_the_table(pace: float, ratio: str, verdict: str) -> None:
+    off, slow = measured(10, 10), measured(pace, pace)
+    slow.outputs[2] = [1, 5]
+    case = Case("chat", 0.7, 1, [])
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines(case, {"off": off, "ngram": slow})]
+    assert cells[0][:6] == ["chat", "0.7", "1", "off", "10.0", "100.00"]
+    assert cells[1][7:10] == ["2.00", "0.25", "0.62"]
+    assert cells[1][10:] == [f"{ratio} ×", f"{ratio}–{ratio}", verdict, "3 of 4"]
+
+
+def test_methods_take_turns() -> None:
+    order: list[str] = []
+
+    @dataclass
+    class Named(BatchDecoder):
+        name: str = ""
+
+        def run(self, requests: Sequence[Request], batch: int) -> Run:
+            order.append(self.name)
+            return Run([], Steps())
+
+    decoders: dict[str, BatchDecoder] = {
+        name: Named(ClockEngine(Clock(), overlaps=False), 1, 8, name=name) for name in ("off", "ngram")
+    }
+    measure(Case("chat", 0, 1, [[], [], []]), decoders, backwards=False)
+    measure(Case("chat", 0, 1, [[]]), decoders, backwards=True)
+    assert order == ["off", "ngram", "ngram", "off", "off", "ngram", "ngram", "off"]
+
+
+def test_requests() -> None:
+    folder = resolve(str(demo_model_path()), cache_dir(), tokenizer_only=True).folder
+    tokenizer = Tokenizer.from_folder(folder)
+    asker = Asker(folder, tokenizer)
+    few, many = (asker.requests("json", count, 0.7, 20) for count in (3, 8))
+    assert few == many[:3]
+    assert len({(*one.prompt_ids,) for one in many}) == 8
+    assert [one.params.guidance is None for one in many] == [False] * 8
+    assert asker.longest_prompt(8) >= max(len(one.prompt_ids) for one in many)
+    again, other = asker.random_requests(2, 20, 1), asker.random_requests(2, 20, 2)
+    assert again == asker.random_requests(2, 20, 1) != other
+    assert tokenizer.invalid_id([*again[0].prompt_ids, *other[1].prompt_ids]) is None
+
+
+def table(text: str) -> list[list[str]]:
+    """Cells, without the heading."""
+    rows = [line for line in text.splitlines() if line.startswith("|")][2:]
+    return [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
+
+
+def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--batches", "2", "--temperatures", "0", "--tasks", "edit", "--tokens", "20", "--random-rounds", "0"]
+    threads = ["--threads", str(torch.get_num_threads())]
+    main(["--model", str(demo_model_path()), "--methods", "ngram", "first-layers", "--fixed", *options, *threads])
+    found = table(capsys.readouterr().out)
+    assert [line[:4] for line in found] == [["edit", "0", "2", name] for name in ("off", "ngram", "first-layers")]
+    assert all(float(line[4]) > 0 and float(line[5]) > 0 for line in found)
+    assert float(found[0][6]) == 1 < float(found[1][6])
+    assert [line[13] for line in found[1:]] == ["2 of 2"] * 2
+
+
+def test_the_table_of_samplers(capsys: pytest.CaptureFixture[str]) -> None:
+    threads = ["--threads", str(torch.get_num_threads())]
+    main(["--model", str(demo_model_path()), "--sampler", "--sampler-batch", "2", "--guesses", "2", *threads])
+    found = table(capsys.readouterr().out)
+    assert [line[1] for line in found][:2] == ["greedy", "defaults"]
+    assert all(float(line[4]) == 3 for line in found)
+    assert all(0 < float(line[5]) < float(line[3]) for line in found)
+    assert [float(line[7]) > 0 for line in found] == [False, False, False, True, True]
