@@ -7,11 +7,15 @@ from ..decode.speculator import Speculator
 
 
 class FixedSpeculation(Speculation):
-    def prepare(self, speculators: Sequence[Speculator | None], budget: int) -> None:
+    def begin_step(self, num_rows: int) -> None:
+        """Every guess pays."""
+        self._experience.least_rate = 0.0
+
+    def prepare(self, rows: Sequence[tuple[Speculator | None, Sequence[int]]], budget: int) -> None:
         """As many guesses as each may have, while the budget lasts."""
-        for speculator in speculators:
+        for speculator, tokens in rows:
             if speculator is not None:
-                speculator.wanted = min(speculator.limit, budget)
+                speculator.wanted = min(speculator.limit, budget) if speculator.look(tokens) else 0
                 budget -= speculator.wanted
 
     def record(self, num_rows: int, num_drafts: int, num_tried: int, elapsed_s: float) -> None:

@@ -172,6 +172,10 @@ class Replay:
         self._texts = texts
         self._text: Sequence[int] | None = None
 
+    def look(self, tokens: Sequence[int]) -> int | None:
+        """See speculator.Proposer."""
+        return 0
+
     def propose(self, tokens: Sequence[int], count: int) -> tuple[int, ...]:
         """See speculator.Proposer."""
         if self._text is None:

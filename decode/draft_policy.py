@@ -58,10 +58,18 @@ class DraftPolicy:
     def __init__(self) -> None:
         self._costs: dict[int, _Costs] = {}
 
-    def lengths(self, rates: Sequence[float], limits: Sequence[int], num_others: int = 0) -> list[int]:
-        """Guesses of each row of a step, given how often its guesses are right and how many it may have. `num_others`:
-        rows that have none."""
-        num_rows = len(rates) + num_others
+    def least_rate(self, num_rows: int) -> tuple[float, bool]:
+        """(how often a guess must be right to pay in a batch of so many rows, 1 for never; whether it is time to try
+        those that are not)."""
+        costs = self._of(num_rows)
+        if not costs.is_known:
+            return 1.0, False
+        if costs.quiet_steps >= costs.probe_steps:
+            return LEAST_RATE, True
+        return min(1.0, _least_rate(costs, num_rows / costs.plain_s)), False
+
+    def lengths(self, rates: Sequence[float], limits: Sequence[int], num_rows: int) -> list[int]:
+        """Guesses of some rows of a batch of `num_rows`, given how often they are right, and how many each may have."""
         costs = self._of(num_rows)
         if not any(limits) or not costs.is_known:
             return [0] * len(rates)
@@ -101,16 +109,23 @@ def _worthwhile(rates: Sequence[float], limits: Sequence[int], costs: _Costs, nu
     """The pace grows by the guesses, and with it what a guess must give: twice around is close enough."""
     tokens_per_s, wanted = num_rows / costs.plain_s, list(limits)
     for _ in range(2):
-        least = max(LEAST_RATE, costs.guess_s * tokens_per_s)
+        least = _least_rate(costs, tokens_per_s)
         wanted = [_longest(rate, limit, least) for rate, limit in zip(rates, limits, strict=True)]
         num_tokens = num_rows + sum(map(_expected, rates, wanted))
         tokens_per_s = max(tokens_per_s, num_tokens / (costs.plain_s + costs.guess_s * sum(wanted)))
     return wanted
 
 
+def _least_rate(costs: _Costs, tokens_per_s: float) -> float:
+    """In the time that a guess adds, a worker at this pace gives so much of a token anyway."""
+    return max(LEAST_RATE, costs.guess_s * tokens_per_s)
+
+
 def _longest(rate: float, limit: int, least: float) -> int:
     """The most guesses of which the last is right with probability `least` or more."""
-    return min(limit, max(0, math.floor(math.log(least) / math.log(rate)))) if least < 1 else 0
+    if not limit or rate < least:
+        return 0
+    return min(limit, math.floor(math.log(least) / math.log(rate)))
 
 
 def _expected(rate: float, count: int) -> float:

@@ -203,6 +203,8 @@ class DecodeScheduler:
         assert len(self._flights) < 2, "two plans are in flight"
         self._now = now
         flight = Flight(now)
+        if self._speculation is not None:
+            self._speculation.begin_step(len(self._running))
         if in_flight is not None and self._many_wait():
             return None
         plannable = [sequence for sequence in self._running if sequence.plannable]
@@ -449,7 +451,9 @@ class DecodeScheduler:
         """Guesses take half of what the budget leaves, at most."""
         if self._speculation is not None:
             budget = (self._max_num_batched_tokens - len(sequences)) // 2
-            self._speculation.prepare([sequence.speculator for sequence in sequences], budget)
+            # Nothing is guessed for a sequence with a token in flight.
+            rows = [(None if one.pending else one.speculator, one.tokens) for one in sequences]
+            self._speculation.prepare(rows, budget)
 
     def _guess(self, sequence: Sequence) -> tuple[int, ...]:
         """Guesses of its next tokens, as many as there are blocks for: they take none from anybody."""

@@ -8,9 +8,8 @@ from collections.abc import Callable, Sequence
 from itertools import zip_longest
 
 from ..wire.sampling import SamplingParams
-from .acceptance import Acceptance
 from .draft_policy import DraftPolicy
-from .speculator import Proposer, Speculator
+from .speculator import Experience, Proposer, Speculator
 
 
 class Speculation:
@@ -19,7 +18,7 @@ class Speculation:
         self._make_proposer = make_proposer
         self._num_tokens = num_tokens
         self._policy = DraftPolicy()
-        self._acceptance = Acceptance()
+        self._experience = Experience()
         self.num_drafts = 0
         """Rows that had guesses."""
         self.num_draft_tokens = 0
@@ -33,14 +32,22 @@ class Speculation:
         """Of a sequence; None if its request wants none."""
         asked = params.num_speculative_tokens
         limit = self._num_tokens if asked is None else min(asked, self._num_tokens)
-        return Speculator(self._make_proposer(), limit, Acceptance(self._acceptance)) if limit else None
+        return Speculator(self._make_proposer(), limit, self._experience) if limit else None
 
-    def prepare(self, speculators: Sequence[Speculator | None], budget: int) -> None:
-        """Before a step with these rows, which may have `budget` guesses in all: how many each is to have."""
-        ours = [speculator for speculator in speculators if speculator is not None]
-        rates, limits = [one.acceptance.rate for one in ours], [one.limit for one in ours]
-        wanted = self._policy.lengths(rates, limits, len(speculators) - len(ours))
-        for speculator, count in zip(ours, wanted, strict=True):
+    def begin_step(self, num_rows: int) -> None:
+        """A step of about so many rows is planned."""
+        least, is_probe = self._policy.least_rate(num_rows)
+        pays = is_probe or self._experience.best_rate >= least
+        self._experience.least_rate = least if pays else 1.0
+
+    def prepare(self, rows: Sequence[tuple[Speculator | None, Sequence[int]]], budget: int) -> None:
+        """For the rows of a step and the tokens that are known of each, which may have `budget` guesses in all: how
+        many each is to have. Where none can pay none is looked for."""
+        looks = self._experience.least_rate < 1
+        ours = [(speculator, tokens) for speculator, tokens in rows if speculator is not None]
+        rates = [speculator.look(tokens) if looks else 0.0 for speculator, tokens in ours]
+        limits = [speculator.limit if rate else 0 for (speculator, _), rate in zip(ours, rates, strict=True)]
+        for (speculator, _), count in zip(ours, self._policy.lengths(rates, limits, len(rows)), strict=True):
             speculator.wanted = min(count, budget)
             budget -= speculator.wanted
 
@@ -48,7 +55,7 @@ class Speculation:
         """Of a row's guesses that were tried, the first `num_right` were right."""
         if not num_drafts:
             return
-        speculator.acceptance.learn(num_drafts, num_right)
+        speculator.learn(num_drafts, num_right)
         self.num_drafts += 1
         self.num_draft_tokens += num_drafts
         right = (1,) * num_right

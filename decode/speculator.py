@@ -1,4 +1,4 @@
-"""Guesses of one sequence's next tokens: who makes them, how many are wanted, and how often they were right."""
+"""Guesses of one sequence's next tokens: who makes them, how sure they are, and how many are wanted."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -10,6 +10,10 @@ from .acceptance import Acceptance
 class Proposer(Protocol):
     """Of one sequence."""
 
+    def look(self, tokens: Sequence[int]) -> int | None:
+        """The class of the guesses that it would make now, those of one class being right about as often; None if it
+        would make none."""
+
     def propose(self, tokens: Sequence[int], count: int) -> tuple[int, ...]:
         """At most `count` guesses of what follows `tokens`; all `DRAFT` if the engine makes them."""
 
@@ -20,6 +24,9 @@ class Proposer(Protocol):
 class EngineProposer:
     """Leaves it to the engine, which guesses when it launches the step."""
 
+    def look(self, tokens: Sequence[int]) -> int | None:
+        return 0
+
     def propose(self, tokens: Sequence[int], count: int) -> tuple[int, ...]:
         return (DRAFT,) * count
 
@@ -27,14 +34,42 @@ class EngineProposer:
         pass
 
 
+class Experience:
+    """What a worker knows of guesses, whoever they were for."""
+
+    def __init__(self) -> None:
+        self.least_rate = 1.0
+        """What is right less often does not pay, now."""
+        self._of_class: dict[int, Acceptance] = {}
+
+    def acceptance(self, of: int) -> Acceptance:
+        """Of guesses of a class."""
+        return self._of_class.setdefault(of, Acceptance())
+
+    @property
+    def best_rate(self) -> float:
+        """Of any class."""
+        return max((acceptance.rate for acceptance in self._of_class.values()), default=1.0)
+
+
 class Speculator:
-    def __init__(self, proposer: Proposer, limit: int, acceptance: Acceptance) -> None:
+    def __init__(self, proposer: Proposer, limit: int, experience: Experience) -> None:
         """At most `limit` guesses a step."""
         self._proposer = proposer
+        self._experience = experience
+        self._own: dict[int, Acceptance] = {}
+        self._class = 0
         self.limit = limit
-        self.acceptance = acceptance
         self.wanted = 0
         """Guesses of the next step, as far as they pay."""
+
+    def look(self, tokens: Sequence[int]) -> float:
+        """How often the guess of what follows `tokens` would be right; 0 if it has none."""
+        found = self._proposer.look(tokens)
+        if found is None:
+            return 0.0
+        self._class = found
+        return self._acceptance(found).rate
 
     def propose(self, tokens: Sequence[int], limit: int) -> tuple[int, ...]:
         """Guesses of what follows `tokens`, at most `limit` and no more than are wanted."""
@@ -42,9 +77,19 @@ class Speculator:
         return self._proposer.propose(tokens, count) if count > 0 else ()
 
     def expects(self, tokens: Sequence[int]) -> bool:
-        """Whether it would guess now."""
-        return bool(self.propose(tokens, 1))
+        """Whether it has a guess that pays now."""
+        least = self._experience.least_rate
+        return least < 1 and self.look(tokens) >= least
+
+    def learn(self, num_drafts: int, num_right: int) -> None:
+        """What came of the last guesses."""
+        self._acceptance(self._class).learn(num_drafts, num_right)
 
     def forget(self, num_tokens: int) -> None:
         """The tokens after the first `num_tokens` were taken back."""
         self._proposer.forget(num_tokens)
+
+    def _acceptance(self, of: int) -> Acceptance:
+        if of not in self._own:
+            self._own[of] = Acceptance(self._experience.acceptance(of))
+        return self._own[of]

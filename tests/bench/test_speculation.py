@@ -158,7 +158,8 @@ def test_all_rows_guess_within_the_budget() -> None:
     speculation = FixedSpeculation(lambda: Replay([]), 4)
     ours = [speculation.begin(SamplingParams()) for _ in range(3)]
     for _ in range(3):
-        speculation.prepare([ours[0], None, *ours[1:]], budget=10)
+        rows = [(one, [1, 2]) for one in (ours[0], None, *ours[1:])]
+        speculation.prepare(rows, budget=10)
         speculation.record(4, 10, 10, elapsed_s=1000.0)
     assert [one.wanted for one in ours if one is not None] == [4, 4, 2]
 
