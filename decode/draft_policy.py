@@ -19,6 +19,10 @@ REFRESH_STEPS = 64
 """After which a step without guesses is measured again."""
 LEAST_RATE = 0.02
 """A guess that is right less often is not made, however little it seems to take."""
+LOOK_S = 3e-6
+"""A look for a guess of one sequence, about."""
+LOOK_SHARE = 0.02
+"""Of a step, that looks may take: it is short where a small model runs on a GPU."""
 FIRST_PROBE_STEPS, LAST_PROBE_STEPS = 32, 1024
 """Steps between two tries of guesses that do not pay."""
 
@@ -67,6 +71,11 @@ class DraftPolicy:
         if costs.quiet_steps >= costs.probe_steps:
             return LEAST_RATE, True
         return min(1.0, _least_rate(costs, num_rows / costs.plain_s)), False
+
+    def search_steps(self, num_rows: int) -> int:
+        """Steps from one look for guesses to the next, that all looks together take little of a step."""
+        costs = self._of(num_rows)
+        return math.ceil(LOOK_S * num_rows / (LOOK_SHARE * costs.plain_s)) if costs.is_known else 1
 
     def lengths(self, rates: Sequence[float], limits: Sequence[int], num_rows: int) -> list[int]:
         """Guesses of some rows of a batch of `num_rows`, given how often they are right, and how many each may have."""

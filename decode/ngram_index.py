@@ -17,7 +17,7 @@ SORTED_FROM = 2048
 """Tokens of a beginning that lies in arrays."""
 _BITS = 21
 """Of a token id in a key."""
-_MIX, _MASK = 0x9E37_79B9_7F4A_7C15, (1 << 64) - 1
+_MIX, _MASK = 0x9E37_79B9_7F4A_7C15, (1 << SHORT * _BITS) - 1
 
 
 class NgramIndex:
@@ -26,7 +26,8 @@ class NgramIndex:
 
     def _begin(self, tokens: Sequence[int]) -> None:
         self._tokens = list(tokens)
-        self._num_begun = len(self._tokens)
+        self._keys = _keys_of(self._tokens[-LONG:])
+        """Of the last n-grams, of tokens up to each of the last ones."""
         self._past = _Past(self._tokens)
         self._short: dict[int, int] = {}
         self._long: dict[int, int] = {}
@@ -34,10 +35,19 @@ class NgramIndex:
     def __len__(self) -> int:
         return len(self._tokens)
 
-    def append(self, token: int) -> None:
-        """The n-grams that end here are known from now on to have stood before what follows."""
-        self._note(len(self._tokens) - 1)
-        self._tokens.append(token)
+    def extend(self, tokens: Sequence[int]) -> None:
+        """The n-grams that end before each of these are known from now on to have stood before what follows."""
+        keys, end = self._keys, len(self._tokens) - 1
+        for token in tokens:
+            key = keys[-1]
+            if end >= SHORT - 1:
+                self._short[key] = end
+            if end >= LONG - 1:
+                self._long[(keys[-1 - SHORT] * _MIX & _MASK) ^ key] = end
+            end += 1
+            keys.append((key << _BITS) & _MASK | token)
+        self._tokens += tokens
+        del keys[:-LONG]
 
     def shorten(self, num_tokens: int) -> None:
         """To the first `num_tokens`, all of which are noted anew: this is rare."""
@@ -45,39 +55,25 @@ class NgramIndex:
 
     def find(self) -> tuple[int, int]:
         """(position after the copy of the text's end, how many tokens are alike, at most LONGEST); (0, 0) for none."""
-        end = len(self._tokens) - 1
+        end, key = len(self._tokens) - 1, self._keys[-1]
         if end < SHORT - 1:
             return 0, 0
-        key = self._key(end)
-        found = None
+        num_alike = 0
         if end >= LONG - 1:
-            long_key = _joined(self._key(end - SHORT), key)
+            long_key = (self._keys[-1 - SHORT] * _MIX & _MASK) ^ key
             found = self._long.get(long_key)
-            if found is None:
-                found = self._past.last_long(long_key)
-        if found is None or not self._alike(found, end):
+            found = self._past.last_long(long_key) if found is None else found
+            num_alike = 0 if found is None else self._alike(found, end)
+        if num_alike < SHORT:
             found = self._short.get(key)
-            if found is None:
-                found = self._past.last_short(key)
-        if found is None:
-            return 0, 0
-        num_alike = self._alike(found, end)
-        return (found + 1, num_alike) if num_alike >= SHORT else (0, 0)
+            found = self._past.last_short(key) if found is None else found
+            num_alike = 0 if found is None else self._alike(found, end)
+        return (found + 1, num_alike) if found is not None and num_alike >= SHORT else (0, 0)
 
     def after(self, position: int, count: int) -> tuple[int, ...]:
         """What followed; a copy that reaches the end of the text goes on in circles, as loops do."""
         size = len(self._tokens) - position
         return tuple(self._tokens[position + i % size] for i in range(count))
-
-    def _note(self, end: int) -> None:
-        if end >= max(SHORT - 1, self._num_begun - 1):
-            self._short[self._key(end)] = end
-            if end >= LONG - 1:
-                self._long[_joined(self._key(end - SHORT), self._key(end))] = end
-
-    def _key(self, end: int) -> int:
-        a, b, c = self._tokens[end - 2 : end + 1]
-        return ((a << _BITS | b) << _BITS | c) & _MASK
 
     def _alike(self, one: int, other: int) -> int:
         """Tokens before and at these positions that are the same."""
@@ -99,7 +95,7 @@ class _Past:
         bits = np.uint64(_BITS)
         with np.errstate(over="ignore"):
             keys = ((ids[:-2] << bits | ids[1:-1]) << bits | ids[2:])[:-1]
-            longer = keys[:-SHORT] * np.uint64(_MIX) ^ keys[SHORT:]
+            longer = (keys[:-SHORT] * np.uint64(_MIX) & np.uint64(_MASK)) ^ keys[SHORT:]
         kind = _Sorted if len(ids) >= SORTED_FROM else _last_of
         self._short, self._long = kind(keys, SHORT - 1), kind(longer, LONG - 1)
 
@@ -126,5 +122,10 @@ class _Sorted:
         return int(self._positions[index]) if index >= 0 and int(self._keys[index]) == key else None
 
 
-def _joined(first: int, second: int) -> int:
-    return (first * _MIX & _MASK) ^ second
+def _keys_of(tokens: Sequence[int]) -> list[int]:
+    """Up to each token: the last SHORT tokens as one number."""
+    keys, key = [], 0
+    for token in tokens:
+        key = (key << _BITS) & _MASK | token
+        keys.append(key)
+    return keys

@@ -41,7 +41,6 @@ class NgramProposer:
         """As NgramIndex.find."""
         if len(tokens) != self._num_looked:
             index = self._index = self._index or NgramIndex(tokens)
-            for token in tokens[len(index) :]:
-                index.append(token)
+            index.extend(tokens[len(index) :])
             self._found, self._num_looked = index.find(), len(tokens)
         return self._found

@@ -457,7 +457,7 @@ class DecodeScheduler:
 
     def _guess(self, sequence: Sequence) -> tuple[int, ...]:
         """Guesses of its next tokens, as many as there are blocks for: they take none from anybody."""
-        if sequence.speculator is None or sequence.pending:
+        if sequence.speculator is None or not sequence.speculator.wanted or sequence.pending:
             return ()
         drafts = sequence.speculator.propose(sequence.tokens, sequence.max_drafts)
         num_missing = -(-(sequence.num_planned + 1 + len(drafts)) // self.pool.block_size) - len(sequence.table)

@@ -19,6 +19,7 @@ class Speculation:
         self._num_tokens = num_tokens
         self._policy = DraftPolicy()
         self._experience = Experience()
+        self._num_steps = 0
         self.num_drafts = 0
         """Rows that had guesses."""
         self.num_draft_tokens = 0
@@ -39,15 +40,23 @@ class Speculation:
         least, is_probe = self._policy.least_rate(num_rows)
         pays = is_probe or self._experience.best_rate >= least
         self._experience.least_rate = least if pays else 1.0
+        self._num_steps += 1
+        self._experience.is_searching = self._num_steps % self._policy.search_steps(num_rows) == 0
 
     def prepare(self, rows: Sequence[tuple[Speculator | None, Sequence[int]]], budget: int) -> None:
         """For the rows of a step and the tokens that are known of each, which may have `budget` guesses in all: how
         many each is to have. Where none can pay none is looked for."""
         looks = self._experience.least_rate < 1
-        ours = [(speculator, tokens) for speculator, tokens in rows if speculator is not None]
-        rates = [speculator.look(tokens) if looks else 0.0 for speculator, tokens in ours]
-        limits = [speculator.limit if rate else 0 for (speculator, _), rate in zip(ours, rates, strict=True)]
-        for (speculator, _), count in zip(ours, self._policy.lengths(rates, limits, len(rows)), strict=True):
+        found: list[tuple[Speculator, float]] = []
+        for speculator, tokens in rows:
+            if speculator is not None:
+                speculator.wanted = 0
+                if looks and (rate := speculator.look(tokens)):
+                    found.append((speculator, rate))
+        if not found:
+            return
+        rates, limits = [rate for _, rate in found], [speculator.limit for speculator, _ in found]
+        for (speculator, _), count in zip(found, self._policy.lengths(rates, limits, len(rows)), strict=True):
             speculator.wanted = min(count, budget)
             budget -= speculator.wanted
 

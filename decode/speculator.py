@@ -40,6 +40,8 @@ class Experience:
     def __init__(self) -> None:
         self.least_rate = 1.0
         """What is right less often does not pay, now."""
+        self.is_searching = True
+        """Sequences that had no such guess last time are looked at, too."""
         self._of_class: dict[int, Acceptance] = {}
 
     def acceptance(self, of: int) -> Acceptance:
@@ -58,18 +60,21 @@ class Speculator:
         self._proposer = proposer
         self._experience = experience
         self._own: dict[int, Acceptance] = {}
-        self._class = 0
+        self._class: int | None = None
+        self._had_guess = False
         self.limit = limit
         self.wanted = 0
         """Guesses of the next step, as far as they pay."""
 
     def look(self, tokens: Sequence[int]) -> float:
-        """How often the guess of what follows `tokens` would be right; 0 if it has none."""
-        found = self._proposer.look(tokens)
-        if found is None:
+        """How often the guess of what follows `tokens` would be right; 0 if it has none that pays, or is not looked at
+        now."""
+        if not (self._had_guess or self._experience.is_searching):
             return 0.0
-        self._class = found
-        return self._acceptance(found).rate
+        self._class = found = self._proposer.look(tokens)
+        rate = 0.0 if found is None else self._acceptance(found).rate
+        self._had_guess = rate >= self._experience.least_rate
+        return rate if self._had_guess else 0.0
 
     def propose(self, tokens: Sequence[int], limit: int) -> tuple[int, ...]:
         """Guesses of what follows `tokens`, at most `limit` and no more than are wanted."""
@@ -78,11 +83,11 @@ class Speculator:
 
     def expects(self, tokens: Sequence[int]) -> bool:
         """Whether it has a guess that pays now."""
-        least = self._experience.least_rate
-        return least < 1 and self.look(tokens) >= least
+        return self._experience.least_rate < 1 and self.look(tokens) > 0
 
     def learn(self, num_drafts: int, num_right: int) -> None:
         """What came of the last guesses."""
+        assert self._class is not None
         self._acceptance(self._class).learn(num_drafts, num_right)
 
     def forget(self, num_tokens: int) -> None:

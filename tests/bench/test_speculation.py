@@ -159,6 +159,7 @@ def test_all_rows_guess_within_the_budget() -> None:
     ours = [speculation.begin(SamplingParams()) for _ in range(3)]
     for _ in range(3):
         rows = [(one, [1, 2]) for one in (ours[0], None, *ours[1:])]
+        speculation.begin_step(4)
         speculation.prepare(rows, budget=10)
         speculation.record(4, 10, 10, elapsed_s=1000.0)
     assert [one.wanted for one in ours if one is not None] == [4, 4, 2]
