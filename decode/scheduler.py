@@ -460,11 +460,14 @@ class DecodeScheduler:
         if sequence.speculator is None or not sequence.speculator.wanted or sequence.pending:
             return ()
         drafts = sequence.speculator.propose(sequence.tokens, sequence.max_drafts)
-        num_missing = -(-(sequence.num_planned + 1 + len(drafts)) // self.pool.block_size) - len(sequence.table)
+        size = self.pool.block_size
+        end = sequence.num_planned + 1
+        end += size * (sequence.num_planned < sequence.num_shared * size)  # take_copy gives up a block
+        num_missing = -(-(end + len(drafts)) // size) - len(sequence.table)
         if num_missing > 0:
             count = min(num_missing, max(0, self.pool.num_free - self._keep_free))
             sequence.table += self.pool.allocate(count, after=sequence.table[-1]) or ()
-        return drafts[: len(sequence.table) * self.pool.block_size - sequence.num_planned - 1]
+        return drafts[: len(sequence.table) * size - end]
 
     def _begin_anew(self, sequence: Sequence) -> None:
         """After a rewind, the sampling state forgets the tokens taken back."""
@@ -526,7 +529,7 @@ class DecodeScheduler:
         row = sequence.take(drawn, self.pool, has_row=has_row)
         if row is not None and row.finish_reason:
             self._end(sequence)
-        if num_drafts and not ended:
+        if num_drafts and not ended and not sequence.rewound:  # after a rewind, its next row may need them all
             self._return_blocks(sequence)
         return row
 

@@ -12,6 +12,10 @@ from .draft_policy import DraftPolicy
 from .speculator import Experience, Proposer, Speculator
 
 
+MAX_PATIENCE = 8
+"""Where nothing was found for long, guesses are looked for so many times more rarely."""
+
+
 class Speculation:
     def __init__(self, make_proposer: Callable[[], Proposer], num_tokens: int) -> None:
         """At most `num_tokens` guesses a sequence and step."""
@@ -19,7 +23,7 @@ class Speculation:
         self._num_tokens = num_tokens
         self._policy = DraftPolicy()
         self._experience = Experience()
-        self._num_steps = 0
+        self._num_steps = self._num_fruitless = 0
         self.num_drafts = 0
         """Rows that had guesses."""
         self.num_draft_tokens = 0
@@ -37,22 +41,24 @@ class Speculation:
 
     def begin_step(self, num_rows: int) -> None:
         """A step of about so many rows is planned."""
+        experience = self._experience
         least, is_probe = self._policy.least_rate(num_rows)
-        pays = is_probe or self._experience.best_rate >= least
-        self._experience.least_rate = least if pays else 1.0
+        if experience.is_searching or experience.had_guess:
+            self._num_fruitless = 0 if experience.had_guess else self._num_fruitless + 1
         self._num_steps += 1
-        self._experience.is_searching = self._num_steps % self._policy.search_steps(num_rows) == 0
+        patience = min(MAX_PATIENCE, 1 + self._num_fruitless // 8)
+        experience.is_searching = self._num_steps % (patience * self._policy.search_steps(num_rows)) == 0
+        looks = (is_probe or experience.best_rate >= least) and (experience.is_searching or experience.had_guess)
+        experience.least_rate = least if looks else 1.0
+        experience.had_guess = False
 
     def prepare(self, rows: Sequence[tuple[Speculator | None, Sequence[int]]], budget: int) -> None:
         """For the rows of a step and the tokens that are known of each, which may have `budget` guesses in all: how
         many each is to have. Where none can pay none is looked for."""
-        looks = self._experience.least_rate < 1
-        found: list[tuple[Speculator, float]] = []
-        for speculator, tokens in rows:
-            if speculator is not None:
-                speculator.wanted = 0
-                if looks and (rate := speculator.look(tokens)):
-                    found.append((speculator, rate))
+        if self._experience.least_rate >= 1:
+            return
+        looked = [(one, one.look(tokens)) for one, tokens in rows if one is not None]
+        found = [(speculator, rate) for speculator, rate in looked if rate]
         if not found:
             return
         rates, limits = [rate for _, rate in found], [speculator.limit for speculator, _ in found]

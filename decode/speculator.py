@@ -42,6 +42,8 @@ class Experience:
         """What is right less often does not pay, now."""
         self.is_searching = True
         """Sequences that had no such guess last time are looked at, too."""
+        self.had_guess = False
+        """Some sequence had one, since this was last set."""
         self._of_class: dict[int, Acceptance] = {}
 
     def acceptance(self, of: int) -> Acceptance:
@@ -70,15 +72,20 @@ class Speculator:
         """How often the guess of what follows `tokens` would be right; 0 if it has none that pays, or is not looked at
         now."""
         if not (self._had_guess or self._experience.is_searching):
+            self.wanted = 0
             return 0.0
         self._class = found = self._proposer.look(tokens)
         rate = 0.0 if found is None else self._acceptance(found).rate
         self._had_guess = rate >= self._experience.least_rate
-        return rate if self._had_guess else 0.0
+        if self._had_guess:
+            self._experience.had_guess = True
+            return rate
+        self.wanted = 0
+        return 0.0
 
     def propose(self, tokens: Sequence[int], limit: int) -> tuple[int, ...]:
-        """Guesses of what follows `tokens`, at most `limit` and no more than are wanted."""
-        count = min(self.wanted, limit)
+        """Guesses of what follows `tokens`, at most `limit` and no more than are wanted, once."""
+        count, self.wanted = min(self.wanted, limit), 0
         return self._proposer.propose(tokens, count) if count > 0 else ()
 
     def expects(self, tokens: Sequence[int]) -> bool:
