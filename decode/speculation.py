@@ -11,7 +11,6 @@ from ..wire.sampling import SamplingParams
 from .draft_policy import DraftPolicy
 from .speculator import Experience, Proposer, Speculator
 
-
 MAX_PATIENCE = 8
 """Where nothing was found for long, guesses are looked for so many times more rarely."""
 
