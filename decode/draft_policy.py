@@ -1,11 +1,13 @@
 """How many tokens to guess at once: as many as come sooner with guesses than without.
 
-The k-th guess of a row gives rate^k tokens, for the time that a guess adds to a step. In that time the worker would
-give some tokens without it too: where the guess gives fewer, it is left out. What steps and guesses take is measured,
-for each size of the batch; a step of each kind is tried now and then, the rarer the less it paid.
+A row with k guesses, each right with probability r if those before it are, gives 1 + r + … + r^k tokens. What a step
+takes without guesses is measured for each size of the batch, and what so and so many guesses add to it: on a CPU about
+as much for each, on a GPU mostly something for any at all, as nothing is then planned ahead. That number of guesses a
+row is chosen which gives most tokens a second. Steps of each kind are tried now and then, the rarer the less they paid.
 """
 
 import math
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,14 +19,20 @@ FIRST_PLAIN_STEPS = 3
 """Without guesses, before any are made."""
 REFRESH_STEPS = 64
 """After which a step without guesses is measured again."""
-LEAST_RATE = 0.02
-"""A guess that is right less often is not made, however little it seems to take."""
+LEAST_GAIN = 1.02
+"""Times as many tokens a second, or nothing is guessed."""
+LEAST_RATE = 0.05
+"""Of the last guess of a row, that it is right."""
+PROBE_GUESSES = 2
+FIRST_PROBE_STEPS, LAST_PROBE_STEPS = 48, 1024
+"""Steps between two tries of guesses that do not pay."""
+RECKON_STEPS = 16
+"""Without guesses, after which it is reckoned anew what pays."""
 LOOK_S = 3e-6
 """A look for a guess of one sequence, about."""
 LOOK_SHARE = 0.02
 """Of a step, that looks may take: it is short where a small model runs on a GPU."""
-FIRST_PROBE_STEPS, LAST_PROBE_STEPS = 32, 1024
-"""Steps between two tries of guesses that do not pay."""
+RATES = [step / 20 for step in range(1, 20)]
 
 
 def _samples() -> "deque[float]":
@@ -39,11 +47,13 @@ class _Costs:
     """Steps without guesses."""
     plain_age: int = 0
     """Steps since the last of those."""
-    guess: "deque[float]" = field(default_factory=_samples)
-    """What a guess added, less than nothing included."""
+    added: "dict[int, deque[float]]" = field(default_factory=dict)
+    """What guesses added, by about how many there were."""
     quiet_steps: int = 0
     """Since guesses were made."""
     probe_steps: int = FIRST_PROBE_STEPS
+    least_rate: float | None = None
+    """As last reckoned; None if it is to be reckoned anew."""
 
     @property
     def is_known(self) -> bool:
@@ -53,24 +63,41 @@ class _Costs:
     def plain_s(self) -> float:
         return median(self.plain)
 
-    @property
-    def guess_s(self) -> float:
-        return max(0.0, median(self.guess)) if self.guess else 0.0
+    def added_s(self, num_guesses: int) -> float:
+        """Between two numbers that were tried on the line between them; fewer than any that was tried take as long as
+        the fewest, for more every one takes half of what those on average did. Nothing where nothing was tried."""
+        if not self.added:
+            return 0.0
+        counts = sorted(self.added)
+        index = bisect_left(counts, num_guesses)
+        if index == 0:
+            return self._median(counts[0])
+        low = counts[index - 1]
+        if index == len(counts):
+            return self._median(low) * (1 + (num_guesses / low - 1) / 2)
+        high = counts[index]
+        part = (num_guesses - low) / (high - low)
+        return (1 - part) * self._median(low) + part * self._median(high)
+
+    def _median(self, count: int) -> float:
+        return max(0.0, median(self.added[count]))
 
 
 class DraftPolicy:
     def __init__(self) -> None:
         self._costs: dict[int, _Costs] = {}
 
-    def least_rate(self, num_rows: int) -> tuple[float, bool]:
-        """(how often a guess must be right to pay in a batch of so many rows, 1 for never; whether it is time to try
-        those that are not)."""
+    def least_rate(self, num_rows: int, limit: int) -> tuple[float, bool]:
+        """(how often guesses must be right to pay, were there `limit` for each of so many rows, 1 for never; whether it
+        is time to try what does not)."""
         costs = self._of(num_rows)
         if not costs.is_known:
             return 1.0, False
         if costs.quiet_steps >= costs.probe_steps:
             return LEAST_RATE, True
-        return min(1.0, _least_rate(costs, num_rows / costs.plain_s)), False
+        if costs.least_rate is None:
+            costs.least_rate = _least_rate(limit, num_rows, costs)
+        return costs.least_rate, False
 
     def search_steps(self, num_rows: int) -> int:
         """Steps from one look for guesses to the next, that all looks together take little of a step."""
@@ -82,13 +109,13 @@ class DraftPolicy:
         costs = self._of(num_rows)
         if not any(limits) or not costs.is_known:
             return [0] * len(rates)
-        wanted = _worthwhile(rates, limits, costs, num_rows)
-        if any(wanted):
+        most = _choose(rates, limits, num_rows, 1, costs)
+        if most:
             costs.probe_steps = FIRST_PROBE_STEPS
         elif costs.quiet_steps >= costs.probe_steps:
             costs.probe_steps = min(2 * costs.probe_steps, LAST_PROBE_STEPS)
-            wanted = [min(1, limit) for limit in limits]
-        return wanted
+            most = PROBE_GUESSES
+        return [_longest(rate, min(limit, most)) for rate, limit in zip(rates, limits, strict=True)]
 
     def record(self, num_rows: int, num_drafts: int, elapsed_s: float) -> None:
         """What a step took that computed nothing but these rows and guesses."""
@@ -97,46 +124,58 @@ class DraftPolicy:
             costs.plain.append(elapsed_s)
             costs.plain_age = 0
             costs.quiet_steps += 1
+            if costs.quiet_steps % RECKON_STEPS == 0:
+                costs.least_rate = None
         elif costs.plain:
-            costs.guess.append((elapsed_s - costs.plain_s) / num_drafts)
+            costs.least_rate = None
+            costs.added.setdefault(_about(num_drafts), _samples()).append(elapsed_s - costs.plain_s)
             costs.plain_age += 1
             costs.quiet_steps = 0
 
     def give_up(self, num_rows: int) -> None:
         """The engine tries no guesses in such batches: nor does this, for a while."""
         costs = self._of(num_rows)
-        costs.guess.extend([costs.plain_s] * NUM_SAMPLES)
+        costs.added = {1: deque([num_rows * costs.plain_s] * NUM_SAMPLES, NUM_SAMPLES)}
+        costs.least_rate = None
         costs.quiet_steps = 0
 
     def _of(self, num_rows: int) -> _Costs:
-        """Sizes up to 8 each have their own, above four share an octave."""
-        shift = max(0, num_rows.bit_length() - 3)
-        return self._costs.setdefault(num_rows >> shift << shift, _Costs())
+        return self._costs.setdefault(_about(num_rows), _Costs())
 
 
-def _worthwhile(rates: Sequence[float], limits: Sequence[int], costs: _Costs, num_rows: int) -> list[int]:
-    """The pace grows by the guesses, and with it what a guess must give: twice around is close enough."""
-    tokens_per_s, wanted = num_rows / costs.plain_s, list(limits)
-    for _ in range(2):
-        least = _least_rate(costs, tokens_per_s)
-        wanted = [_longest(rate, limit, least) for rate, limit in zip(rates, limits, strict=True)]
-        num_tokens = num_rows + sum(map(_expected, rates, wanted))
-        tokens_per_s = max(tokens_per_s, num_tokens / (costs.plain_s + costs.guess_s * sum(wanted)))
-    return wanted
+def _least_rate(limit: int, num_rows: int, costs: _Costs) -> float:
+    """The lowest of RATES at which a batch whose rows may all have `limit` guesses is to have some; 1 for none."""
+    index = bisect_left(RATES, True, key=lambda rate: _choose([rate], [limit], num_rows, num_rows, costs) > 0)
+    return RATES[index] if index < len(RATES) else 1.0
 
 
-def _least_rate(costs: _Costs, tokens_per_s: float) -> float:
-    """In the time that a guess adds, a worker at this pace gives so much of a token anyway."""
-    return max(LEAST_RATE, costs.guess_s * tokens_per_s)
+def _choose(rates: Sequence[float], limits: Sequence[int], num_rows: int, each: int, costs: _Costs) -> int:
+    """The most guesses of a row with which a step of `num_rows` gives most tokens a second; `each` of the rates stands
+    for so many rows."""
+    plain_s = costs.plain_s
+    best, best_pace = 0, LEAST_GAIN * num_rows / plain_s
+    most = 1
+    while most // 2 < max(limits):
+        lengths = [_longest(rate, min(limit, most)) for rate, limit in zip(rates, limits, strict=True)]
+        num_tokens = num_rows + each * sum(map(_expected, rates, lengths))
+        pace = num_tokens / (plain_s + costs.added_s(each * sum(lengths))) if any(lengths) else 0.0
+        if pace > best_pace:
+            best, best_pace = most, pace
+        most *= 2
+    return best
 
 
-def _longest(rate: float, limit: int, least: float) -> int:
-    """The most guesses of which the last is right with probability `least` or more."""
-    if not limit or rate < least:
-        return 0
-    return min(limit, math.floor(math.log(least) / math.log(rate)))
+def _longest(rate: float, limit: int) -> int:
+    """The most guesses of which the last is likely enough to be right."""
+    return max(1, min(limit, math.floor(math.log(LEAST_RATE) / math.log(rate)))) if limit else 0
 
 
 def _expected(rate: float, count: int) -> float:
     """Of `count` guesses, how many are right."""
     return rate * (1 - rate**count) / (1 - rate)
+
+
+def _about(number: int) -> int:
+    """Up to 8 the number itself, above four share an octave."""
+    shift = max(0, number.bit_length() - 3)
+    return number >> shift << shift

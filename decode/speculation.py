@@ -41,7 +41,7 @@ class Speculation:
     def begin_step(self, num_rows: int) -> None:
         """A step of about so many rows is planned."""
         experience = self._experience
-        least, is_probe = self._policy.least_rate(num_rows)
+        least, is_probe = self._policy.least_rate(num_rows, self._num_tokens)
         if experience.is_searching or experience.had_guess:
             self._num_fruitless = 0 if experience.had_guess else self._num_fruitless + 1
         self._num_steps += 1
@@ -49,11 +49,11 @@ class Speculation:
         experience.is_searching = self._num_steps % (patience * self._policy.search_steps(num_rows)) == 0
         looks = (is_probe or experience.best_rate >= least) and (experience.is_searching or experience.had_guess)
         experience.least_rate = least if looks else 1.0
-        experience.had_guess = False
 
     def prepare(self, rows: Sequence[tuple[Speculator | None, Sequence[int]]], budget: int) -> None:
         """For the rows of a step and the tokens that are known of each, which may have `budget` guesses in all: how
         many each is to have. Where none can pay none is looked for."""
+        self._experience.had_guess = False
         if self._experience.least_rate >= 1:
             return
         looked = [(one, one.look(tokens)) for one, tokens in rows if one is not None]
