@@ -36,6 +36,11 @@ def check_flags(method: Method, options: SpeculationOptions) -> None:
             raise ConfigError(f"{flag} goes with --speculative-method {' or '.join(methods)}, not with {method}")
     if method in GOES_WITH["--speculative-model"] and not options.speculative_model:
         raise ConfigError(f"--speculative-method {method} needs a --speculative-model")
+    if method == "eagle":
+        raise ConfigError(
+            "--speculative-method eagle: this version reads EAGLE heads, but does not guess with them yet; "
+            "ngram, first-layers and draft do"
+        )
 
 
 def with_layers(speculation: SpeculationConfig, num_layers: int) -> SpeculationConfig:

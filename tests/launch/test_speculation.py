@@ -17,7 +17,6 @@ from isthmus.launch.speculation import resolve_speculation, to_options, with_lay
         ({"speculative_method": "ngram"}, SpeculationConfig("ngram", 4)),
         ({"speculative_method": "ngram", "num_speculative_tokens": 1}, SpeculationConfig("ngram", 1)),
         ({"speculative_model": "small"}, SpeculationConfig("draft", 4, "small")),
-        ({"speculative_method": "eagle", "speculative_model": "head"}, SpeculationConfig("eagle", 4, "head")),
         ({"speculative_method": "first-layers"}, SpeculationConfig("first-layers", 4)),
         (
             {"speculative_method": "first-layers", "speculative_layers": 5},
@@ -34,6 +33,10 @@ def test_flags_say_who_guesses(options: dict[str, Any], expected: SpeculationCon
     [
         ({"speculative_method": "draft"}, "--speculative-method draft needs a --speculative-model"),
         ({"speculative_method": "eagle"}, "--speculative-method eagle needs a --speculative-model"),
+        (
+            {"speculative_method": "eagle", "speculative_model": "head"},
+            "--speculative-method eagle: this version reads EAGLE heads, but does not guess with them yet",
+        ),
         ({"speculative_model": ""}, "--speculative-method draft needs a --speculative-model"),
         (
             {"speculative_method": "ngram", "speculative_model": "small"},
@@ -91,7 +94,6 @@ def test_other_methods_have_no_layers() -> None:
         SpeculationConfig(),
         SpeculationConfig("ngram"),
         SpeculationConfig("draft", 4, "small"),
-        SpeculationConfig("eagle", 2, "head"),
         SpeculationConfig("first-layers", 16, None, 10),
     ],
 )
