@@ -64,14 +64,14 @@ class _Costs:
         return median(self.plain)
 
     def added_s(self, num_guesses: int) -> float:
-        """Between two numbers that were tried on the line between them; fewer than any that was tried take as long as
-        the fewest, for more every one takes half of what those on average did. Nothing where nothing was tried."""
+        """Between two numbers that were tried on the line between them; for fewer than any, or more, every one counts
+        for half of what they on average took: so they are tried where that pays. Nothing where nothing was tried."""
         if not self.added:
             return 0.0
         counts = sorted(self.added)
         index = bisect_left(counts, num_guesses)
         if index == 0:
-            return self._median(counts[0])
+            return self._median(counts[0]) * (1 + num_guesses / counts[0]) / 2
         low = counts[index - 1]
         if index == len(counts):
             return self._median(low) * (1 + (num_guesses / low - 1) / 2)

@@ -17,7 +17,8 @@ from isthmus.decode.sampler import Sampler
 from isthmus.engine.config import ModelConfig
 from isthmus.engine.cuda.parts import CudaParts
 from isthmus.engine.cuda.runtime import HostRuntime
-from isthmus.engine.load import load_engine, load_model
+from isthmus.engine.load import Checkpoint, load_engine, load_model
+from isthmus.engine.speculation_config import SpeculationConfig
 from isthmus.engine.worker import Loaded
 from isthmus.kernels.philox import gumbel_noise
 from isthmus.tests.engine.cuda_tiny import LADDER, engine_around
@@ -83,8 +84,20 @@ class Reference:
     num_ties: int = 0
     _logits: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
 
-    def load(self, _: str, phrases: Phrases | None = None) -> Loaded:
-        """What a worker is given to load the same model with Isthmus."""
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return Checkpoint(self.config, self.weights)
+
+    def load(
+        self,
+        _: str,
+        phrases: Phrases | None = None,
+        *,
+        speculation: SpeculationConfig | None = None,
+        draft: Checkpoint | None = None,
+        num_blocks: int = 256,
+    ) -> Loaded:
+        """What a worker is given to load the same model with Isthmus. `speculation`, `draft`: as in `load_engine`."""
         sizes = ModelConfig.from_hf(self.config)
         engine = load_engine(
             self.config,
@@ -92,8 +105,10 @@ class Reference:
             dtype="float32",
             load_format="auto",
             block_size=BLOCK_SIZE,
-            num_blocks=256,
+            num_blocks=num_blocks,
             sampler=Sampler(sizes.vocab_size, phrases=phrases),
+            speculation=speculation,
+            draft=draft,
         )
         name = Fingerprint(str(self.weights), "", repr(sizes.rope), sizes.num_layers, sizes.vocab_size, BLOCK_SIZE)
         return Loaded(engine, name, min(sizes.max_position_embeddings, engine.num_blocks * BLOCK_SIZE))

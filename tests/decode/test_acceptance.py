@@ -1,0 +1,61 @@
+"""How often guesses are taken to be right, after some were tried."""
+
+import random
+
+import pytest
+from isthmus.decode.acceptance import BOUNDS, DECAY, FIRST_RATE, PRIOR_WEIGHT, Acceptance
+
+
+def test_nothing_known() -> None:
+    assert Acceptance().rate == FIRST_RATE
+    assert Acceptance(Acceptance()).rate == FIRST_RATE
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("num_drafts", [1, 4, 16])
+def test_it_settles_on_the_share_of_guesses_that_are_right(rate: float, num_drafts: int) -> None:
+    """But for what was expected beforehand. A guess is judged only if those before it were right, so long rows do not
+    make it look worse."""
+    rng, acceptance, seen = random.Random(1), Acceptance(), []
+    for _ in range(3000):
+        right = [rng.random() < rate for _ in range(num_drafts)]
+        acceptance.learn(num_drafts, next((i for i, one in enumerate(right) if not one), num_drafts))
+        seen.append(acceptance.rate)
+    num_judged = (1 - rate**num_drafts) / (1 - rate) / (1 - DECAY)
+    expected = (num_judged * rate + PRIOR_WEIGHT * FIRST_RATE) / (num_judged + PRIOR_WEIGHT)
+    assert sum(seen[100:]) / len(seen[100:]) == pytest.approx(expected, abs=0.03)
+
+
+def test_it_forgets() -> None:
+    acceptance = Acceptance()
+    for _ in range(100):
+        acceptance.learn(4, 4)
+    assert acceptance.rate > 0.9
+    for _ in range(20):
+        acceptance.learn(4, 0)
+    assert acceptance.rate < 0.5
+    for _ in range(100):
+        acceptance.learn(4, 0)
+    assert acceptance.rate < 0.2
+
+
+def test_it_stays_within_bounds() -> None:
+    always, never = Acceptance(), Acceptance()
+    for _ in range(1000):
+        always.learn(16, 16)
+        never.learn(16, 0)
+    assert BOUNDS[0] <= never.rate < FIRST_RATE < always.rate <= BOUNDS[1]
+
+
+def test_a_new_sequence_expects_what_came_of_others() -> None:
+    general = Acceptance()
+    first = Acceptance(general)
+    for _ in range(50):
+        first.learn(4, 0)
+    assert general.rate < 0.2
+    second = Acceptance(general)
+    assert second.rate == general.rate
+    for _ in range(10):
+        second.learn(4, 4)
+    assert second.rate > 0.8
+    assert first.rate < general.rate < second.rate

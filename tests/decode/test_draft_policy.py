@@ -1,0 +1,175 @@
+"""How many tokens are guessed, in worlds where steps and guesses take what they take."""
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import median
+
+import pytest
+from isthmus.decode.draft_policy import (
+    FIRST_PLAIN_STEPS,
+    FIRST_PROBE_STEPS,
+    LAST_PROBE_STEPS,
+    REFRESH_STEPS,
+    DraftPolicy,
+)
+
+PLAIN_S = 0.01
+
+
+@dataclass
+class World:
+    """Each guess adds `guess_s` to a step."""
+
+    guess_s: float
+    plain_s: float = PLAIN_S
+    policy: DraftPolicy = field(default_factory=DraftPolicy)
+
+    def step(self, num_rows: int = 1, rate: float = 0.8, limit: int = 8) -> list[int]:
+        """Guesses of each row of one step."""
+        wanted = self.policy.lengths([rate] * num_rows, [limit] * num_rows, num_rows)
+        self.policy.record(num_rows, sum(wanted), self.plain_s + self.guess_s * sum(wanted))
+        return wanted
+
+    def steps(self, count: int, **options: float) -> list[list[int]]:
+        return [self.step(**options) for _ in range(count)]
+
+
+def made(steps: list[list[int]]) -> int:
+    return sum(any(wanted) for wanted in steps)
+
+
+def pace(rate: float, count: int, guess_s: float) -> float:
+    """Tokens a second of one row."""
+    return (1 + sum(rate**i for i in range(1, count + 1))) / (PLAIN_S + guess_s * count)
+
+
+def test_plain_steps_come_first() -> None:
+    steps = World(0.001).steps(FIRST_PLAIN_STEPS + 1)
+    assert made(steps[:-1]) == 0
+    assert made(steps[-1:]) == 1
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 40])
+def test_free_guesses_are_all_made(num_rows: int) -> None:
+    steps = World(0.0).steps(60, num_rows=num_rows, rate=0.7, limit=4)
+    assert all(wanted == [4] * num_rows for wanted in steps[FIRST_PLAIN_STEPS:])
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.6, 0.8, 0.95])
+@pytest.mark.parametrize("guess_s", [0.0005, 0.001, 0.003, 0.008])
+@pytest.mark.parametrize("limit", [4, 16])
+def test_about_as_many_as_are_best(rate: float, guess_s: float, limit: int) -> None:
+    """Not every number is tried, but one is found that gives four fifths of the best one's pace, and never less than
+    no guesses do."""
+    counts = [count for (count,) in World(guess_s).steps(200, rate=rate, limit=limit)[100:]]
+    paces = [pace(rate, k, guess_s) for k in range(limit + 1)]
+    usual = median(counts)
+    assert paces[int(usual)] > 0.8 * max(paces)
+    assert paces[int(usual)] >= paces[0]
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_what_does_not_pay_is_not_made(rate: float) -> None:
+    """A guess that takes as long as a step: but for the first, and a try now and then."""
+    steps = World(PLAIN_S).steps(400, rate=rate)
+    assert made(steps[FIRST_PLAIN_STEPS + 1 :]) <= 400 // FIRST_PROBE_STEPS
+
+
+def test_tries_become_rarer() -> None:
+    steps = World(PLAIN_S).steps(6 * LAST_PROBE_STEPS, rate=0.5)
+    tried = [index for index, wanted in enumerate(steps) if any(wanted)]
+    gaps = [b - a for a, b in pairwise(tried)]
+    assert gaps[0] <= FIRST_PROBE_STEPS + 2
+    assert gaps == sorted(gaps)
+    assert gaps[-1] == pytest.approx(LAST_PROBE_STEPS, abs=2)
+
+
+def test_it_notices_that_guesses_have_become_cheap() -> None:
+    world = World(PLAIN_S)
+    assert made(world.steps(300)[FIRST_PLAIN_STEPS + 1 :]) <= 300 // FIRST_PROBE_STEPS
+    world.guess_s = 0.0005
+    world.steps(5 * LAST_PROBE_STEPS)
+    assert made(world.steps(20)) >= 18
+
+
+def test_it_notices_that_guesses_have_become_dear() -> None:
+    world = World(0.0005)
+    assert made(world.steps(100)) > 90
+    world.guess_s = PLAIN_S
+    world.steps(10)
+    assert made(world.steps(FIRST_PROBE_STEPS - 12)) == 0
+
+
+def test_one_step_that_is_held_up_changes_nothing() -> None:
+    world = World(0.0005)
+    before = world.steps(20)[-1]
+    world.guess_s = 5.0
+    world.step()
+    world.guess_s = 0.0005
+    assert world.step() == before
+
+
+def test_plain_steps_are_measured_again() -> None:
+    steps = World(0.0).steps(10 * REFRESH_STEPS)
+    plain = sum(not any(wanted) for wanted in steps[FIRST_PLAIN_STEPS:])
+    assert 8 <= plain <= 11
+
+
+def test_a_growing_batch_ends_guesses_that_take_time() -> None:
+    """Many rows give many tokens in the time that one guess adds."""
+    world = World(0.001)
+    counts = []
+    for num_rows in (1, 2, 4, 8, 16, 64):
+        last = world.steps(40, num_rows=num_rows, rate=0.7)[-2:]
+        counts.append(min(sum(wanted) / num_rows for wanted in last))
+    assert counts == sorted(counts, reverse=True)
+    assert counts[0] >= 3
+    assert counts[-1] == 0
+    assert sum(world.step(num_rows=1, rate=0.7)) >= 3, "a small batch is known by itself"
+
+
+def test_rows_that_are_often_right_have_more() -> None:
+    world = World(0.001)
+    world.steps(20)
+    few, some, many = world.policy.lengths([0.2, 0.6, 0.95], [16, 16, 16], 1)
+    assert few <= some <= many
+    assert few < many
+
+
+@pytest.mark.parametrize("guess_s", [0.0, 0.0005, 0.004])
+def test_never_more_than_there_may_be(guess_s: float) -> None:
+    world = World(guess_s)
+    world.steps(20, num_rows=4)
+    limits = [0, 1, 2, 16]
+    wanted = world.policy.lengths([0.99] * 4, limits, 4)
+    assert all(0 <= count <= limit for count, limit in zip(wanted, limits, strict=True))
+    assert world.policy.lengths([0.9, 0.9], [0, 0], 2) == [0, 0]
+    assert world.policy.lengths([], [], 3) == []
+
+
+def test_tries_are_within_limits() -> None:
+    world = World(PLAIN_S)
+    for _ in range(3 * FIRST_PROBE_STEPS):
+        assert world.step(rate=0.5, limit=0) == [0]
+
+
+def test_where_the_engine_tries_nothing() -> None:
+    """It leaves guesses out of such batches: nor are they made, but for a try now and then."""
+    world, asked = World(0.0), 0
+    for _ in range(8 * FIRST_PROBE_STEPS):
+        wanted = world.policy.lengths([0.9] * 4, [4] * 4, 4)
+        if any(wanted):
+            asked += 1
+            world.policy.give_up(4)
+        else:
+            world.policy.record(4, 0, PLAIN_S)
+    assert 1 < asked < 8
+
+
+@pytest.mark.parametrize("num_rows", [1, 8, 64])
+def test_looks_are_a_small_part_of_a_step(num_rows: int) -> None:
+    slow, fast = World(0.0, plain_s=1.0), World(0.0, plain_s=1e-5 * num_rows)
+    slow.steps(5, num_rows=num_rows)
+    fast.steps(5, num_rows=num_rows)
+    assert slow.policy.search_steps(num_rows) == 1
+    assert fast.policy.search_steps(num_rows) > 10

@@ -1,0 +1,144 @@
+"""What n-grams guess: what followed the same tokens before, found without reading the text again."""
+
+import random
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from isthmus.decode.ngram_index import LONG, LONGEST, SHORT, SORTED_FROM, NgramIndex
+from isthmus.decode.ngram_proposer import CLASSES, NgramProposer
+
+TEXTS = st.lists(st.integers(0, 3), min_size=1, max_size=60) | st.lists(st.integers(0, 30), min_size=1, max_size=30)
+
+
+def copy_of_the_end(tokens: Sequence[int]) -> tuple[int, int]:
+    """By definition: (position after the last earlier copy of the last LONG tokens, or else SHORT, how many tokens
+    before it are alike, at most LONGEST); (0, 0) for none."""
+    for size in (LONG, SHORT):
+        for end in range(len(tokens) - 1, size - 1, -1):
+            if tokens[end - size : end] == tokens[len(tokens) - size :]:
+                return end, alike(tokens, end)
+    return 0, 0
+
+
+def alike(tokens: Sequence[int], end: int) -> int:
+    pairs = zip(reversed(tokens[:end]), reversed(tokens), strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b or i == LONGEST), min(end, LONGEST))
+
+
+def guesses_of(tokens: Sequence[int], count: int) -> tuple[int, ...]:
+    start, num_alike = copy_of_the_end(tokens)
+    loop = tokens[start:]
+    return tuple(loop[i % len(loop)] for i in range(count)) if num_alike else ()
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=TEXTS, begin=st.integers(1, 40), count=st.integers(1, 8))
+def test_guesses_are_those_of_the_definition(text: list[int], begin: int, count: int) -> None:
+    """Token by token, after any beginning."""
+    proposer = NgramProposer()
+    for size in range(min(begin, len(text)), len(text) + 1):
+        assert proposer.propose(text[:size], count) == guesses_of(text[:size], count)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=TEXTS, steps=st.lists(st.lists(st.integers(0, 3), max_size=7) | st.integers(1, 20), max_size=12))
+def test_incremental_is_from_scratch(text: list[int], steps: list[list[int] | int]) -> None:
+    """Tokens come, many at once, and some are taken back and come differently."""
+    proposer, tokens = NgramProposer(), list(text)
+    for step in steps:
+        proposer.look(tokens)
+        if isinstance(step, int):
+            del tokens[max(1, len(tokens) - step) :]
+            proposer.forget(len(tokens))
+        else:
+            tokens += step
+        fresh = NgramProposer()
+        assert proposer.look(tokens) == fresh.look(tokens)
+        assert proposer.propose(tokens, 6) == fresh.propose(tokens, 6)
+
+
+def test_a_long_prompt_is_found_as_a_short_one_is() -> None:
+    """Its n-grams lie in arrays, not in dictionaries."""
+    rng = random.Random(3)
+    text = [rng.randrange(12) for _ in range(SORTED_FROM + 200)]
+    long, short = NgramProposer(), NgramProposer()
+    long.propose(text[:SORTED_FROM], 1)
+    short.propose(text[:10], 1)
+    for size in range(SORTED_FROM, len(text) + 1):
+        assert long.propose(text[:size], 5) == short.propose(text[:size], 5) == guesses_of(text[:size], 5)
+
+
+def test_a_longer_copy_is_better_than_a_later_one() -> None:
+    copied = [1, 2, 3, 4, 5, 6]
+    assert NgramProposer().propose([*copied, 7, 9, 4, 5, 6, 8, *copied], 1) == (7,)
+
+
+def test_of_copies_that_are_as_long_the_last_one_counts() -> None:
+    assert NgramProposer().propose([1, 2, 3, 7, 1, 2, 3, 8, 1, 2, 3], 2) == (8, 1)
+
+
+@pytest.mark.parametrize("period", [1, 2, 3, 5])
+def test_loops_go_on(period: int) -> None:
+    loop = list(range(10, 10 + period))
+    endless = loop * 40
+    assert NgramProposer().propose(endless[:17], 12) == tuple(endless[17:29])
+
+
+@pytest.mark.parametrize("text", [[1], [1, 1], [1, 1, 1], [1, 2, 1, 2], list(range(50))])
+def test_where_nothing_comes_again_nothing_is_guessed(text: list[int]) -> None:
+    proposer = NgramProposer()
+    assert proposer.look(text) is None
+    assert proposer.propose(text, 4) == ()
+
+
+def test_the_more_is_alike_the_higher_the_class() -> None:
+    found = []
+    for num_alike in range(SHORT, LONGEST + 1):
+        text = [*range(100, 100 + num_alike), 7, *range(100, 100 + num_alike)]
+        of = NgramProposer().look(text)
+        assert of is not None
+        found.append(of)
+    assert found == sorted(found)
+    assert (found[0], found[-1]) == (0, len(CLASSES))
+
+
+def test_large_token_ids_are_told_apart() -> None:
+    """Up to a vocabulary of two million."""
+    top = 2**21 - 1
+    text = [top, top - 1, top - 2, 5, top, top - 1, 0, top, top - 1, top - 2]
+    assert NgramProposer().propose(text, 1) == (5,)
+    assert NgramProposer().propose([0, 0, 1, 9, 0, 1, 0, 8, 1, 0, 0], 1) == ()
+
+
+class CountingList(list[int]):
+    """Counts what is read of it."""
+
+    num_read = 0
+
+    def __getitem__(self, index):
+        got = super().__getitem__(index)
+        self.num_read += len(got) if isinstance(index, slice) else 1
+        return got
+
+
+@pytest.mark.parametrize("length", [100_000])
+def test_a_token_costs_the_same_at_any_length(length: int) -> None:
+    """No part of a text of 100,000 tokens is read again: two insertions a token, and a few comparisons a look."""
+    rng = random.Random(1)
+    tokens = CountingList(rng.randrange(50) for _ in range(length))
+    proposer = NgramProposer()
+    proposer.look(tokens)
+    index = proposer._index
+    assert isinstance(index, NgramIndex)
+    index._tokens = CountingList(index._tokens)
+    tokens.num_read = 0
+    num_tokens, num_entries = 200, len(index._short) + len(index._long)
+    for _ in range(num_tokens):
+        tokens.append(rng.randrange(50))
+        proposer.look(tokens)
+        proposer.propose(tokens, 4)
+    assert tokens.num_read == num_tokens
+    assert index._tokens.num_read <= num_tokens * (4 * LONGEST + 8)
+    assert len(index._short) + len(index._long) - num_entries <= 2 * num_tokens

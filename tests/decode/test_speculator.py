@@ -1,0 +1,157 @@
+"""Whose tokens are guessed, how many, and what is learnt of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pytest
+from isthmus.decode.ngram_proposer import NgramProposer
+from isthmus.decode.speculation import Speculation
+from isthmus.decode.speculator import EngineProposer, Experience, Proposer, Speculator
+from isthmus.engine.plan import DRAFT
+from isthmus.tests.decode.speculating import speculation_of
+from isthmus.wire.sampling import SamplingParams
+
+TOKENS = [1, 2, 3]
+
+
+@dataclass
+class Classified:
+    """A proposer whose guesses are of the class it is told."""
+
+    of: int | None = 0
+    num_looks: int = 0
+    forgotten: list[int] = field(default_factory=list)
+
+    def look(self, tokens: Sequence[int]) -> int | None:
+        self.num_looks += 1
+        return self.of
+
+    def propose(self, tokens: Sequence[int], count: int) -> tuple[int, ...]:
+        return tuple(range(count))
+
+    def forget(self, num_tokens: int) -> None:
+        self.forgotten.append(num_tokens)
+
+
+def begun(speculation: Speculation, asked: int | None = None) -> Speculator:
+    speculator = speculation.begin(SamplingParams(num_speculative_tokens=asked))
+    assert speculator is not None
+    return speculator
+
+
+def planned(speculation: Speculation, speculators: Sequence[Speculator | None], budget: int = 100) -> list[int]:
+    """How many tokens are guessed of each in the next step."""
+    speculation.begin_step(len(speculators))
+    speculation.prepare([(one, TOKENS) for one in speculators], budget)
+    return [0 if one is None else len(one.propose(TOKENS, 100)) for one in speculators]
+
+
+@pytest.mark.parametrize(("asked", "limit"), [(None, 4), (1, 1), (4, 4), (16, 4)])
+def test_a_request_may_want_fewer(asked: int | None, limit: int) -> None:
+    speculation = speculation_of(Classified)
+    assert planned(speculation, [begun(speculation, asked)]) == [limit]
+
+
+def test_a_request_may_want_none() -> None:
+    assert speculation_of(Classified).begin(SamplingParams(num_speculative_tokens=0)) is None
+
+
+def test_a_step_has_room_for_so_many() -> None:
+    speculation = speculation_of(Classified)
+    speculators = [begun(speculation), None, begun(speculation), begun(speculation)]
+    assert planned(speculation, speculators, budget=6) == [4, 0, 2, 0]
+    assert planned(speculation, speculators, budget=0) == [0, 0, 0, 0]
+
+
+def test_no_more_than_tokens_may_come() -> None:
+    speculation = speculation_of(Classified)
+    speculator = begun(speculation)
+    speculation.begin_step(1)
+    speculation.prepare([(speculator, TOKENS)], 100)
+    assert speculator.propose(TOKENS, 2) == (0, 1)
+    assert speculator.propose(TOKENS, 2) == (), "what was wanted was wanted once"
+    speculation.begin_step(1)
+    speculation.prepare([(speculator, TOKENS)], 100)
+    assert speculator.propose(TOKENS, 0) == ()
+
+
+def test_who_has_no_guess_makes_none() -> None:
+    speculation = speculation_of(lambda: Classified(None))
+    speculator = begun(speculation)
+    assert planned(speculation, [speculator]) == [0]
+    assert not speculator.expects(TOKENS)
+
+
+def test_before_steps_are_known_nobody_looks() -> None:
+    """With the policy that workers have."""
+    proposer = Classified()
+    speculation = Speculation(lambda: proposer, 4)
+    assert planned(speculation, [begun(speculation)]) == [0]
+    assert proposer.num_looks == 0
+
+
+def test_what_came_of_guesses_is_counted() -> None:
+    speculation = speculation_of(Classified)
+    one, other = begun(speculation), begun(speculation)
+    planned(speculation, [one, other])
+    for num_drafts, num_right in ((4, 2), (4, 4), (3, 0), (0, 0), (1, 1)):
+        speculation.learn(one, num_drafts, num_right)
+    speculation.learn(other, 2, 1)
+    assert speculation.num_drafts == 5
+    assert speculation.num_draft_tokens == 4 + 4 + 3 + 1 + 2
+    assert speculation.num_accepted_per_position == (4, 2, 1, 1)
+    assert speculation.num_accepted_tokens == 8
+
+
+def test_each_class_of_guesses_is_known_by_itself() -> None:
+    """And for each sequence, beginning with what came of others' of that class."""
+    experience = Experience()
+    experience.least_rate = 0.0
+    good, bad = Classified(1), Classified(0)
+    for proposer, num_right in ((good, 4), (bad, 0)):
+        speculator = Speculator(proposer, 4, experience)
+        for _ in range(50):
+            speculator.look(TOKENS)
+            speculator.learn(4, num_right)
+    assert Speculator(good, 4, experience).look(TOKENS) > 0.9
+    assert Speculator(bad, 4, experience).look(TOKENS) < 0.2
+    assert experience.best_rate > 0.9
+
+
+def test_what_does_not_pay_is_no_guess() -> None:
+    experience = Experience()
+    speculator = Speculator(Classified(), 4, experience)
+    experience.least_rate = 0.6
+    assert speculator.look(TOKENS) == pytest.approx(0.7)
+    assert speculator.expects(TOKENS)
+    experience.least_rate = 0.8
+    assert speculator.look(TOKENS) == 0
+    assert not speculator.expects(TOKENS)
+
+
+def test_without_a_search_only_those_who_had_a_guess_are_looked_at() -> None:
+    experience = Experience()
+    experience.least_rate = 0.1
+    had, had_not = Classified(0), Classified(None)
+    speculators = [Speculator(proposer, 4, experience) for proposer in (had, had_not)]
+    assert [one.look(TOKENS) > 0 for one in speculators] == [True, False]
+    experience.is_searching = False
+    had_not.of = 0
+    assert [one.look(TOKENS) > 0 for one in speculators] == [True, False]
+    assert had_not.num_looks == 1
+    experience.is_searching = True
+    assert [one.look(TOKENS) > 0 for one in speculators] == [True, True]
+
+
+def test_tokens_that_were_taken_back_are_forgotten() -> None:
+    proposer = Classified()
+    Speculator(proposer, 4, Experience()).forget(7)
+    assert proposer.forgotten == [7]
+
+
+@pytest.mark.parametrize(("make", "guesses"), [(EngineProposer, (DRAFT,) * 3), (NgramProposer, (2, 3, 4))])
+def test_proposers(make: type[Proposer], guesses: tuple[int, ...]) -> None:
+    proposer, tokens = make(), [9, 8, 1, 2, 3, 4, 5, 9, 8, 1]
+    assert proposer.look(tokens) == 0
+    assert proposer.propose(tokens, 3) == guesses
+    assert proposer.propose(tokens, 0) == ()
