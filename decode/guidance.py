@@ -42,19 +42,35 @@ class Guide:
         self._error: str | None = None
         self._slow = False
         self._mask = pool.submit(self._consume, None, tuple(output))
+        self._ahead: Future[list[Words]] | None = None
+        """Masks after guesses that may be followed, as far as they are allowed."""
+        self._num_followed = 0
 
     def advance(self, token_ids: Sequence[int]) -> None:
         """The output goes on with these tokens."""
         self.num_tokens += len(token_ids)
         self._mask = self._pool.submit(self._consume, self._mask, tuple(token_ids))
 
+    def look_ahead(self, token_ids: Sequence[int]) -> None:
+        """These guesses will be followed, maybe: what may come after each is worked out beside other work. Until
+        `rollback_to` no others are."""
+        assert self._ahead is None
+        self._ahead, self._num_followed = self._pool.submit(self._go_ahead, self._mask, tuple(token_ids)), 0
+
     def follow(self, token_id: int) -> Future[Words] | None:
         """The output may go on with this guess: what may come after it. None, and nothing has changed, if the grammar
         does not let it come next, or takes long. Waits for the mask before it."""
+        if self._ahead is not None:
+            masks, index = self._ahead.result(), self._num_followed
+            if index == len(masks):
+                return None
+            self._num_followed += 1
+            self.num_tokens += 1
+            return _done(masks[index])
         if self.holds_up:
             return None
         words = self._mask.result()
-        if self._finished or self._error is not None or not words[token_id // 32] >> np.uint32(token_id % 32) & 1:
+        if self._finished or self._error is not None or not _allows(words, token_id):
             return None
         self.advance((token_id,))
         return self._mask
@@ -63,6 +79,14 @@ class Guide:
         """All tokens after the first `num_tokens` of the output are taken back."""
         count, self.num_tokens = self.num_tokens - num_tokens, num_tokens
         assert count >= 0
+        if self._ahead is not None:
+            masks, self._ahead = self._ahead.result(), None
+            num_kept = self._num_followed - count
+            kept = self._mask if num_kept == 0 else _done(masks[num_kept - 1]) if num_kept > 0 else None
+            count += len(masks) - self._num_followed
+            if kept is not None:
+                self._mask = self._pool.submit(self._return_to, kept, count) if count else kept
+                return
         if count:
             self._mask = self._pool.submit(self._take_back, self._mask, count)
 
@@ -102,6 +126,24 @@ class Guide:
         self._slow = time.monotonic() - start_s > SLOW_S
         return words
 
+    def _go_ahead(self, before: Future[Words], token_ids: tuple[int, ...]) -> list[Words]:
+        words, masks = before.result(), list[Words]()
+        for token_id in token_ids:
+            if self._finished or self._error is not None or not _allows(words, token_id):
+                break
+            self._num_tokens += 1
+            self._matcher.consume_tokens([token_id])
+            words = self._next()
+            masks.append(words)
+        return masks
+
+    def _return_to(self, kept: Future[Words], num_tokens: int) -> Words:
+        """Takes tokens back that were gone ahead; `kept` is what may come before them."""
+        self._num_tokens -= num_tokens
+        self._matcher.rollback(num_tokens)
+        self._finished, self._error = False, None
+        return kept.result()
+
     def _take_back(self, before: Future[Words], num_tokens: int) -> Words:
         before.result()
         self._num_tokens -= num_tokens
@@ -125,6 +167,16 @@ class Guide:
     @property
     def _anything(self) -> Words:
         return np.full_like(self._bans.allowed, 0xFFFF_FFFF)
+
+
+def _allows(words: Words, token_id: int) -> bool:
+    return bool(words[token_id // 32] >> np.uint32(token_id % 32) & 1)
+
+
+def _done(words: Words) -> Future[Words]:
+    future: Future[Words] = Future()
+    future.set_result(words)
+    return future
 
 
 @dataclass(slots=True)

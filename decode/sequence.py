@@ -162,6 +162,8 @@ class Sequence:
         position = self.num_output + self.pending
         draws = [self._draw(position, None if self.guide is None else self.guide.mask())]
         draws += [self._draw(position + 1 + index) for index in range(len(drafts))]
+        if self.guide is not None and drafts and DRAFT not in drafts:
+            self.guide.look_ahead(tuple(takewhile(lambda token: token not in self.limits.stop_ids, drafts)))
         row = Row(
             self.seq_id,
             (token, *drafts),

@@ -41,9 +41,11 @@ class MaskTable:
         self.vocab_size = vocab_size
         self.masks = torch.zeros(num_slots, -(-vocab_size // 32), dtype=torch.int32, device=device)
         self.is_masked = torch.zeros(num_slots, dtype=torch.int32, device=device)
+        self._masked: set[int] = set()
 
     def set_masks(self, slots: Sequence[int], masks: np.ndarray) -> None:
         """See Masks. Ordered on the current stream, without waiting."""
+        self._masked.update(slots)
         packed = torch.from_numpy(np.concatenate((masks.view(np.int32), np.array(slots, np.int32)[:, None]), axis=1))
         if self.masks.is_cuda:
             packed = packed.pin_memory()
@@ -53,7 +55,9 @@ class MaskTable:
         self.is_masked.index_fill_(0, places, 1)
 
     def clear_mask(self, slot: int) -> None:
-        self.is_masked[slot].zero_()
+        if slot in self._masked:
+            self._masked.remove(slot)
+            self.is_masked[slot].zero_()
 
 
 def apply_masks(logits: Tensor, slots: Tensor, table: Masks) -> Tensor:

@@ -89,6 +89,31 @@ def test_a_guide_follows_guesses_as_far_as_they_are_allowed() -> None:
     assert allowed(guide) == "b"
 
 
+@pytest.mark.parametrize("guesses", ["ab", "abc", "abxc", "x", ""])
+@pytest.mark.parametrize("num_followed", [0, 1, 2, 3])
+@pytest.mark.parametrize("num_kept", [0, 1, 2, 3])
+def test_looking_ahead_is_following_sooner(guesses: str, num_followed: int, num_kept: int) -> None:
+    """Whatever is followed of it, and kept of that."""
+    plain, ahead = guide_of("(ab)+c", "ab"), guide_of("(ab)+c", "ab")
+    ahead.look_ahead(ids(guesses))
+    count = 0
+    for token in ids(guesses)[:num_followed]:
+        one, other = plain.follow(token), ahead.follow(token)
+        assert (one is None) == (other is None)
+        if one is None or other is None:
+            break
+        assert np.array_equal(one.result(), other.result())
+        count += 1
+    for guide in (plain, ahead):
+        guide.rollback_to(len(ids("ab")) + min(num_kept, count))
+    assert allowed(plain) == allowed(ahead)
+    assert (plain.finished, plain.error, plain.num_tokens) == (ahead.finished, ahead.error, ahead.num_tokens)
+    rest = ids("abc"[min(num_kept, count) :])
+    for guide in (plain, ahead):
+        guide.advance(rest)
+    assert allowed(plain) == allowed(ahead) == "$"
+
+
 def test_bans_and_minimum() -> None:
     assert allowed(guide_of("[a-d]", custom_token_bans=(*ids("b"), *ids("c")))) == "a d"
     assert allowed(guide_of("[a-d]", allowed_token_ids=tuple(ids("cx")))) == "c"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from isthmus.kernels.sampling_mask import apply_masks, ref_apply_masks
+from isthmus.kernels.sampling_mask import MaskTable, apply_masks, ref_apply_masks
 from isthmus.kernels.sampling_table import SamplingTable, SlotParams
 
 
@@ -59,3 +59,18 @@ def test_wrong_arguments_are_refused():
         apply_masks(torch.zeros(2, 41), slots, table)
     with pytest.raises(ValueError, match="slots must be"):
         apply_masks(torch.zeros(2, 40), slots.long(), table)
+
+
+def test_a_table_of_masks_alone_does_as_the_sampling_table_does():
+    masks, table = MaskTable(3, 70, "cpu"), SamplingTable(3, 70, "cpu")
+    words = np.array([[5, 9, 1], [2, 0, 63]], np.uint32)
+    for one in (masks, table):
+        one.set_masks([2, 0], words)
+        one.set_masks([2], words[1:])
+    assert torch.equal(masks.masks[[0, 2]], table.masks[[0, 2]])
+    assert masks.is_masked.tolist() == table.is_masked.tolist() == [1, 0, 1]
+    masks.clear_mask(2)
+    masks.clear_mask(1)  # never had one
+    assert masks.is_masked.tolist() == [1, 0, 0]
+    masks.set_masks([2], words[:1])
+    assert masks.is_masked.tolist() == [1, 0, 1]
