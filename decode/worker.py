@@ -7,7 +7,7 @@ from functools import partial
 from msgspec.structs import replace
 
 from ..engine.block_pool import BlockPool
-from ..engine.plan import SequenceSeed
+from ..engine.plan import HeadedEngine, SequenceSeed
 from ..engine.speculation_config import SpeculationConfig
 from ..engine.worker import Limits, Load, Loaded, Worker, now
 from ..kvtransfer.leased_receiver import LeasedReceiver
@@ -37,6 +37,8 @@ class DecodeLoop:
         self.engine = loaded.engine
         self.data_endpoints = (receiver.endpoint,)
         self._receiver = receiver
+        self._last_blocks: dict[str, int] = {}
+        """Of each transfer under way, the block that the prompt's last token is in."""
         self._transfer_bytes = 0
         self._transfer_s = 0.0
 
@@ -55,14 +57,22 @@ class DecodeLoop:
         for event in self._receiver.poll():
             match event:
                 case Done():
-                    self._transfer_bytes += event.num_bytes
-                    logits = self.engine.unpack_logits(event.tail["logits"])
-                    prompt_logprobs = bytes(event.tail.get("prompt_logprobs", b""))
-                    self.scheduler.on_received(event.transfer_id, logits, now, prompt_logprobs)
+                    self._on_done(event, now)
                 case Failed():
+                    self._last_blocks.pop(event.transfer_id, None)
                     self.scheduler.on_transfer_failed(event.transfer_id, event.error, now)
                 case Released():
                     self.scheduler.on_released(event.transfer_id)
+
+    def _on_done(self, event: Done, now: float) -> None:
+        self._transfer_bytes += event.num_bytes
+        logits = self.engine.unpack_logits(event.tail["logits"])
+        last_block = self._last_blocks.pop(event.transfer_id, None)
+        if "hidden" in event.tail and last_block is not None:
+            assert isinstance(self.engine, HeadedEngine), "peers with a head are refused where there is none"
+            self.engine.write_hidden(last_block, event.tail["hidden"])
+        prompt_logprobs = bytes(event.tail.get("prompt_logprobs", b""))
+        self.scheduler.on_received(event.transfer_id, logits, now, prompt_logprobs)
 
     def stats(self) -> WorkerStats:
         return replace(
@@ -83,6 +93,7 @@ class DecodeLoop:
             self._admit(seed)
         for transfer_id in effects.abandon:
             self._receiver.abandon(transfer_id)
+            self._last_blocks.pop(transfer_id, None)
         for receive in effects.receive:
             self._register(receive)
         for message in effects.messages:
@@ -104,6 +115,7 @@ class DecodeLoop:
             self._transfer_s += now() - start_s
 
         transfer_id, scheduler = receive.transfer_id, self.scheduler
+        self._last_blocks[transfer_id] = receive.block_ids[-1]
         claim, landed = partial(scheduler.on_claim, transfer_id), partial(scheduler.on_receiving, transfer_id)
         blocks = PoolBlocks(receive.block_ids, claim, landed)
         self._receiver.register(transfer_id, len(receive.block_ids), store, blocks)

@@ -7,18 +7,18 @@ whatever was accepted. Another model has a pool of its own beside the target's, 
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .attention import PagedAttention
+from .draft import Draft, draw_guesses
 from .draft_progress import DraftProgress
 from .guesses import Guesses
 from .kv_pool import KvPool
 from .models.llama import Llama
-from .plan import Draw, Row
+from .plan import Row
 from .sampler import GuessingSampler
 
 
@@ -32,16 +32,11 @@ class DraftModel:
 
     def propose(self, rows: Sequence[Row]) -> list[Guesses]:
         """See guesses.Proposer."""
-        drafts = [_Draft(row) for row in rows]
-        asked = drafts if self._progress is None else self._catch_up(drafts, self._progress)
-        while asked := [draft for draft in asked if draft.wants_more]:
-            logits = self._compute([draft.next_row for draft in asked])
-            tokens = self._sampler.guess(logits, [draft.next_draw for draft in asked])
-            for draft, token in zip(asked, tokens, strict=True):
-                draft.take(token)
-        for draft in drafts:
-            self._sampler.forget(draft.row.seq_id, draft.num_drawn)
-            if self._progress is not None:
+        drafts = [Draft(row) for row in rows]
+        ready = drafts if self._progress is None else self._catch_up(drafts, self._progress)
+        draw_guesses(ready, self._sampler, lambda asked: self._compute([draft.next_row for draft in asked]))
+        if self._progress is not None:
+            for draft in drafts:
                 self._progress.guessed(draft.row, draft.computed)
         return [draft.guesses for draft in drafts]
 
@@ -49,7 +44,7 @@ class DraftModel:
         if self._progress is not None:
             self._progress.retire(seq_id)
 
-    def _catch_up(self, drafts: Sequence["_Draft"], progress: DraftProgress) -> list["_Draft"]:
+    def _catch_up(self, drafts: Sequence[Draft], progress: DraftProgress) -> list[Draft]:
         """Computes what is lacking before each row; those for which nothing is any more."""
         missing = [row for row in (progress.missing(draft.row) for draft in drafts) if row is not None]
         if missing:
@@ -68,48 +63,3 @@ class DraftModel:
         token_ids = torch.tensor([token for row in rows for token in row.token_ids])
         lengths = torch.tensor([len(row.token_ids) for row in rows])
         return model.forward_embedded(F.embedding(token_ids, model.embedding), lengths.cumsum(0) - 1, attention)
-
-
-class _Draft:
-    """Guesses of one row in the making."""
-
-    def __init__(self, row: Row) -> None:
-        self.row = row
-        self.num_drawn = 0
-        self._token_ids: list[int] = []
-        self._draws = list(row.draws)
-        self._blocked = False
-        """The grammar does not allow the guess that was drawn."""
-
-    @property
-    def wants_more(self) -> bool:
-        return not self._blocked and len(self._token_ids) < self.row.num_drafts
-
-    @property
-    def next_draw(self) -> Draw:
-        return self._draws[len(self._token_ids)]
-
-    @property
-    def next_row(self) -> Row:
-        count = len(self._token_ids)
-        token = self._token_ids[-1] if count else self.row.token_ids[0]
-        return Row(self.row.seq_id, (token,), self.row.start + count, self.row.block_table)
-
-    def take(self, token_id: int) -> None:
-        self.num_drawn += 1
-        if self.row.follow is not None:
-            mask = self.row.follow(token_id)
-            if mask is None:
-                self._blocked = True
-                return
-            self._draws[len(self._token_ids) + 1] = replace(self._draws[len(self._token_ids) + 1], mask=mask)
-        self._token_ids.append(token_id)
-
-    @property
-    def computed(self) -> list[int]:
-        """Tokens whose KV the model stored, from the row's first on."""
-        return [self.row.token_ids[0], *self._token_ids][: self.num_drawn]
-
-    @property
-    def guesses(self) -> Guesses:
-        return Guesses(tuple(self._token_ids), tuple(self._draws), num_refused=int(self._blocked))

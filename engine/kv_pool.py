@@ -28,7 +28,10 @@ class KvPool:
         num_kv_heads: int,
         head_dim: int,
         dtype: torch.dtype,
+        first_position: int = 0,
     ) -> None:
+        """Positions of a sequence before `first_position` hold nothing, and are seen by none of its tokens."""
+        self._first_position = first_position
         self.num_blocks, self.block_size = num_blocks, block_size
         self.num_kv_heads, self.head_dim = num_kv_heads, head_dim
         self.kv = torch.empty(num_layers, num_kv_heads, 2, num_blocks * block_size, head_dim, dtype=dtype)
@@ -48,7 +51,7 @@ class KvPool:
 
     def history(self, span: Span, windows: Sequence[int | None]) -> History:
         """What a span's tokens see: without a copy if it is a run, else gathered a layer at a time."""
-        firsts = [span.first_visible(window) for window in windows]
+        firsts = [max(self._first_position, span.first_visible(window)) for window in windows]
         return self._view(span, firsts) if span.is_run else self._gatherer(span, firsts)
 
     def _view(self, span: Span, firsts: Sequence[int]) -> History:

@@ -9,6 +9,11 @@ import torch
 
 from .config import ModelConfig
 from .draft_model import DraftModel
+from .eagle.cache import EagleCache
+from .eagle.config import EagleConfig
+from .eagle.follower import HeadFollower
+from .eagle.load import load_eagle
+from .eagle.proposer import EagleProposer
 from .gguf_weights import GgufFile
 from .guesses import Proposer
 from .kv_pool import KvPool, bytes_per_block
@@ -53,22 +58,42 @@ def load_engine(
 
     `dtype` is "auto", "float32" or "bfloat16"; `load_format` "auto" or "dummy". The pool has `num_blocks` blocks, or
     as many as `kv_memory_bytes` hold. `speculation` says what guesses in the engine, if anything does, `draft` is its
-    smaller model. Raises ValueError, with a sentence, on what cannot be loaded.
+    smaller model; of eagle it names the head's folder, and what the head keeps is a part of every block. Raises
+    ValueError, with a sentence, on what cannot be loaded.
     """
     sizes = ModelConfig.from_hf(config)
     resolved = DTYPES[resolve_dtype(dtype)]
+    speculation = speculation or SpeculationConfig()
     per_block = bytes_per_block(sizes.num_layers, block_size, sizes.num_kv_heads, sizes.head_dim, resolved)
+    if speculation.method == "eagle":
+        head = EagleConfig.from_folder(_head_folder(speculation), sizes)
+        per_block += head.cache_elements(block_size) * resolved.itemsize
     pool = _pool(sizes, _num_blocks(num_blocks, kv_memory_bytes, per_block), block_size, resolved)
     model = load_model(sizes, weights, resolved, load_format)
-    speculation = speculation or SpeculationConfig()
     proposer: Proposer | None = None
+    follower: HeadFollower | None = None
     if speculation.method == "first-layers":
         assert speculation.num_layers is not None
         proposer = DraftModel(model.first_layers(speculation.num_layers), pool, sampler, shares_kv=True)
     elif speculation.method == "draft":
         assert draft is not None
         proposer = _draft_model(draft, load_format, sizes, pool, resolved, sampler)
-    return TorchEngine(model, pool, sampler, proposer)
+    elif speculation.method == "eagle":
+        source = _source(sizes, weights, load_format, "cpu")
+        follower = _follower(_head_folder(speculation), model, source, pool)
+        proposer = EagleProposer(follower, sampler)
+    return TorchEngine(model, pool, sampler, proposer, follower)
+
+
+def _head_folder(speculation: SpeculationConfig) -> Path:
+    assert speculation.model is not None
+    return Path(speculation.model)
+
+
+def _follower(folder: Path, target: Llama, source: WeightSource, pool: KvPool) -> HeadFollower:
+    head = load_eagle(folder, target, CpuParts(), target.dtype, target_weights=source)
+    cache = EagleCache(head.config, pool.num_blocks, pool.block_size, target.dtype)
+    return HeadFollower(head, cache, target.config.num_layers)
 
 
 def _draft_model(
@@ -106,15 +131,17 @@ def load_model(
     not exactly those that the configuration describes."""
     family = MODELS[config.family]
     expected = family.weight_shapes(config)
-    if load_format == "dummy":
-        source: WeightSource = DummyWeights(expected, device=device)
-    elif load_format != "auto":
-        raise ValueError(f"load_format is {load_format!r}, not 'auto' or 'dummy'")
-    else:
-        source = _open(config, weights, str(device))
-    taken = Weights(source, expected, dtype, device)
+    taken = Weights(_source(config, weights, load_format, device), expected, dtype, device)
     taken.on_taken = LoadProgress(taken.num_bytes)
     return family(config, taken, parts or CpuParts())
+
+
+def _source(config: ModelConfig, weights: Path | None, load_format: str, device: torch.device | str) -> WeightSource:
+    if load_format == "dummy":
+        return DummyWeights(MODELS[config.family].weight_shapes(config), device=device)
+    if load_format != "auto":
+        raise ValueError(f"load_format is {load_format!r}, not 'auto' or 'dummy'")
+    return _open(config, weights, str(device))
 
 
 def resolve_dtype(dtype: str, cpu_flags: frozenset[str] | None = None) -> str:

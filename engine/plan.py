@@ -8,7 +8,7 @@ stands in the next plan's rows as `IN_FLIGHT`, and the engine puts the sampled i
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from ..wire.logprobs import TokenLogprobs
 
@@ -183,6 +183,20 @@ class Engine(Protocol):
 
     def retire(self, seq_id: int) -> None:
         """Its state ends. Only after every plan that draws for it was applied."""
+
+
+@runtime_checkable
+class HeadedEngine(Protocol):
+    """An engine that may have a head that follows its model (see engine/eagle): its blocks then hold the head's KV,
+    too."""
+
+    def read_hidden(self, block_id: int) -> memoryview | None:
+        """What the head needs of the last position computed in this block, to guess what follows; None where there is
+        no head. Called only while no plan in flight writes the block."""
+
+    def write_hidden(self, block_id: int, payload: memoryview) -> None:
+        """Stores what `read_hidden` of another engine gave, after `write_blocks` of that block. Raises ValueError on a
+        wrong size."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,12 +18,15 @@ from torch import Tensor
 
 from ..wire.logprobs import TokenLogprobs
 from .attention import PagedAttention
-from .chains import Chain, chains_of, draw_chains, num_logits, to_result
+from .chains import Chain, Drawn, chains_of, draw_chains, num_logits, to_result
+from .eagle.follower import HeadFollower
 from .guesses import Proposer, guesses_of, with_guesses
+from .joined_pools import Blocks, JoinedPools
 from .kv_pool import KvPool
 from .models.llama import Llama
 from .plan import IN_FLIGHT, Plan, Result, Row, SequenceSeed
 from .sampler import Sampler
+from .streams import NO_STREAMS, Streams
 from .token_logprobs import prompt_logprobs, read_logprobs
 
 
@@ -41,38 +44,54 @@ class Done:
 class TorchEngine:
     overlaps = False
 
-    def __init__(self, model: Llama, pool: KvPool, sampler: Sampler, proposer: Proposer | None = None) -> None:
-        """`proposer` guesses where rows want that of the engine."""
-        self._model, self._pool, self._sampler, self._proposer = model, pool, sampler, proposer
+    def __init__(
+        self,
+        model: Llama,
+        pool: KvPool,
+        sampler: Sampler,
+        proposer: Proposer | None = None,
+        follower: HeadFollower | None = None,
+    ) -> None:
+        """`proposer` guesses where rows want that of the engine; `follower` keeps a head in step with the model."""
+        self._model, self._pool, self._sampler = model, pool, sampler
+        self._proposer, self._follower = proposer, follower
+        self._blocks: Blocks = pool if follower is None else JoinedPools(pool, follower.cache)
         self._last: dict[int, int] = {}
         self.num_blocks, self.block_size = pool.num_blocks, pool.block_size
-        self.bytes_per_block = pool.bytes_per_block
+        self.bytes_per_block = self._blocks.bytes_per_block
         self.vocab_size = model.config.vocab_size
 
     @torch.inference_mode()
     def launch(self, plan: Plan) -> Done:
-        self._pool.copy(plan.copies)
+        self._blocks.copy(plan.copies)
         guesses = guesses_of(plan.rows, self._proposer)
         rows = [with_guesses(row, guessed) for row, guessed in zip(plan.rows, guesses, strict=True)]
-        hidden, num_wanted = self._compute(rows), sum(map(num_logits, rows))
+        token_ids, streams = self._token_ids(rows), self._streams(rows)
+        hidden, num_wanted = self._compute(rows, token_ids, streams), sum(map(num_logits, rows))
         logits = self._model.head(hidden[:num_wanted]) if num_wanted else torch.empty(0, self.vocab_size)
         ends = accumulate(map(num_logits, rows))
         kept = {row.seq_id: logits[end - 1].clone() for row, end in zip(rows, ends, strict=True) if row.keep_logits}
         scored = self._score(rows, hidden[num_wanted:])
-        drawn = self._draw(plan, chains_of(rows, guesses, plan.shipped), logits)
-        return Done(plan, replace(drawn, logits=kept, prompt_logprobs=scored))
+        chains = chains_of(rows, guesses, plan.shipped)
+        drawn = self._draw(plan, chains, logits)
+        if self._follower is not None and rows:
+            self._follower.follow(rows, token_ids, streams.features, _num_right(chains, drawn))
+        sizes = [size for row in plan.rows for size in _chain_sizes(row)] + [1] * _num_shipped(plan)
+        result = to_result(chains, drawn, sizes)
+        return Done(plan, replace(result, logits=kept, prompt_logprobs=scored))
 
-    def _draw(self, plan: Plan, chains: Sequence[Chain], logits: Tensor) -> Result:
+    def _draw(self, plan: Plan, chains: Sequence[Chain], logits: Tensor) -> list[list[Drawn]]:
         """`logits` of the rows; those that were shipped come after them."""
         if plan.shipped:
             logits = torch.cat((logits, *(part.logits[None] for part in plan.shipped)))
         drawn = draw_chains(self._sampler, logits, chains)
         self._last = {chain.draws[0].seq_id: made[-1][0] for chain, made in zip(chains, drawn, strict=True)}
-        return to_result(
-            chains, drawn, [size for row in plan.rows for size in _chain_sizes(row)] + [1] * _num_shipped(plan)
-        )
+        return drawn
 
-    def _compute(self, rows: Sequence[Row]) -> Tensor:
+    def _streams(self, rows: Sequence[Row]) -> Streams:
+        return self._follower.streams() if self._follower is not None and rows else NO_STREAMS
+
+    def _compute(self, rows: Sequence[Row], token_ids: Sequence[int], streams: Streams) -> Tensor:
         """Stores the rows' KV; the hidden state, before the head, of the positions of each row whose logits are
         needed, then of all positions that are to be scored."""
         model = self._model
@@ -89,9 +108,8 @@ class TorchEngine:
         for row, end in zip(rows, ends, strict=True):
             start = end - len(row.token_ids)
             wanted += range(start, start + row.num_scored)
-        token_ids = torch.tensor(self._token_ids(rows))
-        x = F.embedding(token_ids, model.embedding)
-        return model.hidden(x, torch.tensor(wanted, dtype=torch.int64), attention)
+        x = F.embedding(torch.tensor(token_ids), model.embedding)
+        return model.hidden(x, torch.tensor(wanted, dtype=torch.int64), attention, streams)
 
     def _score(self, rows: Sequence[Row], hidden: Tensor) -> dict[int, list[TokenLogprobs]]:
         """How likely the known tokens were that follow the positions of `hidden`."""
@@ -111,10 +129,19 @@ class TorchEngine:
         return [self._last[row.seq_id] if token == IN_FLIGHT else token for row in rows for token in row.token_ids]
 
     def read_blocks(self, block_ids: Sequence[int], out: memoryview | None = None) -> memoryview:
-        return self._pool.read(block_ids, out)
+        return self._blocks.read(block_ids, out)
 
     def write_blocks(self, block_ids: Sequence[int], payload: memoryview) -> None:
-        self._pool.write(block_ids, payload)
+        self._blocks.write(block_ids, payload)
+
+    def read_hidden(self, block_id: int) -> memoryview | None:
+        """See plan.HeadedEngine."""
+        return None if self._follower is None else self._follower.cache.read_hidden(block_id)
+
+    def write_hidden(self, block_id: int, payload: memoryview) -> None:
+        """See plan.HeadedEngine."""
+        assert self._follower is not None, "peers with a head are refused where there is none"
+        self._follower.cache.write_hidden(block_id, payload)
 
     def pack_logits(self, logits: Tensor) -> memoryview:
         return logits.numpy().view(np.uint8).data
@@ -139,6 +166,15 @@ class TorchEngine:
 def _chain_sizes(row: Row) -> list[int]:
     """Draws that are planned of each chain of a row."""
     return [len(row.draws)] if row.num_drafts else [1] * len(row.draws)
+
+
+def _num_right(chains: Sequence[Chain], drawn: Sequence[Sequence[Drawn]]) -> dict[int, int]:
+    """Guesses that were drawn as they were guessed, by seq_id, of chains that have any."""
+    return {
+        chain.draws[0].seq_id: len(made) - 1
+        for chain, made in zip(chains, drawn, strict=True)
+        if chain.guesses is not None
+    }
 
 
 def _num_shipped(plan: Plan) -> int:

@@ -141,8 +141,8 @@ class SpeculationOptions:
     speculative_method: Literal["off", "ngram", "first-layers", "draft", "eagle"] | None = option(
         None,
         "who guesses. ngram: what followed the same tokens before; first-layers: the model's own first layers; draft: "
-        "a smaller model with the same tokenizer; eagle: a head trained for the model, refused in this version. "
-        "default: off, or draft where --speculative-model is given",
+        "a smaller model with the same tokenizer; eagle: a head trained for the model, on CPUs. default: off, or "
+        "draft where --speculative-model is given",
     )
     speculative_model: str | None = option(
         None, "the smaller model or the head: a folder, a .gguf file (draft only), or a hub id", metavar="MODEL"

@@ -23,7 +23,7 @@ from .hardware import Hardware, probe
 from .model import Model, find_model, served_names
 from .process import ProcessSpec
 from .resolve import GPU_TRANSPORTS, ConfigError, Resolved, max_model_len, refuse_on_cpu, resolve
-from .speculation import resolve_speculation, to_options
+from .speculation import refuse_on_device, resolve_speculation, to_options
 from .speculative_model import settle_speculation, with_draft
 from .supervisor import GaveUp, StopOnSignals, Supervisor
 from .threads import thread_environment
@@ -72,6 +72,7 @@ def settle(config: ServeConfig, hardware: Hardware, folder: Path) -> Settled:
     resolved = resolve(config.topology, engine, config.device, hardware)
     refuse_on_cpu(resolved.device, {f"--kv-transport {transport}": transport in GPU_TRANSPORTS})
     speculation = resolve_speculation(config.speculation)
+    refuse_on_device(speculation.method, resolved.device)
     load_format = "dummy" if engine.engine == "fake" else model.load_format
     found = find_model(replace(model, load_format=load_format))
     speculation = settle_speculation(speculation, found)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from ..engine.speculation_config import Method, SpeculationConfig
 from .config import SpeculationOptions
+from .limits import Device
 from .resolve import ConfigError
 
 LAYERS_SHARE = 3
@@ -24,6 +25,15 @@ def resolve_speculation(options: SpeculationOptions) -> SpeculationConfig:
     return SpeculationConfig(method, num_tokens, options.speculative_model, options.speculative_layers)
 
 
+def refuse_on_device(method: Method, device: Device) -> None:
+    """Raises ConfigError for what this device cannot do yet."""
+    if method == "eagle" and device == "cuda":
+        raise ConfigError(
+            "--speculative-method eagle: on GPUs this version does not guess with EAGLE heads yet; ngram, first-layers "
+            "and draft do, and eagle on --device cpu"
+        )
+
+
 def check_flags(method: Method, options: SpeculationOptions) -> None:
     """As `resolve_speculation`, once the method is known."""
     given = {
@@ -36,11 +46,6 @@ def check_flags(method: Method, options: SpeculationOptions) -> None:
             raise ConfigError(f"{flag} goes with --speculative-method {' or '.join(methods)}, not with {method}")
     if method in GOES_WITH["--speculative-model"] and not options.speculative_model:
         raise ConfigError(f"--speculative-method {method} needs a --speculative-model")
-    if method == "eagle":
-        raise ConfigError(
-            "--speculative-method eagle: this version reads EAGLE heads, but does not guess with them yet; "
-            "ngram, first-layers and draft do"
-        )
 
 
 def with_layers(speculation: SpeculationConfig, num_layers: int) -> SpeculationConfig:

@@ -46,7 +46,7 @@ def find_head(speculation: SpeculationConfig) -> Path:
     """Folder of an EAGLE head, which is no model of its own: it has no tokenizer. Raises ConfigError."""
     assert speculation.model is not None
     try:
-        folder = locate(speculation.model) or download(speculation.model, "weights")
+        folder = locate(speculation.model) or download(speculation.model, "head")
     except ValueError as error:
         raise ConfigError(f"--speculative-model: {error}") from error
     if not (folder / "config.json").is_file():

@@ -5,18 +5,21 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .config import DecodeConfig, PrefillConfig
+from .eagle_head import facts_with_head, find_head_config, fingerprint_with_head
 from .gpu_memory import gib
 from .gpu_wait import wait_for_memory
 from .gpus import Gpu, free_bytes
 from .hardware import probe
 from .limits import StepLimits
 from .model import Model, find_model
-from .resolve import ConfigError, check_model_len, kv_cache_memory, max_model_len, num_blocks
+from .resolve import ConfigError, ModelFacts, check_model_len, kv_cache_memory, max_model_len, num_blocks
+from .speculation import refuse_on_device
 from .speculative_model import settle_speculation, with_draft
 from .worker_place import WorkerPlace
 
 if TYPE_CHECKING:
     from ..decode.sampler import Sampler
+    from ..engine.eagle.config import EagleConfig
     from ..engine.load import Checkpoint
     from ..engine.plan import Engine
     from ..engine.speculation_config import SpeculationConfig
@@ -58,6 +61,7 @@ class Loader:
         from ..engine.cuda.load import Memory, load_cuda_engine
         from ..engine.worker import Loaded
 
+        refuse_on_device(speculation.method, "cuda")
         options, device, wanted = self.config.engine, self.config.device, self.config.model.max_model_len
         dtype = model.gpu_dtype(options.dtype)
         check_model_len(wanted, model.facts(dtype))
@@ -117,26 +121,32 @@ class Loader:
 
         options = self.config.engine
         memory = kv_cache_memory(options, probe(), num_workers=1)
-        length = max_model_len(self.config.model.max_model_len, model.facts(options.dtype), options, memory)
+        head = find_head_config(speculation, model)
+        facts = self._facts(model, options.dtype, head)
+        length = max_model_len(self.config.model.max_model_len, facts, options, memory)
         if options.engine == "fake":
-            engine: Engine = self._fake_engine(model, self._num_blocks(model, "auto", length, memory))
+            engine: Engine = self._fake_engine(model, self._num_blocks(model.facts("auto"), length, memory))
             return Loaded(engine, model.fingerprint(options.block_size, "auto", "fake"), length)
         from ..engine.load import resolve_dtype
 
         dtype = resolve_dtype(options.dtype)
         tokenizer = self._tokenizer(model)
-        num_blocks = self._num_blocks(model, dtype, length, memory)
+        num_blocks = self._num_blocks(self._facts(model, dtype, head), length, memory)
         engine = self._torch_engine(model, dtype, num_blocks, self._phrases(tokenizer), speculation)
-        return Loaded(engine, model.fingerprint(options.block_size, dtype, "torch"), length, tokenizer)
+        fingerprint = fingerprint_with_head(model.fingerprint(options.block_size, dtype, "torch"), head, dtype)
+        return Loaded(engine, fingerprint, length, tokenizer)
 
     def _tokenizer(self, model: Model) -> "Tokenizer | None":
         from ..text.tokenizer import Tokenizer
 
         return Tokenizer.from_folder(model.resolved.folder) if self.draws else None
 
-    def _num_blocks(self, model: Model, dtype: str, length: int, memory: int) -> int:
+    def _facts(self, model: Model, dtype: str, head: "EagleConfig | None") -> ModelFacts:
+        return facts_with_head(model.facts(dtype), head, dtype, self.config.engine.block_size)
+
+    def _num_blocks(self, facts: ModelFacts, length: int, memory: int) -> int:
         options = self.config.engine
-        bytes_per_block = model.facts(dtype).kv_bytes_per_token * options.block_size
+        bytes_per_block = facts.kv_bytes_per_token * options.block_size
         return num_blocks(options, self.limits.max_num_seqs, length, bytes_per_block, memory)
 
     def _phrases(self, tokenizer: "Tokenizer | None") -> "Phrases | None":
@@ -162,7 +172,7 @@ class Loader:
             block_size=self.config.engine.block_size,
             sampler=self._sampler(model, phrases),
             num_blocks=num_blocks,
-            speculation=speculation if self.draws else None,
+            speculation=speculation if self.draws or speculation.method == "eagle" else None,
             draft=self._draft(model),
         )
 

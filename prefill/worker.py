@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from ..engine.block_pool import BlockPool
+from ..engine.plan import HeadedEngine
 from ..engine.worker import Limits, Load, Loaded, Worker
 from ..kvtransfer.open import open_sender, pool_of
 from ..kvtransfer.transport import Done, Piece, Sender
@@ -72,8 +73,17 @@ class PrefillLoop:
         tail = {"logits": self.engine.pack_logits(part.logits)} if part.last else {}
         if part.prompt_logprobs:
             tail["prompt_logprobs"] = memoryview(part.prompt_logprobs)
+        hidden = self._hidden(part)
+        if hidden is not None:
+            tail["hidden"] = hidden
         num_blocks, bytes_per_block = len(part.block_ids), self.engine.bytes_per_block
         return Piece(part.first_block, num_blocks, bytes_per_block, read, part.last, tail, part.block_ids)
+
+    def _hidden(self, part: Send) -> memoryview | None:
+        """With the last piece, what a head needs to guess on from the prompt's last position, if there is a head."""
+        if not part.last or not isinstance(self.engine, HeadedEngine):
+            return None
+        return self.engine.read_hidden(part.block_ids[-1])
 
     def restart(self, now: float) -> None:
         self.scheduler.on_welcome(now)

@@ -36,6 +36,8 @@ TEXT_FILES = (
 VOCABULARY_PATTERNS = ("tokenizer.model", "spiece.model", "tekken.json", "vocab.*", "*.tiktoken")
 """One of these an older tokenizer has; without any, AutoTokenizer would invent an empty one."""
 HUB_PATTERNS = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
+WEIGHT_PATTERNS = {"weights": ("*.safetensors",), "head": ("*.safetensors", "pytorch_model.bin")}
+"""By need. Heads are also published in torch's own format."""
 FORMAT = 1
 """Part of the cache key: raise it when what is written into the folder changes."""
 RESOLVED = "resolved.json"
@@ -199,7 +201,7 @@ def download(model: str, need: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    patterns = [*HUB_PATTERNS, *(["*.safetensors"] if need == "weights" else [])]
+    patterns = [*HUB_PATTERNS, *WEIGHT_PATTERNS.get(need, ())]
     try:
         return Path(snapshot_download(model, allow_patterns=patterns, ignore_patterns=["*/*"]))
     except GatedRepoError:

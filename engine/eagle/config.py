@@ -1,8 +1,10 @@
 """Sizes and rules of an EAGLE head, read from its config.json. No torch."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from ..config import ModelConfig
@@ -68,6 +70,18 @@ class EagleConfig:
         )
         made._check(own.get("target_hidden_size"), target)
         return made
+
+    @classmethod
+    def from_folder(cls, folder: Path, target: ModelConfig) -> "EagleConfig":
+        """As `from_hf`, of the folder's config.json. Raises ValueError if there is none."""
+        path = folder / "config.json"
+        if not path.exists():
+            raise ValueError(f"{folder} has no config.json")
+        return cls.from_hf(json.loads(path.read_text()), target)
+
+    def cache_elements(self, block_size: int) -> int:
+        """Numbers that cache.EagleCache holds for a block: K and V of its tokens, and one hidden state."""
+        return block_size * 2 * self.layer.num_kv_heads * self.layer.head_dim + self.layer.hidden_size
 
     @property
     def feature_size(self) -> int:

@@ -32,6 +32,8 @@ The "speculators" format (vllm-project/speculators, models/eagle3) has `layers.0
 `fusion_fc.` for `fc.` and `transformer.` for `layers.0.`.
 """
 
+from typing import Any, Protocol
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -42,6 +44,13 @@ from ..rope import Rope
 from .config import EagleConfig
 from .entry import Eagle1Entry, Eagle3Entry, Entry, TargetHead, plain_head
 from .weights import LAYER, EagleWeights
+
+
+class Store(Protocol):
+    """Where one step's tokens go."""
+
+    def store(self, layer_id: int, qkv: Tensor, head_norm: Any) -> object:
+        """As `Attention.attend`, but only stores K and V."""
 
 
 class EagleHead:
@@ -84,6 +93,11 @@ class EagleHead:
         self._add_out(x, attention.attend(self.layer_id, qkv, self._head_norm))
         self._add_down(x, self._gate_up(x))
         return x
+
+    def store(self, token_ids: Tensor, hidden: Tensor, store: Store) -> None:
+        """As `forward`, but only stores K and V."""
+        _, qkv = self._entry.start(F.embedding(token_ids, self.embedding), hidden)
+        store.store(self.layer_id, qkv, self._head_norm)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """What `forward` gave, [N, hidden] -> fp32 [N, vocab_size], -inf for tokens that the head cannot propose."""

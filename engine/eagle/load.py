@@ -1,6 +1,5 @@
 """From a folder with an EAGLE checkpoint, and the target it was trained for, to a head."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -31,10 +30,7 @@ def load_eagle(
     an lm_head compute with, and which a loaded model no longer holds apart. `layer_id`: see `EagleHead`. Raises
     ValueError, with a sentence, on what does not fit or is not supported.
     """
-    path = folder / "config.json"
-    if not path.exists():
-        raise ValueError(f"{folder} has no config.json")
-    config = EagleConfig.from_hf(json.loads(path.read_text()), target.config)
+    config = EagleConfig.from_folder(folder, target.config)
     weights = EagleWeights(config, read_tensors(folder), dtype, target.embedding.device)
     head = _target_head(target, target_weights, dtype) if needs_target_head(config, weights) else None
     return EagleHead(config, weights, parts, _embedding(weights, target), head, layer_id=layer_id)

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..config import ModelConfig
 from ..parts import Parts
 from ..rope import Rope
+from ..streams import NO_STREAMS, Streams
 from ..weights import ROPE_FACTORS, Shape, Weights
 
 FUSED = {
@@ -76,12 +77,19 @@ class Llama:
         hidden = self.hidden(x, wanted, attention)
         return self.head(hidden) if len(hidden) else torch.empty(0, self.config.vocab_size, device=x.device)
 
-    def hidden(self, x: Tensor, wanted: Tensor | None, attention: Attention) -> Tensor:
-        """As `forward_embedded`, but what `head` makes logits of, [N, hidden_size]."""
-        for layer in self.layers[:-1]:
+    def hidden(self, x: Tensor, wanted: Tensor | None, attention: Attention, streams: Streams = NO_STREAMS) -> Tensor:
+        """As `forward_embedded`, but what `head` makes logits of, [N, hidden_size]. `streams` catches those of all
+        tokens: with the last of them, the last layer is computed for all, too."""
+        for index, layer in enumerate(self.layers[:-1]):
+            streams.catch(index, x)
             layer.finish_(x, layer.attend(x, attention))
-        last = self.layers[-1]
+        last, end = self.layers[-1], len(self.layers)
+        streams.catch(end - 1, x)
         heads = last.attend(x, attention)
+        if streams.wants(end):
+            last.finish_(x, heads)
+            streams.catch(end, x)
+            return x if wanted is None else x[wanted]
         if wanted is not None:
             x, heads = x[wanted], heads[wanted]
         if len(x):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from isthmus.engine.kv_pool import KvPool, bytes_per_block
+from isthmus.engine.span import Span
 
 SHAPE = {"num_layers": 3, "num_blocks": 6, "block_size": 4, "num_kv_heads": 2, "head_dim": 8}
 
@@ -67,3 +68,15 @@ def test_copies_happen_in_order() -> None:
     first = slots(pool, 0, 4).clone()
     pool.copy([(0, 1), (1, 2)])
     assert torch.equal(slots(pool, 8, 12), first)
+
+
+@pytest.mark.parametrize("block_ids", [(1, 2), (4, 2)], ids=["run", "scattered"])
+def test_positions_before_the_first_are_not_seen(block_ids: tuple[int, ...]) -> None:
+    pool = KvPool(**SHAPE, dtype=torch.float32, first_position=1)
+    pool.kv.copy_(torch.randn(pool.kv.shape))
+    own = torch.cat([slots(pool, 4 * block, 4 * block + 4) for block in block_ids], 3)
+    for start, window, first in ((6, None, 1), (6, 3, 4), (3, 3, 1), (1, None, 1)):
+        span = Span(1, start, block_ids[: start // 4 + 1])
+        keys, values = pool.history(span, [window] * 3)(2)
+        assert torch.equal(keys[0], own[2, :, 0, first : start + 1])
+        assert torch.equal(values[0], own[2, :, 1, first : start + 1])

@@ -6,7 +6,7 @@ from isthmus.engine.speculation_config import Method, SpeculationConfig
 from isthmus.launch.arguments import flags
 from isthmus.launch.config import SpeculationOptions
 from isthmus.launch.resolve import ConfigError
-from isthmus.launch.speculation import resolve_speculation, to_options, with_layers
+from isthmus.launch.speculation import refuse_on_device, resolve_speculation, to_options, with_layers
 
 
 @pytest.mark.parametrize(
@@ -17,6 +17,7 @@ from isthmus.launch.speculation import resolve_speculation, to_options, with_lay
         ({"speculative_method": "ngram"}, SpeculationConfig("ngram", 4)),
         ({"speculative_method": "ngram", "num_speculative_tokens": 1}, SpeculationConfig("ngram", 1)),
         ({"speculative_model": "small"}, SpeculationConfig("draft", 4, "small")),
+        ({"speculative_method": "eagle", "speculative_model": "head"}, SpeculationConfig("eagle", 4, "head")),
         ({"speculative_method": "first-layers"}, SpeculationConfig("first-layers", 4)),
         (
             {"speculative_method": "first-layers", "speculative_layers": 5},
@@ -33,10 +34,6 @@ def test_flags_say_who_guesses(options: dict[str, Any], expected: SpeculationCon
     [
         ({"speculative_method": "draft"}, "--speculative-method draft needs a --speculative-model"),
         ({"speculative_method": "eagle"}, "--speculative-method eagle needs a --speculative-model"),
-        (
-            {"speculative_method": "eagle", "speculative_model": "head"},
-            "--speculative-method eagle: this version reads EAGLE heads, but does not guess with them yet",
-        ),
         ({"speculative_model": ""}, "--speculative-method draft needs a --speculative-model"),
         (
             {"speculative_method": "ngram", "speculative_model": "small"},
@@ -94,6 +91,7 @@ def test_other_methods_have_no_layers() -> None:
         SpeculationConfig(),
         SpeculationConfig("ngram"),
         SpeculationConfig("draft", 4, "small"),
+        SpeculationConfig("eagle", 2, "head"),
         SpeculationConfig("first-layers", 16, None, 10),
     ],
 )
@@ -103,3 +101,10 @@ def test_flags_made_from_it_mean_the_same(speculation: SpeculationConfig) -> Non
 
 def test_what_is_off_needs_no_flags() -> None:
     assert to_options(replace(SpeculationConfig(), num_tokens=7)) == SpeculationOptions()
+
+
+def test_heads_guess_on_cpus_alone() -> None:
+    refuse_on_device("eagle", "cpu")
+    refuse_on_device("draft", "cuda")
+    with pytest.raises(ConfigError, match="--speculative-method eagle: on GPUs"):
+        refuse_on_device("eagle", "cuda")

@@ -143,6 +143,21 @@ def test_hub_id_from_the_hubs_cache(model: Path, tmp_path: Path, monkeypatch: py
     assert resolved.weights_digest == weights_digest(model)
 
 
+def test_torch_s_own_format_is_fetched_for_heads_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def fetch(model: str, *, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        asked.append(allow_patterns)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    for need in ("weights", "head", "tokenizer"):
+        assert module.download("owner/name", need) == tmp_path
+    weights, head, tokenizer = map(set, asked)
+    assert weights - tokenizer == {"*.safetensors"}
+    assert head - tokenizer == {"*.safetensors", "pytorch_model.bin"}
+
+
 def test_a_folder_without_tokenizer_or_config(model: Path, tmp_path: Path) -> None:
     (model / "tokenizer.json").unlink()
     with pytest.raises(ResolveError, match="has no tokenizer: neither"):
