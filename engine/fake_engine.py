@@ -10,7 +10,6 @@ After a rewind it is one of the epoch too. Three of four tokens that it is asked
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from hashlib import blake2b
 from itertools import chain
 from struct import Struct
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..wire.logprobs import TokenLogprobs
+from .guesses import followed
 from .plan import DRAFT, IN_FLIGHT, NOT_DRAWN, Draw, Plan, Result, Row, SequenceSeed
 
 _MULTIPLIER = 0x5851_F42D_4C95_7F2D  # Knuth's MMIX
@@ -332,16 +332,9 @@ class FakeEngine:
         return used
 
 
-def _followed(row: Row, guesses: Sequence[int]) -> tuple[Sequence[Draw], list[int] | None]:
+def _followed(row: Row, token_ids: Sequence[int]) -> tuple[Sequence[Draw], list[int] | None]:
     """The row's draws with their masks, and its guesses, no more than its grammar allows; None if it has none."""
     if not row.num_drafts:
         return row.draws, None
-    if row.follow is None:
-        return row.draws, list(guesses)
-    draws = list(row.draws)
-    for index, guess in enumerate(guesses):
-        mask = row.follow(guess)
-        if mask is None:
-            return draws, list(guesses[:index])
-        draws[index + 1] = replace(draws[index + 1], mask=mask)
-    return draws, list(guesses)
+    guesses = followed(row, token_ids)
+    return guesses.draws, list(guesses.token_ids)
