@@ -72,6 +72,7 @@ def attend(
     num_tiles,
     qk_scale,
     WINDOW: tl.constexpr,
+    FIRST: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -98,7 +99,7 @@ def attend(
         block = tl.load(table + key // BLOCK_SIZE, mask=key < context, other=0)
 
         scores = tl.dot(q, k.to(q.dtype).T, input_precision="ieee") * qk_scale  # [ROWS, TILE]
-        visible = seen[None, :] if contexts is None else seen_by_queries(key - TILE, contexts, WINDOW)
+        visible = seen[None, :] if contexts is None else seen_by_queries(key - TILE, contexts, WINDOW, FIRST)
         weights, decay, top = _reweigh(scores, visible, top)
         sums = sums * decay[:, None] + _folded(weights, SUMS)
         acc = tl.dot(weights.to(q.dtype), v.to(q.dtype), acc * decay[:, None], input_precision="ieee")
@@ -135,6 +136,7 @@ def attend_fp8(
     num_tiles,
     qk_scale,
     WINDOW: tl.constexpr,
+    FIRST: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -171,7 +173,7 @@ def attend_fp8(
 
         k_even, k_odd = _halves(k, E4M3)
         scores = tl.dot(q_odd, k_odd.T, tl.dot(q_even, k_even.T)) * row_scale  # [ROWS, TILE]
-        visible = seen[None, :] if contexts is None else seen_by_queries(key - TILE, contexts, WINDOW)
+        visible = seen[None, :] if contexts is None else seen_by_queries(key - TILE, contexts, WINDOW, FIRST)
         weights, decay, top = _reweigh(scores, visible, top)
         sums = sums * decay[:, None] + _folded(weights, SUMS)
         v_even, v_odd = _halves(v, E4M3)

@@ -54,9 +54,11 @@ def query_contexts(first_token, first_context, context, GROUP: tl.constexpr, ROW
 
 
 @triton.jit
-def seen_by_queries(key, contexts, WINDOW: tl.constexpr):
+def seen_by_queries(key, contexts, WINDOW: tl.constexpr, FIRST: tl.constexpr):
     """[ROWS, TILE]: which keys of a tile each query sees."""
     seen = key[None, :] < contexts[:, None]
+    if FIRST:
+        seen &= key[None, :] >= FIRST
     if WINDOW:
         seen &= key[None, :] >= contexts[:, None] - WINDOW
     return seen

@@ -4,8 +4,9 @@ Shapes: q and out [B, num_heads, head_dim], or of runs of R tokens [B, R, num_he
 head_dim contiguous; kv_layer contiguous [num_blocks, num_kv_heads, 2, block_size, head_dim] (K is 0, V is 1) of any of
 these, or of fp8, which stores value / k_scale and value / v_scale; block_tables int32 [num_rows, max_blocks]; rows,
 positions and lengths int32 [B]. Token i of entry b sees keys 0 … positions[b] + i of table row rows[b], with a window
-only the last `window` of them. Of a run exist the first lengths[b] tokens, 1 … R; the others, and all where rows[b] =
-−1, give zeros. Slots outside of what a run's tokens see are never read, and table entries there may be garbage.
+only the last `window` of them, and none before `first_position`, which lies in the first tile. Of a run exist the first
+lengths[b] tokens, 1 … R; the others, all where rows[b] = −1, and what sees no key give zeros. Slots outside of what a
+run's tokens see are never read, and table entries there may be garbage.
 Checked: up to 16 query heads share a KV head, block_size is a power of two. Of the device's values nothing is.
 
 A program takes one part (decode_partition.py) of one KV head: a run of tiles across rows. What it has to know comes in
@@ -57,6 +58,7 @@ def ref_paged_decode_attention(
     scale: float,
     lengths: Tensor | None = None,
     window: int | None = None,
+    first_position: int = 0,
     k_scale: float = 1.0,
     v_scale: float = 1.0,
 ) -> Tensor:
@@ -69,7 +71,8 @@ def ref_paged_decode_attention(
     for b, (row, position, count) in enumerate(zip(rows.tolist(), positions.tolist(), counts, strict=True)):
         for i in range(count if row >= 0 else 0):
             end = position + i + 1
-            keys = torch.arange(max(0, end - window) if window else 0, end, device=q.device)
+            first = max(first_position, end - window) if window else first_position
+            keys = torch.arange(min(first, end), end, device=q.device)
             tokens = kv_layer[block_tables[row, keys // block_size].long(), :, :, keys % block_size].to(dtype)
             k, v = tokens.repeat_interleave(num_heads // kv_layer.shape[1], 1).unbind(2)  # [keys, H, D]
             scores = torch.einsum("hd,khd->hk", runs[b, i].to(dtype), k * k_scale) * scale
@@ -104,6 +107,7 @@ def _decode_kernel(
     qk_scale,
     v_scale,
     WINDOW: tl.constexpr,
+    FIRST: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -133,7 +137,7 @@ def _decode_kernel(
     row_start, row_end, table_row, context, first_slot, last_part = load_row(record + ROW_OF_PART)
     context = tl.where(num_rows > 0, context, 0)  # an empty part's record is of no row
     first_context = tl.load(record + ROW_OF_PART + FIRST_CONTEXT) if RUN > 1 else context
-    lower = tl.maximum(first_context - WINDOW, 0) if WINDOW else 0
+    lower = tl.maximum(first_context - WINDOW, FIRST) if WINDOW else FIRST
     first_key = (lower // TILE + part_start - row_start) * TILE
     table = block_tables + tl.maximum(table_row, 0).to(tl.int64) * table_stride
     block = first_blocks(table, first_key, context, BLOCK_SIZE, TILE)
@@ -171,6 +175,7 @@ def _decode_kernel(
                 stop - tile,
                 qk_scale,
                 WINDOW,
+                FIRST,
                 NUM_KV_HEADS,
                 HEAD_DIM,
                 BLOCK_SIZE,
@@ -191,6 +196,7 @@ def _decode_kernel(
                 stop - tile,
                 qk_scale,
                 WINDOW,
+                FIRST,
                 NUM_KV_HEADS,
                 HEAD_DIM,
                 BLOCK_SIZE,
@@ -202,7 +208,7 @@ def _decode_kernel(
         nth += 1
         next_context = tl.where(nth < num_rows, next_context, 0)
         next_first = next_first if RUN > 1 else next_context
-        lower = tl.maximum(next_first - WINDOW, 0) if WINDOW else 0
+        lower = tl.maximum(next_first - WINDOW, FIRST) if WINDOW else FIRST
         first_key = lower // TILE * TILE
         table = block_tables + tl.maximum(next_table_row, 0).to(tl.int64) * table_stride
         block = first_blocks(table, first_key, next_context, BLOCK_SIZE, TILE)
@@ -251,6 +257,7 @@ def paged_decode_attention(
     workspace: DecodeWorkspace,
     lengths: Tensor | None = None,
     window: int | None = None,
+    first_position: int = 0,
     k_scale: float = 1.0,
     v_scale: float = 1.0,
     out: Tensor | None = None,
@@ -265,6 +272,8 @@ def paged_decode_attention(
     run_length = q.shape[1] if q.dim() == 4 else 1
     check_step(rows, positions, workspace, run_length, lengths)
     _check(q, kv_layer, block_tables, len(rows), workspace, window)
+    if not 0 <= first_position < workspace.config.tile:
+        raise ValueError(f"first_position is {first_position}, not in the first tile of {workspace.config.tile} keys")
     if out is None:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     elif out.shape != q.shape or out.dtype != q.dtype or out.stride(-1) != 1:
@@ -272,7 +281,13 @@ def paged_decode_attention(
     if not launches(q):
         inputs = (q, kv_layer, block_tables, rows, positions)
         reference = ref_paged_decode_attention(
-            *inputs, scale=scale, lengths=lengths, window=window, k_scale=k_scale, v_scale=v_scale
+            *inputs,
+            scale=scale,
+            lengths=lengths,
+            window=window,
+            first_position=first_position,
+            k_scale=k_scale,
+            v_scale=v_scale,
         )
         return out.copy_(reference)
     _, num_kv_heads, _, block_size, head_dim = kv_layer.shape
@@ -300,6 +315,7 @@ def paged_decode_attention(
         scale * k_scale * math.log2(math.e),
         v_scale,
         WINDOW=window or 0,
+        FIRST=first_position,
         NUM_KV_HEADS=num_kv_heads,
         GROUP=group,
         HEAD_DIM=head_dim,

@@ -36,6 +36,7 @@ class Shape:
     run_length: int = 1
     lengths: tuple[int, ...] | None = None
     """Tokens of each row, by turns; None: `run_length`."""
+    first_position: int = 0
 
     @property
     def row_lengths(self):
@@ -55,6 +56,7 @@ class Shape:
         lengths = "-".join(map(str, self.lengths or ()))
         runs = [f"runs{self.run_length}of{lengths}" if lengths else f"runs{self.run_length}"] * (self.run_length > 1)
         parts = [contexts, *runs, heads, f"block{self.block_size}", *names]
+        parts += [f"from{self.first_position}"] * bool(self.first_position)
         parts += [f"window{self.window}"] * bool(self.window) + [f"config{config}"] * bool(config)
         return "_".join(parts)
 
@@ -78,7 +80,7 @@ class Step:
         for row, context, length, count in zip(rows.tolist(), shape.contexts, shape.row_lengths, counts, strict=True):
             blocks = torch.tensor([free.pop() for _ in range(count)], dtype=torch.int32)
             first = max(0, context - length + 1 - shape.window) if shape.window else 0
-            keys = torch.arange(first, context)
+            keys = torch.arange(max(first, min(shape.first_position, context)), context)
             tokens = torch.randn(len(keys), shape.num_kv_heads, 2, shape.head_dim, generator=generator)
             kv[blocks[keys // size].long(), :, :, keys % size] = tokens
             tables[row, first // size : count] = blocks[first // size :]
@@ -130,7 +132,11 @@ class Step:
 
     def reference(self):
         inputs = {**self.inputs(), "q": self.q.double()}
-        return ref_paged_decode_attention(**inputs, **self.scales, window=self.shape.window)
+        return ref_paged_decode_attention(**inputs, **self.scales, **self.seen())
+
+    def seen(self):
+        """Which keys are."""
+        return {"window": self.shape.window, "first_position": self.shape.first_position}
 
     def inputs(self):
         return {
@@ -143,7 +149,7 @@ class Step:
         }
 
     def options(self):
-        return {"workspace": self.workspace, "window": self.shape.window, "out": self.out}
+        return {"workspace": self.workspace, "out": self.out, **self.seen()}
 
 
 def check_attention(shape, device):
@@ -208,6 +214,8 @@ INTERPRETED = [
     Shape((20, 3, 35, 17, 16, 40, 1, 33, 9), config=SMALL),  # three rows and more in a part
     Shape((40, 7, 100), window=20, config=SMALL),
     Shape((90, 3), config=replace(SMALL, min_tiles=3)),
+    Shape((33, 1, 0, 17, 2), num_heads=3, first_position=1, config=SMALL),
+    Shape((18, 90), window=17, first_position=2, kv_dtype=E5M2, config=SMALL),
     Shape((50, 20), block_size=32, kv_dtype=BF16, config=SMALL),
     Shape((37, 64), dtype=FP16, kv_dtype=E5M2, k_scale=0.5, v_scale=3.0, config=SMALL),
     Shape((33, 0), kv_dtype=E4M3, head_dim=96, k_scale=0.25, v_scale=0.5, config=SMALL),
@@ -220,6 +228,7 @@ INTERPRETED_RUNS = [
     Shape((34, 8, 57, 12), 4, 1, 80, run_length=8, lengths=(8, 7, 2, 5), block_size=8, config=SMALL),
     Shape((60, 9), 8, run_length=5, lengths=(4, 5), config=PARTS_2),
     Shape((40, 7, 100), run_length=5, lengths=(5, 2, 4), window=20, config=SMALL),
+    Shape((2, 19, 3), run_length=2, lengths=(2, 1, 2), first_position=1, config=SMALL),
     Shape((40, 8, 70), run_length=8, lengths=(8, 1, 6), window=3, config=SMALL),  # first and last token share no key
     Shape(
         (52, 36, 84, 51, 50, 68, 20, 100, 53), run_length=5, window=20, config=SMALL
@@ -251,6 +260,9 @@ COMPILED = [
     Shape(LONG, 32, 8, 128, dtype=BF16, kv_dtype=E4M3, k_scale=0.25, v_scale=2.0),
     Shape(LONG, 9, 3, 64, dtype=FP16, kv_dtype=E5M2, v_scale=0.5),
     Shape(LONG, 8, 2, 128, dtype=FP32),
+    Shape(LONG, 32, 8, 128, first_position=1, dtype=BF16),
+    Shape(LONG, 9, 3, 64, first_position=1, dtype=FP32),
+    Shape(LONG, 32, 8, 128, first_position=1, dtype=BF16, kv_dtype=E4M3),
 ]
 LONG_RUNS = (8, 17, 200, 5000)
 COMPILED_RUNS = [
@@ -275,6 +287,7 @@ COMPILED_RUNS = [
     Shape(LONG_RUNS, 9, 3, 64, run_length=8, lengths=(8, 1, 5), dtype=FP16, kv_dtype=E5M2, v_scale=0.5),
     Shape(LONG_RUNS, 8, 2, 128, run_length=8, lengths=(8, 1, 5), dtype=FP32),
     Shape(LONG_RUNS, 9, 3, 64, run_length=5, lengths=(5, 2), dtype=FP32),
+    Shape(LONG_RUNS, 32, 8, 128, run_length=5, lengths=(5, 2), first_position=1, dtype=BF16),
 ]
 looped = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning")
 """Triton 3.6 interprets loops over a tensor's value in a way that numpy warns of."""
