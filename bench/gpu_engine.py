@@ -1,12 +1,13 @@
 """The engine on a GPU, with dummy weights: decode steps, prompts, offline throughput; beside the floor of this card.
 
-    python -m isthmus.bench.gpu_engine [--shape llama-8b|smollm-135m] [--only decode|sampling|prefill|offline|guesses]
+    python -m isthmus.bench.gpu_engine [--shape llama-8b|smollm-135m] [--only WHAT]
 
 Decode: the wall time of a step while the next is always launched ahead, as a worker does it. Prefill: from launch to
 the last position's logits on the host. Guesses: a step that verifies so many for each sequence, which waits for the
 one before, and so do its peers without guesses; what speculation costs where nothing is right, and so what has to be
-right for it to pay. Offline: the decode worker's scheduler and engine without sockets, 512 prompts
-of 1024 random tokens, 256 answers of 256 tokens at a time. vLLM's column is vLLM 0.24.0 on an H100 80GB HBM3
+right for it to pay. Eagle: the same with guesses that a head makes (EAGLE-3, dummy weights, too). Offline: the decode
+worker's scheduler and engine without sockets, 512 prompts of 1024 random tokens, 256 answers of 256 tokens at a time.
+vLLM's column is vLLM 0.24.0 on an H100 80GB HBM3
 (CUDA graphs, async scheduling, FlashAttention 3, chunks of 8192), measured apart: compare it by its ratio to the floor.
 """
 
@@ -14,6 +15,7 @@ import argparse
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,11 +30,12 @@ from ..engine.block_pool import BlockPool
 from ..engine.config import ModelConfig
 from ..engine.cuda.engine import CudaEngine
 from ..engine.cuda.load import Memory, load_cuda_engine
-from ..engine.plan import IN_FLIGHT, Draw, Plan, Row, SequenceSeed
+from ..engine.plan import DRAFT, IN_FLIGHT, NOT_TRIED, Draw, Plan, Row, SequenceSeed
 from ..engine.speculation_config import SpeculationConfig
 from ..wire.codec import pack_ids
 from ..wire.messages import Choice, Reserve, Tokens
 from ..wire.sampling import SamplingParams
+from .dummy_head import save_dummy_head
 from .gpu_floor import Floor
 from .kernels import measure_ceilings
 from .shapes import SHAPES
@@ -164,8 +167,15 @@ class Bench:
                 ms = self.guess_ms(batch, context, num_drafts)
                 yield self.row("guesses", f"batch {batch}, context {context}, {num_drafts} guesses", ms, floor_s)
 
-    def guess_ms(self, batch: int, context: int, num_drafts: int) -> float:
-        """All wrong."""
+    def eagle(self) -> Iterator[dict[str, Any]]:
+        for batch, context in GUESS_CASES[self.shape]:
+            floor_s = self.floor.decode_s(batch, context + STEPS / 2)
+            for num_drafts in (0, MAX_DRAFTS):
+                ms = self.guess_ms(batch, context, num_drafts, by_head=True)
+                yield self.row("eagle", f"batch {batch}, context {context}, {num_drafts} guesses", ms, floor_s)
+
+    def guess_ms(self, batch: int, context: int, num_drafts: int, *, by_head: bool = False) -> float:
+        """Given ones are all wrong, a dummy head's as good as all."""
         blocks_each = -(-(context + WARM_UP + STEPS + num_drafts + 2) // BLOCK_SIZE)
         assert batch * blocks_each <= self.engine.num_blocks, "the pool is too small for this case"
         for seq_id in range(batch):
@@ -178,7 +188,7 @@ class Bench:
             rows = tuple(
                 Row(
                     i,
-                    (tokens[i], *[(tokens[i] + turn) % 1000 for turn in range(num_drafts)]),
+                    (tokens[i], *[DRAFT if by_head else (tokens[i] + turn) % 1000 for turn in range(num_drafts)]),
                     context + step,
                     tables[i],
                     tuple(draws[i]),
@@ -187,6 +197,7 @@ class Bench:
                 for i in range(batch)
             )
             drawn = list(self.engine.launch(Plan(step, rows)).result().token_ids)
+            assert NOT_TRIED not in drawn
             tokens = drawn[:: 1 + num_drafts]
         for seq_id in range(batch):
             self.engine.retire(seq_id)
@@ -266,7 +277,7 @@ class Bench:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m isthmus.bench.gpu_engine", description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="llama-8b")
-    parser.add_argument("--only", choices=(*WHAT, "guesses"), action="append")
+    parser.add_argument("--only", choices=(*WHAT, "guesses", "eagle"), action="append")
     parser.add_argument("--kv-cache-dtype", default="auto", choices=("auto", "fp8_e4m3", "fp8_e5m2"))
     parser.add_argument("--json", type=Path, help="also written there, a line a case")
     options = parser.parse_args(arguments)
@@ -276,7 +287,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     floor = Floor(ModelConfig.from_hf(SHAPES[options.shape]), measure_ceilings(torch.device("cuda")))
     torch.cuda.empty_cache()
     wanted = options.only or WHAT
-    engine = load(options.shape, options.kv_cache_dtype, MAX_DRAFTS if "guesses" in wanted else 0)
+    with tempfile.TemporaryDirectory() as folder:
+        speculation = speculation_of(wanted, Path(folder), options.shape)
+        engine = load(options.shape, options.kv_cache_dtype, speculation)
     bench = Bench(options.shape, engine, floor)
     print(f"{options.shape}, {torch.cuda.get_device_name()}, torch {torch.__version__}, KV {options.kv_cache_dtype}")
     print("\n| what | case | ms | floor ms | × floor | vLLM ms | vLLM / ours |\n|---|---|---|---|---|---|---|")
@@ -289,7 +302,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def load(shape: str, kv_cache_dtype: str, max_drafts: int = 0) -> CudaEngine:
+def speculation_of(wanted: Sequence[str], folder: Path, shape: str) -> SpeculationConfig | None:
+    """`folder`: for a head."""
+    if "eagle" in wanted:
+        return SpeculationConfig("eagle", MAX_DRAFTS, str(save_dummy_head(folder, SHAPES[shape])))
+    return SpeculationConfig("ngram", MAX_DRAFTS) if "guesses" in wanted else None
+
+
+def load(shape: str, kv_cache_dtype: str, speculation: SpeculationConfig | None = None) -> CudaEngine:
     start_s = time.perf_counter()
     engine, _ = load_cuda_engine(
         SHAPES[shape],
@@ -303,9 +323,10 @@ def load(shape: str, kv_cache_dtype: str, max_drafts: int = 0) -> CudaEngine:
         max_num_seqs=256,
         max_num_batched_tokens=8192,
         max_model_len=None if shape != "llama-8b" else 40960,
-        speculation=SpeculationConfig("ngram", max_drafts) if max_drafts else None,
+        speculation=speculation,
     )
     print(f"loaded in {time.perf_counter() - start_s:.1f} s, {engine.num_blocks} blocks", flush=True)
+    assert engine.kv is not None
     fill(engine.kv)
     return engine
 

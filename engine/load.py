@@ -79,7 +79,7 @@ def load_engine(
         assert draft is not None
         proposer = _draft_model(draft, load_format, sizes, pool, resolved, sampler)
     elif speculation.method == "eagle":
-        source = _source(sizes, weights, load_format, "cpu")
+        source = open_source(sizes, weights, load_format, "cpu")
         follower = _follower(_head_folder(speculation), model, source, pool)
         proposer = EagleProposer(follower, sampler)
     return TorchEngine(model, pool, sampler, proposer, follower)
@@ -131,12 +131,15 @@ def load_model(
     not exactly those that the configuration describes."""
     family = MODELS[config.family]
     expected = family.weight_shapes(config)
-    taken = Weights(_source(config, weights, load_format, device), expected, dtype, device)
+    taken = Weights(open_source(config, weights, load_format, device), expected, dtype, device)
     taken.on_taken = LoadProgress(taken.num_bytes)
     return family(config, taken, parts or CpuParts())
 
 
-def _source(config: ModelConfig, weights: Path | None, load_format: str, device: torch.device | str) -> WeightSource:
+def open_source(
+    config: ModelConfig, weights: Path | None, load_format: str, device: torch.device | str
+) -> WeightSource:
+    """A checkpoint's tensors, by Hugging Face's names. Raises ValueError if there is none."""
     if load_format == "dummy":
         return DummyWeights(MODELS[config.family].weight_shapes(config), device=device)
     if load_format != "auto":

@@ -141,7 +141,7 @@ class SpeculationOptions:
     speculative_method: Literal["off", "ngram", "first-layers", "draft", "eagle"] | None = option(
         None,
         "who guesses. ngram: what followed the same tokens before; first-layers: the model's own first layers; draft: "
-        "a smaller model with the same tokenizer; eagle: a head trained for the model, on CPUs. default: off, or "
+        "a smaller model with the same tokenizer; eagle: a head trained for the model. default: off, or "
         "draft where --speculative-model is given",
     )
     speculative_model: str | None = option(

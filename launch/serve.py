@@ -19,11 +19,12 @@ from .config import (
     RouterConfig,
     ServeConfig,
 )
+from .eagle_head import Head, find_head, needs_with_head
 from .hardware import Hardware, probe
 from .model import Model, find_model, served_names
 from .process import ProcessSpec
 from .resolve import GPU_TRANSPORTS, ConfigError, Resolved, max_model_len, refuse_on_cpu, resolve
-from .speculation import refuse_on_device, resolve_speculation, to_options
+from .speculation import resolve_speculation, to_options
 from .speculative_model import settle_speculation, with_draft
 from .supervisor import GaveUp, StopOnSignals, Supervisor
 from .threads import thread_environment
@@ -72,11 +73,11 @@ def settle(config: ServeConfig, hardware: Hardware, folder: Path) -> Settled:
     resolved = resolve(config.topology, engine, config.device, hardware)
     refuse_on_cpu(resolved.device, {f"--kv-transport {transport}": transport in GPU_TRANSPORTS})
     speculation = resolve_speculation(config.speculation)
-    refuse_on_device(speculation.method, resolved.device)
     load_format = "dummy" if engine.engine == "fake" else model.load_format
     found = find_model(replace(model, load_format=load_format))
     speculation = settle_speculation(speculation, found)
-    workers, length = fit(with_draft(found, speculation), config, resolved)
+    head = find_head(speculation, found)
+    workers, length = fit(with_draft(found, speculation), head, config, resolved)
     names = config.http.served_model_name or served_names(model.model)
     address = config.routing.worker_address or f"ipc://{folder}/router"
     settled = replace(
@@ -90,9 +91,16 @@ def settle(config: ServeConfig, hardware: Hardware, folder: Path) -> Settled:
     return Settled(settled, resolved, workers)
 
 
-def fit(model: Model, config: ServeConfig, resolved: Resolved) -> tuple[list[WorkerPlan], int]:
+def fit(model: Model, head: Head | None, config: ServeConfig, resolved: Resolved) -> tuple[list[WorkerPlan], int]:
     """The workers, and the longest request in tokens that each of them can hold."""
-    facts, footprint = model.needs(config.engine.dtype, config.device.kv_cache_dtype, resolved.device)
+    facts, footprint = needs_with_head(
+        model,
+        head,
+        dtype=config.engine.dtype,
+        kv_cache_dtype=config.device.kv_cache_dtype,
+        device=resolved.device,
+        block_size=config.engine.block_size,
+    )
     workers = plan_workers(resolved, config.engine, footprint, config.device.gpu_memory_utilization)
     wanted, smallest = config.model.max_model_len, min(worker.kv_bytes for worker in workers)
     length = max_model_len(wanted, facts, config.engine, smallest)

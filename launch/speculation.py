@@ -4,7 +4,6 @@ from dataclasses import replace
 
 from ..engine.speculation_config import Method, SpeculationConfig
 from .config import SpeculationOptions
-from .limits import Device
 from .resolve import ConfigError
 
 LAYERS_SHARE = 3
@@ -23,15 +22,6 @@ def resolve_speculation(options: SpeculationOptions) -> SpeculationConfig:
     check_flags(method, options)
     num_tokens = options.num_speculative_tokens or SpeculationConfig().num_tokens
     return SpeculationConfig(method, num_tokens, options.speculative_model, options.speculative_layers)
-
-
-def refuse_on_device(method: Method, device: Device) -> None:
-    """Raises ConfigError for what this device cannot do yet."""
-    if method == "eagle" and device == "cuda":
-        raise ConfigError(
-            "--speculative-method eagle: on GPUs this version does not guess with EAGLE heads yet; ngram, first-layers "
-            "and draft do, and eagle on --device cpu"
-        )
 
 
 def check_flags(method: Method, options: SpeculationOptions) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from .config import DecodeConfig, PrefillConfig
-from .eagle_head import facts_with_head, find_head_config, fingerprint_with_head
+from .eagle_head import Head, facts_with_head, find_head, fingerprint_with_head, needs_with_head
 from .gpu_memory import gib
 from .gpu_wait import wait_for_memory
 from .gpus import Gpu, free_bytes
@@ -13,13 +13,11 @@ from .hardware import probe
 from .limits import StepLimits
 from .model import Model, find_model
 from .resolve import ConfigError, ModelFacts, check_model_len, kv_cache_memory, max_model_len, num_blocks
-from .speculation import refuse_on_device
 from .speculative_model import settle_speculation, with_draft
 from .worker_place import WorkerPlace
 
 if TYPE_CHECKING:
     from ..decode.sampler import Sampler
-    from ..engine.eagle.config import EagleConfig
     from ..engine.load import Checkpoint
     from ..engine.plan import Engine
     from ..engine.speculation_config import SpeculationConfig
@@ -61,11 +59,11 @@ class Loader:
         from ..engine.cuda.load import Memory, load_cuda_engine
         from ..engine.worker import Loaded
 
-        refuse_on_device(speculation.method, "cuda")
         options, device, wanted = self.config.engine, self.config.device, self.config.model.max_model_len
         dtype = model.gpu_dtype(options.dtype)
         check_model_len(wanted, model.facts(dtype))
-        self._wait_for_memory(model, gpu, dtype)
+        head = find_head(speculation, model)
+        self._wait_for_memory(self._needed_bytes(model, head, dtype), gpu)
         tokenizer = self._tokenizer(model)
         phrases = self._phrases(tokenizer)
         engine, length = load_cuda_engine(
@@ -89,15 +87,15 @@ class Loader:
             draws=self.draws,
             phrases=phrases,
             sampler=self._sampler(model, phrases, f"cuda:{gpu.index}") if self.draws else None,
-            speculation=speculation if self.draws else None,
+            speculation=self._of_engine(speculation),
             draft=self._draft(model),
         )
         kv_dtype = dtype if device.kv_cache_dtype == "auto" else device.kv_cache_dtype
-        return Loaded(engine, model.fingerprint(options.block_size, kv_dtype, "torch"), length, tokenizer)
+        fingerprint = fingerprint_with_head(model.fingerprint(options.block_size, kv_dtype, "torch"), head, kv_dtype)
+        return Loaded(engine, fingerprint, length, tokenizer)
 
-    def _wait_for_memory(self, model: Model, gpu: Gpu, dtype: str) -> None:
+    def _wait_for_memory(self, needed: int, gpu: Gpu) -> None:
         """Not for ever: the engine may do with less, and if not it says so."""
-        needed = self._needed_bytes(model, dtype)
 
         def on_wait(free: int) -> None:
             log.info("waiting for memory of GPU %d: %s is free, %s needed", gpu.index, gib(free), gib(needed))
@@ -105,23 +103,30 @@ class Loader:
         if not wait_for_memory(needed, lambda: free_bytes(gpu.uuid), on_wait=on_wait):
             log.warning("GPU %d still has less than %s free: other processes use it", gpu.index, gib(needed))
 
-    def _needed_bytes(self, model: Model, dtype: str) -> int:
+    def _needed_bytes(self, model: Model, head: Head | None, dtype: str) -> int:
         """All that the worker may use, unless it was told how large its KV cache is."""
         options = self.config.engine
+        facts, footprint = needs_with_head(
+            model,
+            head,
+            dtype=dtype,
+            kv_cache_dtype=self.config.device.kv_cache_dtype,
+            device="cuda",
+            block_size=options.block_size,
+        )
         kv_bytes = options.kv_cache_memory_bytes
         if options.num_blocks is not None:
-            facts, _ = model.needs(dtype, self.config.device.kv_cache_dtype, "cuda")
             kv_bytes = options.num_blocks * options.block_size * facts.kv_bytes_per_token
         if kv_bytes is None:
             return self.place.memory_bytes
-        return model.footprint(dtype).of_worker(self.limits) + kv_bytes
+        return footprint.of_worker(self.limits) + kv_bytes
 
     def _on_cpu(self, model: Model, speculation: "SpeculationConfig") -> "Loaded":
         from ..engine.worker import Loaded
 
         options = self.config.engine
         memory = kv_cache_memory(options, probe(), num_workers=1)
-        head = find_head_config(speculation, model)
+        head = find_head(speculation, model)
         facts = self._facts(model, options.dtype, head)
         length = max_model_len(self.config.model.max_model_len, facts, options, memory)
         if options.engine == "fake":
@@ -141,7 +146,7 @@ class Loader:
 
         return Tokenizer.from_folder(model.resolved.folder) if self.draws else None
 
-    def _facts(self, model: Model, dtype: str, head: "EagleConfig | None") -> ModelFacts:
+    def _facts(self, model: Model, dtype: str, head: Head | None) -> ModelFacts:
         return facts_with_head(model.facts(dtype), head, dtype, self.config.engine.block_size)
 
     def _num_blocks(self, facts: ModelFacts, length: int, memory: int) -> int:
@@ -172,9 +177,13 @@ class Loader:
             block_size=self.config.engine.block_size,
             sampler=self._sampler(model, phrases),
             num_blocks=num_blocks,
-            speculation=speculation if self.draws or speculation.method == "eagle" else None,
+            speculation=self._of_engine(speculation),
             draft=self._draft(model),
         )
+
+    def _of_engine(self, speculation: "SpeculationConfig") -> "SpeculationConfig | None":
+        """A head follows the model on every worker; everything else guesses where tokens are drawn."""
+        return speculation if self.draws or speculation.method == "eagle" else None
 
     def _draft(self, model: Model) -> "Checkpoint | None":
         """The smaller model, where one guesses."""

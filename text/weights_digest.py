@@ -47,6 +47,13 @@ def digest_gguf(path: Path) -> str:
     return digest.hexdigest()
 
 
+def file_digest(path: Path) -> str:
+    """Hex digest of a file of which nothing else is known."""
+    digest = blake2b(digest_size=DIGEST_BYTES)
+    sample(digest, path, 0)
+    return digest.hexdigest()
+
+
 def read_safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
     """(tensor descriptions by name, offset of the data). Raises ValueError on a broken file."""
     with path.open("rb") as file:

@@ -29,10 +29,12 @@ class AttentionState:
         max_turns: int = 1,
         *,
         pdl: bool,
+        first_position: int = 0,
     ) -> None:
         """`cos_sin` fp32 [max_positions, 2, head_dim / 2]; `block_tables` int32 [R, max_blocks]. At most `max_batch`
-        rows that are drawn for in a step, of up to `max_turns` tokens."""
-        self.config, self.pool, self.pdl = config, pool, pdl
+        rows that are drawn for in a step, of up to `max_turns` tokens. Positions before `first_position` are not seen;
+        chunks then cannot be attended."""
+        self.config, self.pool, self.pdl, self.first_position = config, pool, pdl, first_position
         self.cos_sin, self.block_tables = cos_sin, block_tables
         self.scale = config.head_dim**-0.5
         self.workspaces: dict[int | None, DecodeWorkspace] = {
@@ -112,7 +114,7 @@ class StepAttention:
             )
 
     def attend(self, layer_id: int, qkv: Tensor, head_norm: HeadNorm | None) -> Tensor:
-        q = self._rotate_and_store(layer_id, qkv, head_norm)
+        q = self.store(layer_id, qkv, head_norm)
         if self.chunks is None:
             out = torch.empty_like(q)
             self._attend_single(layer_id, q, out)
@@ -124,7 +126,8 @@ class StepAttention:
         self._attend_chunks(layer_id, self.chunks, q[n:], out[n:])
         return out.flatten(1)
 
-    def _rotate_and_store(self, layer_id: int, qkv: Tensor, head_norm: HeadNorm | None) -> Tensor:
+    def store(self, layer_id: int, qkv: Tensor, head_norm: HeadNorm | None) -> Tensor:
+        """K and V, to the pool; Q, rotated, is given back."""
         state = self.state
         return rope_store(
             qkv,
@@ -154,12 +157,14 @@ class StepAttention:
             workspace=state.workspaces[window],
             lengths=self.lengths,
             window=window,
+            first_position=state.first_position,
             out=out,
             pdl=state.pdl,
         )
 
     def _attend_chunks(self, layer_id: int, chunks: Chunks, q: Tensor, out: Tensor | None) -> Tensor:
         state, n = self.state, self.num_single
+        assert not state.first_position
         return prefill_attention(
             q,
             state.pool.layers[layer_id],

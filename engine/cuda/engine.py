@@ -19,17 +19,25 @@ from ...kernels.sparse_edits import apply_edits
 from ...kernels.vendor_attention import Run
 from ...text.phrases import Phrases
 from ..draft_progress import DraftProgress
+from ..eagle.cache import FIRST_SLOT
+from ..eagle.head import EagleHead
 from ..guesses import Guesses, followed, with_guesses
 from ..models.llama import Llama
 from ..plan import DRAFT, IN_FLIGHT, Draw, Plan, Row, SequenceSeed
 from ..sampler import Sampler
+from ..streams import NO_STREAMS, Streams
 from .attention import AttentionState, Chunks, StepAttention
 from .drawn_states import DrawnStates, StatesPart
 from .eager_draws import Drawn, EagerDraws
+from .follower import DeviceFollower
 from .grid import Grid
+from .head_cache import HeadCache
+from .head_proposer import HeadProposer
 from .inputs import FIELDS, PADDING, ChunkInputs, EditInputs, Inputs, TokenInputs, edits_to_device, to_device
 from .logprobs import DrawnLogprobs, PromptScore
+from .model_proposer import ModelProposer
 from .pool import CudaKvPool
+from .pools import Pools
 from .proposer import DeviceProposer
 from .runtime import Runtime
 from .sampler import DeviceSampler, can_draw, state_size
@@ -67,7 +75,7 @@ class CudaEngine:
     def __init__(
         self,
         model: Llama,
-        pool: CudaKvPool,
+        pools: Pools,
         runtime: Runtime,
         sizes: Sizes,
         *,
@@ -76,13 +84,15 @@ class CudaEngine:
         phrases: Phrases | None = None,
         sampler: Sampler | None = None,
         draft: Draft | None = None,
+        head: EagleHead | None = None,
     ) -> None:
         """`draws`: False on a worker that computes prompts alone, which then needs no sampling state. `phrases`: see
         `DeviceSampler`. `sampler`, on this device, draws for requests for which the kernels do not (`can_draw`).
-        `draft` guesses where rows want that of the engine."""
-        self._model, self._pool, self._runtime, self._sizes = model, pool, runtime, sizes
+        `draft` guesses where rows want that of the engine, or `head`, which follows the model in `pools`."""
+        self._model, self._pools, self._runtime, self._sizes = model, pools, runtime, sizes
+        pool = pools.model
         self.num_blocks, self.block_size = pool.num_blocks, pool.block_size
-        self.bytes_per_block, self.vocab_size = pool.bytes_per_block, model.config.vocab_size
+        self.bytes_per_block, self.vocab_size = pools.blocks.bytes_per_block, model.config.vocab_size
         num_slots = sizes.max_num_seqs if draws else 0
         device = runtime.device
         self._sampler = (
@@ -123,23 +133,50 @@ class CudaEngine:
         self._ladder = NOTHING_CAPTURED
         self._graphs: dict[StepSize, Callable[[], None]] = {}
         self._proposals: dict[StepSize, Callable[[], None]] = {}
-        self._proposer = None if draft is None else self._make_proposer(draft, max_blocks)
+        self._follower = None if head is None else self._make_follower(head, max_blocks)
+        self._proposer = self._make_proposer(draft, max_blocks) if draws else None
         self._host_proposed = [runtime.pinned(num_draws) for _ in range(2)]
         self._num_steps = 0
         self._has_aside = False
 
-    def _make_proposer(self, draft: Draft, max_blocks: int) -> DeviceProposer:
+    def _make_follower(self, head: EagleHead, max_blocks: int) -> DeviceFollower:
+        pool, device, tables = self._pools.head, self._runtime.device, self._sequences.block_tables
+        assert pool is not None
+        attention = AttentionState(
+            head.layer_config,
+            pool,
+            head.rope.table(max_blocks * pool.block_size).to(device),
+            tables,
+            self._sizes.max_num_seqs,
+            pdl=self._attention.pdl,
+            first_position=FIRST_SLOT,
+        )
+        hidden_size = head.layer_config.hidden_size
+        cache = HeadCache(
+            self._runtime,
+            tables,
+            num_blocks=pool.num_blocks,
+            block_size=pool.block_size,
+            hidden_size=hidden_size,
+            dtype=head.dtype,
+        )
+        return DeviceFollower(head, attention, cache, self._model.config.num_layers)
+
+    def _make_proposer(self, draft: Draft | None, max_blocks: int) -> DeviceProposer | None:
         assert self._sampler is not None
-        attention, progress, num_slots = self._attention, None, self._sizes.max_num_seqs
+        num_slots, device = self._sizes.max_num_seqs, self._runtime.device
+        if self._follower is not None:
+            return HeadProposer(self._follower, self._sampler, num_slots, device)
+        if draft is None:
+            return None
+        attention, progress = self._attention, None
         if draft.pool is not None:
-            device, model = self._runtime.device, draft.model
+            model = draft.model
             table = model.rope.table(max_blocks * draft.pool.block_size).to(device)
             pdl, tables = self._attention.pdl, self._sequences.block_tables
             attention = AttentionState(model.config, draft.pool, table, tables, num_slots, 2, pdl=pdl)
             progress = DraftProgress(draft.pool.num_blocks, draft.pool.block_size, num_redone=1)
-        return DeviceProposer(
-            draft.model, attention, self._runtime, self._sequences, self._sampler, num_slots, progress
-        )
+        return ModelProposer(draft.model, attention, self._runtime, self._sequences, self._sampler, num_slots, progress)
 
     @property
     def max_num_batched_tokens(self) -> int:
@@ -147,9 +184,9 @@ class CudaEngine:
         return self._sizes.max_num_batched_tokens
 
     @property
-    def kv(self) -> Tensor:
-        """The pool, as `CudaKvPool.kv`: for transports that move blocks on the device."""
-        return self._pool.kv
+    def kv(self) -> Tensor | None:
+        """See Pools: for transports that move blocks on the device."""
+        return self._pools.kv
 
     # Steps.
 
@@ -159,7 +196,9 @@ class CudaEngine:
             self._runtime.join_aside()
             self._has_aside = False
         self._num_steps += 1
-        self._pool.copy(plan.copies)
+        self._pools.blocks.copy(plan.copies)
+        if self._follower is not None:
+            self._follower.cache.copy(plan.copies)
         is_single = [self._is_single(row) for row in plan.rows]
         chunks = [_without_guesses(row) for row, single in zip(plan.rows, is_single, strict=True) if not single]
         grid = self._grid([row for row, single in zip(plan.rows, is_single, strict=True) if single], chunks)
@@ -291,8 +330,12 @@ class CudaEngine:
             wanted = torch.cat((self._inputs.counting[:n], ends))
         attention = StepAttention.of(self._attention, inputs.rows, inputs.positions, n, chunks, 1 + size.num_drafts)
         attention.begin()
-        logits = self._model.forward_embedded(self._embed(inputs), wanted, attention)
-        self._draw_grid(logits, inputs, size.num_single, 1 + size.num_drafts)
+        streams = self._streams()
+        hidden = self._model.hidden(self._embed(inputs, self._model.embedding), wanted, attention, streams)
+        logits = self._model.head(hidden) if len(hidden) else self._chunk_logits[:0]
+        followed = self._follow_head(inputs, streams, n, size.num_single)
+        turns = self._draw_grid(logits, inputs, size.num_single, 1 + size.num_drafts)
+        self._keep_hidden(inputs, followed, turns)
         if size.num_chunk_tokens:
             self._chunk_logits.copy_(logits[n:])
 
@@ -324,10 +367,13 @@ class CudaEngine:
             wanted = to_device(self._runtime, np.array(ends, np.int64))
         attention = StepAttention.of(self._attention, inputs.rows, inputs.positions, n, described, grid.num_turns)
         attention.begin()
-        hidden = self._model.hidden(self._embed(inputs), wanted, attention)
+        streams = self._streams()
+        hidden = self._model.hidden(self._embed(inputs, self._model.embedding), wanted, attention, streams)
         logits = self._model.head(hidden[:num_ends]) if num_ends else self._chunk_logits[:0]
         scores += self._score(chunks, hidden[num_ends:])
-        self._draw_grid(logits, inputs, grid.stride, grid.num_turns)
+        followed = self._follow_head(inputs, streams, n, grid.stride)
+        turns = self._draw_grid(logits, inputs, grid.stride, grid.num_turns)
+        self._keep_hidden(inputs, followed, turns)
         return logits[n:]
 
     def _score(self, chunks: Sequence[Row], hidden: Tensor) -> list[PromptScore]:
@@ -340,7 +386,7 @@ class CudaEngine:
                 scores.append(PromptScore.launch(self._runtime, self._model.head, own, targets, row.seq_id, num_top))
         return scores
 
-    def _embed(self, inputs: TokenInputs) -> Tensor:
+    def _embed(self, inputs: TokenInputs, embedding: Tensor) -> Tensor:
         last_tokens = self._no_tokens if self._sampler is None else self._sampler.table.last_token
         return begin_step(
             inputs.token_ids,
@@ -349,27 +395,44 @@ class CudaEngine:
             inputs.new_blocks,
             last_tokens,
             self._sequences.block_tables,
-            self._model.embedding,
+            embedding,
         )
+
+    # A head that follows the model.
+
+    def _streams(self) -> Streams:
+        return NO_STREAMS if self._follower is None else self._follower.streams()
+
+    def _follow_head(self, inputs: TokenInputs, streams: Streams, num_single: int, stride: int) -> Tensor:
+        """Before the step's tokens are drawn: what `_keep_hidden` takes after that."""
+        if self._follower is None:
+            return self._chunk_logits[:0]
+        embedded = self._embed(inputs, self._follower.head.embedding)
+        return self._follower.follow(inputs, embedded, streams.features, num_single, stride)
+
+    def _keep_hidden(self, inputs: TokenInputs, hidden: Tensor, turns: Sequence[Tensor]) -> None:
+        if self._follower is not None:
+            self._follower.keep(inputs, hidden, turns)
 
     # Drawing.
 
-    def _draw_grid(self, logits: Tensor, inputs: TokenInputs, stride: int, num_turns: int) -> None:
+    def _draw_grid(self, logits: Tensor, inputs: TokenInputs, stride: int, num_turns: int) -> list[Tensor]:
         """Turn by turn: a row is drawn for as long as its guesses are right, so that its state takes in no token that
-        does not come."""
+        does not come. The slots of each turn, int32 [stride], −1 where that is so."""
         num_tokens = stride * num_turns
         if not num_tokens:
-            return
+            return []
         assert self._sampler is not None
         logits = logits[:num_tokens]
         keep_rows(logits, inputs.kept_places[:num_tokens], self._kept_logits)
         if num_turns > 1:
             apply_edits(logits, *self._edits.tensors)
-        slots = inputs.rows[:stride]
+        slots, turns = inputs.rows[:stride], []
         edits = self._edits.tensors if num_turns == 1 else None
         for turn in range(num_turns):
             part = slice(turn * stride, (turn + 1) * stride)
             drawn = self._drawn[part]
+            turns.append(slots)
             self._sampler.sample(logits[part], slots, inputs.draw_positions[part], edits, drawn, turn)
             if num_turns > 1:
                 self._states[part].copy_(self._sampler.states[:stride])
@@ -377,6 +440,7 @@ class CudaEngine:
                 following = slice(part.stop, part.stop + stride)
                 is_right = (slots >= 0) & (drawn == inputs.token_ids[following])
                 slots = torch.where(is_right, inputs.rows[following], -1)
+        return turns
 
     def _draw_rest(
         self, plan: Plan, wanted: Sequence[Row], logits: Tensor, num_drawn: int
@@ -534,11 +598,25 @@ class CudaEngine:
 
     @torch.inference_mode()
     def read_blocks(self, block_ids: Sequence[int], out: memoryview | None = None) -> memoryview:
-        return self._pool.read(block_ids, out)
+        return self._pools.blocks.read(block_ids, out)
 
     @torch.inference_mode()
     def write_blocks(self, block_ids: Sequence[int], payload: memoryview) -> None:
-        self._pool.write(block_ids, payload)
+        self._pools.blocks.write(block_ids, payload)
+        if self._follower is not None:
+            self._follower.cache.forget(block_ids)
+        self._has_aside = True
+
+    @torch.inference_mode()
+    def read_hidden(self, block_id: int) -> memoryview | None:
+        """See plan.HeadedEngine."""
+        return None if self._follower is None else self._follower.cache.read(block_id)
+
+    @torch.inference_mode()
+    def write_hidden(self, block_id: int, payload: memoryview) -> None:
+        """See plan.HeadedEngine."""
+        assert self._follower is not None, "peers with a head are refused where there is none"
+        self._follower.cache.write(block_id, payload)
         self._has_aside = True
 
     def pack_logits(self, logits: Tensor) -> memoryview:

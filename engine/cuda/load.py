@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ...text.phrases import Phrases
 from ..config import ModelConfig
-from ..kv_pool import bytes_per_block
-from ..load import Checkpoint, load_model
+from ..eagle.head import EagleHead
+from ..eagle.load import load_eagle
+from ..load import Checkpoint, load_model, open_source
 from ..models.llama import Llama
 from ..plan import Draw, Plan, Row, SequenceSeed
 from ..sampler import Sampler
@@ -21,7 +23,7 @@ from .device_memory import allocate
 from .engine import CudaEngine, Draft, Sizes
 from .memory import Usage, kv_bytes, peak_bytes
 from .parts import CudaParts
-from .pool import CudaKvPool
+from .pools import PoolLayout, Pools
 from .runtime import CudaRuntime, Runtime
 from .step_sizes import Ladder, make_ladder
 
@@ -68,7 +70,8 @@ def load_cuda_engine(
     `config` is a parsed config.json, `weights` a .gguf file or a folder with safetensors (None for the load format
     `dummy`). `dtype` is "auto" (the checkpoint's) or a name of torch's; `kv_cache_dtype` "auto" (the model's),
     "fp8_e4m3" or "fp8_e5m2". `draws`, `phrases` and `sampler`: see `CudaEngine`; `speculation` and `draft`: see
-    `load_engine`. Raises ValueError, with a sentence, on what cannot be loaded.
+    `load_engine`; workers that do not draw have their heads, too. Raises ValueError, with a sentence, on what cannot be
+    loaded.
     """
     sizes, start = ModelConfig.from_hf(config), time.monotonic()
     if sizes.head_dim % 16 or sizes.head_dim > 256:
@@ -85,8 +88,14 @@ def load_cuda_engine(
     log.info("%.1f GB of weights in %.1f s", torch.cuda.memory_allocated() / 1e9, time.monotonic() - start)
     kv_dtype = model_dtype if kv_cache_dtype == "auto" else KV_DTYPES[kv_cache_dtype]
     speculation = speculation or SpeculationConfig()
-    guesser = _guesser(model, speculation, draft, model_dtype, load_format, pdl, runtime)
-    make = _Maker(model, runtime, kv_dtype, block_size, draws, pdl, phrases, sampler, guesser)
+    guesser = _guesser(model, speculation, draft, model_dtype, load_format, pdl, runtime) if draws else None
+    head: EagleHead | None = None
+    if speculation.method == "eagle":
+        assert speculation.model is not None
+        source = open_source(sizes, weights, load_format, runtime.device)
+        parts = CudaParts(pdl=pdl)
+        head = load_eagle(Path(speculation.model), model, parts, model_dtype, target_weights=source)
+    make = _Maker(model, runtime, kv_dtype, block_size, draws, pdl, phrases, sampler, guesser, head)
     longest = sizes.max_position_embeddings if max_model_len is None else max_model_len
     max_drafts = 0 if speculation.method == "off" or not draws else speculation.num_tokens
     step = Sizes(max_num_seqs, max_num_batched_tokens, longest, max_drafts)
@@ -123,16 +132,35 @@ class _Maker:
     phrases: Phrases | None
     sampler: Sampler | None
     guesser: "Guesser | None" = None
+    head: EagleHead | None = None
 
     @property
     def bytes_per_block(self) -> int:
         """Of all pools."""
-        own = self.guesser is not None and not self.guesser.shares_kv
-        guessing = self._bytes_per_block(self.guesser.model.config) if own and self.guesser is not None else 0
-        return self._bytes_per_block(self.model.config) + guessing
+        num_bytes = self._model_layout.bytes_per_block
+        if self.head is not None:
+            num_bytes += self._head_layout.bytes_per_block + self._hidden_bytes
+        if self.guesser is not None and not self.guesser.shares_kv:
+            num_bytes += self._layout(self.guesser.model.config).bytes_per_block
+        return num_bytes
 
-    def _bytes_per_block(self, config: ModelConfig) -> int:
-        return bytes_per_block(config.num_layers, self.block_size, config.num_kv_heads, config.head_dim, self.kv_dtype)
+    @property
+    def _hidden_bytes(self) -> int:
+        """Of a block: see HeadCache."""
+        assert self.head is not None
+        return self.head.layer_config.hidden_size * self.head.dtype.itemsize + torch.int32.itemsize
+
+    @property
+    def _model_layout(self) -> PoolLayout:
+        return self._layout(self.model.config)
+
+    @property
+    def _head_layout(self) -> PoolLayout:
+        assert self.head is not None
+        return self._layout(self.head.layer_config)
+
+    def _layout(self, config: ModelConfig) -> PoolLayout:
+        return PoolLayout.of(config, self.block_size, self.kv_dtype)
 
     def ladder(self, sizes: Sizes) -> Ladder:
         return make_ladder(
@@ -146,13 +174,16 @@ class _Maker:
     def engine(self, sizes: Sizes, num_blocks: int, *, plain: bool) -> CudaEngine:
         """`plain`: the pool is an allocation of its own, that lives as long as the process."""
         draft = None
-        if self.guesser is not None and self.draws:
-            model = self.guesser.model
-            shares_kv = self.guesser.shares_kv
-            draft = Draft(model, None if shares_kv else self._pool(model.config, num_blocks, plain=False))
+        if self.guesser is not None:
+            layout, model = self._layout(self.guesser.model.config), self.guesser.model
+            pool = None
+            if not self.guesser.shares_kv:
+                memory = self._memory(num_blocks * layout.bytes_per_block, plain=False)
+                pool = layout.pool(self.runtime, memory, num_blocks)
+            draft = Draft(model, pool)
         return CudaEngine(
             self.model,
-            self._pool(self.model.config, num_blocks, plain=plain),
+            self._pools(num_blocks, plain=plain),
             self.runtime,
             sizes,
             draws=self.draws,
@@ -160,21 +191,21 @@ class _Maker:
             phrases=self.phrases,
             sampler=self.sampler,
             draft=draft,
+            head=self.head,
         )
 
-    def _pool(self, config: ModelConfig, num_blocks: int, *, plain: bool) -> CudaKvPool:
-        num_bytes, device = num_blocks * self._bytes_per_block(config), self.runtime.device
-        memory = allocate(num_bytes, device) if plain else torch.empty(num_bytes, dtype=torch.uint8, device=device)
-        return CudaKvPool(
-            self.runtime,
-            memory,
-            num_layers=config.num_layers,
-            num_blocks=num_blocks,
-            block_size=self.block_size,
-            num_kv_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            dtype=self.kv_dtype,
-        )
+    def _pools(self, num_blocks: int, *, plain: bool) -> Pools:
+        layout = self._model_layout
+        if self.head is None:
+            memory = self._memory(num_blocks * layout.bytes_per_block, plain=plain)
+            return Pools.plain(layout.pool(self.runtime, memory, num_blocks))
+        num_bytes = num_blocks * (layout.bytes_per_block + self._head_layout.bytes_per_block)
+        memory = self._memory(num_bytes, plain=plain)
+        return Pools.headed(self.runtime, memory, num_blocks, model=layout, head=self._head_layout)
+
+    def _memory(self, num_bytes: int, *, plain: bool) -> Tensor:
+        device = self.runtime.device
+        return allocate(num_bytes, device) if plain else torch.empty(num_bytes, dtype=torch.uint8, device=device)
 
 
 @dataclass(frozen=True, slots=True)

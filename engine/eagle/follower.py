@@ -54,7 +54,7 @@ class HeadFollower:
         attention = PagedAttention(
             self.cache.kv, rows, num_heads=layer.num_heads, windows=layer.windows, rope=self.head.rope
         )
-        return self.head.forward(_tokens(rows), hidden, attention)
+        return self.head.forward(self._embedded(rows), hidden, attention)
 
     def _before(self, row: Row, hidden: Tensor) -> Tensor:
         """The hidden state before each token of a row whose own are `hidden`, but for the sequence's first token.
@@ -67,8 +67,7 @@ class HeadFollower:
 
     def _store(self, rows: Sequence[Row], hidden: Tensor) -> None:
         store = PagedStore(self.cache.kv, rows, num_heads=self.head.layer_config.num_heads, rope=self.head.rope)
-        self.head.store(_tokens(rows), hidden, store)
+        self.head.store(self._embedded(rows), hidden, store)
 
-
-def _tokens(rows: Sequence[Row]) -> Tensor:
-    return torch.tensor([token for row in rows for token in row.token_ids])
+    def _embedded(self, rows: Sequence[Row]) -> Tensor:
+        return self.head.embed(torch.tensor([token for row in rows for token in row.token_ids]))

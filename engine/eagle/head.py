@@ -86,17 +86,22 @@ class EagleHead:
         [T, config.feature_size] -> what `forward` takes as `hidden`, [T, hidden]."""
         return self._entry.fuse(features)
 
-    def forward(self, token_ids: Tensor, hidden: Tensor, attention: Attention) -> Tensor:
-        """Ids [T], each of the token *after* the position of its row of `hidden` [T, hidden], which `fuse` or `forward`
-        gave -> what follows, [T, hidden]: taken by `logits`, and as `hidden` with the next tokens. Stores K and V."""
-        x, qkv = self._entry.start(F.embedding(token_ids, self.embedding), hidden)
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Ids [T] -> what `forward` and `store` take, [T, hidden]."""
+        return F.embedding(token_ids, self.embedding)
+
+    def forward(self, embedded: Tensor, hidden: Tensor, attention: Attention) -> Tensor:
+        """Of tokens [T, hidden], each the one *after* the position of its row of `hidden` [T, hidden], which `fuse` or
+        `forward` gave -> what follows, [T, hidden]: taken by `logits`, and as `hidden` with the next tokens. Stores K
+        and V."""
+        x, qkv = self._entry.start(embedded, hidden)
         self._add_out(x, attention.attend(self.layer_id, qkv, self._head_norm))
         self._add_down(x, self._gate_up(x))
         return x
 
-    def store(self, token_ids: Tensor, hidden: Tensor, store: Store) -> None:
+    def store(self, embedded: Tensor, hidden: Tensor, store: Store) -> None:
         """As `forward`, but only stores K and V."""
-        _, qkv = self._entry.start(F.embedding(token_ids, self.embedding), hidden)
+        _, qkv = self._entry.start(embedded, hidden)
         store.store(self.layer_id, qkv, self._head_norm)
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -3,15 +3,19 @@ guesses follow the same law as those that come without."""
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from isthmus.decode.sampler import Sampler
 from isthmus.decode.speculation import Speculation
 from isthmus.decode.speculator import EngineProposer
 from isthmus.engine.guesses import Guesses
+from isthmus.engine.plan import Engine
 from isthmus.engine.speculation_config import SpeculationConfig
 from isthmus.tests.decode.speculating import Ask, decode, speculation_of
 from isthmus.tests.decode.test_sampler_laws import critical_value
+from isthmus.tests.engine.cuda_tiny import cuda_engine
 from isthmus.tests.engine.tiny import VOCAB_SIZE, engine_of, llama, prompt, reference_model, save
 from isthmus.wire.sampling import SamplingParams
 
@@ -29,16 +33,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(reference_model(llama()), tmp_path_factory.mktemp("model"))
 
 
-def outputs(checkpoint: Path, first_seed: int, speculation: Speculation | None = None) -> Counts:
+def engine_on(device: str, checkpoint: Path) -> Engine:
+    """Its first layer guesses."""
+    if device == "cuda":
+        sizes: dict[str, Any] = {"num_blocks": 512, "max_num_seqs": 64}
+        return cuda_engine(llama(), checkpoint, device, dtype=torch.bfloat16, draft=1, captured=False, **sizes)
+    speculation = SpeculationConfig("first-layers", num_layers=1)
+    options: dict[str, Any] = {"dtype": "bfloat16", "num_blocks": 512, "speculation": speculation}
+    return engine_of(llama(), checkpoint, sampler=Sampler(VOCAB_SIZE), **options)
+
+
+def outputs(engine: Engine, first_seed: int, speculation: Speculation | None = None) -> Counts:
     """How often each output came, of many seeds after one prompt."""
-    engine = engine_of(
-        llama(),
-        checkpoint,
-        dtype="bfloat16",
-        sampler=Sampler(VOCAB_SIZE),
-        num_blocks=512,
-        speculation=SpeculationConfig("first-layers", num_layers=1),
-    )
     wanted = {"temperature": 1.3, "top_k": 3, "max_tokens": NUM_TOKENS, "ignore_eos": True}
     seeds = range(first_seed, first_seed + NUM_REQUESTS)
     asks: list[Ask] = [(prompt(9), SamplingParams(seed=seed, **wanted), NUM_CHOICES) for seed in seeds]
@@ -56,16 +62,19 @@ def statistic(one: Counts, other: Counts) -> tuple[float, int]:
     return sum((a - b) ** 2 / (a + b) for a, b in pairs), len(pairs) - 1
 
 
-def test_tokens_follow_the_same_law(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    speculation = speculation_of(EngineProposer)
-    plain, guessed = outputs(checkpoint, 0), outputs(checkpoint, 10_000, speculation)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_tokens_follow_the_same_law(device: str, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, speculation = engine_on(device, checkpoint), speculation_of(EngineProposer)
+    plain, guessed = outputs(engine, 0), outputs(engine, 10_000, speculation)
     assert plain.total() == guessed.total() == NUM_REQUESTS * NUM_CHOICES
     assert speculation.num_drafts >= guessed.total()
     assert 0.1 < speculation.num_accepted_tokens / speculation.num_draft_tokens < 0.9
     value, degrees = statistic(plain, guessed)
     assert degrees > 20
     assert value < critical_value(degrees, SIGMAS)
-    # It would be noticed if draws after wrong guesses counted.
+    if device == "cuda":
+        return
+    # It would be noticed if draws after wrong guesses counted. (A GPU does not even make them.)
     monkeypatch.setattr(Guesses, "reaches", lambda self, index, last_drawn: index <= len(self.token_ids))
-    value, degrees = statistic(plain, outputs(checkpoint, 20_000, speculation_of(EngineProposer)))
+    value, degrees = statistic(plain, outputs(engine, 20_000, speculation_of(EngineProposer)))
     assert value > critical_value(degrees, 2 * SIGMAS)

@@ -6,9 +6,12 @@ from typing import Any
 
 import torch
 from isthmus.decode.sampler import Sampler
+from isthmus.engine.cuda.engine import CudaEngine
 from isthmus.engine.speculation_config import SpeculationConfig
 from isthmus.engine.torch_engine import TorchEngine
 from isthmus.tests.engine import eagle_reference
+from isthmus.tests.engine.cuda_tiny import cuda_engine
+from isthmus.tests.engine.eagle_reference import Reference
 from isthmus.tests.engine.tiny import VOCAB_SIZE, engine_of, llama, reference_model, save
 from torch import Tensor
 
@@ -28,6 +31,9 @@ class Headed:
     def engine(self, **options: Any) -> TorchEngine:
         config = SpeculationConfig("eagle", NUM_GUESSES, str(self.head))
         return engine_of(CONFIG, self.weights, **{"sampler": Sampler(VOCAB_SIZE), "speculation": config, **options})
+
+    def cuda_engine(self, device: str = "cpu", **options: Any) -> CudaEngine:
+        return cuda_engine(CONFIG, self.weights, device, head=self.head, **options)
 
     def plain(self, **options: Any) -> TorchEngine:
         return engine_of(CONFIG, self.weights, **{"sampler": Sampler(VOCAB_SIZE), **options})
@@ -67,3 +73,27 @@ def knowing(folder: Path, wrong: float = 0.0) -> Headed:
 def _save(reference: Any, folder: Path) -> Path:
     (folder / "target").mkdir(parents=True)
     return save(reference, folder / "target")
+
+
+def reference_guesses(headed: Headed, tokens: list[int]) -> list[int]:
+    """By the book: the whole sequence, in fp64, with transformers' hidden states."""
+    reference = Reference(headed.checkpoint, headed.tensors)
+    given, hidden = torch.tensor(tokens[1:]), reference.fuse(features_of(headed, tokens)[:-1])
+    guesses: list[int] = []
+    while len(guesses) < NUM_GUESSES:
+        out = reference.forward(given, hidden)[-1:]
+        guesses.append(int(reference.logits(out).argmax()))
+        given, hidden = torch.cat((given, torch.tensor(guesses[-1:]))), torch.cat((hidden, out))
+    return guesses
+
+
+def features_of(headed: Headed, tokens: list[int]) -> Tensor:
+    streams: list[Tensor] = []
+    norm = headed.reference.model.norm
+    hook = norm.register_forward_pre_hook(lambda _, args: streams.append(args[0][0]))
+    with torch.no_grad():
+        states = headed.reference(torch.tensor([tokens]), output_hidden_states=True).hidden_states
+    hook.remove()
+    if headed.checkpoint.version == 1:
+        return streams[0]
+    return torch.cat([states[index][0] for index in (2, 4, 5)], -1)

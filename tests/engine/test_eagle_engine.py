@@ -10,12 +10,11 @@ import pytest
 import torch
 from isthmus.engine.plan import DRAFT, NO_TOKEN, Draw, Plan, Row
 from isthmus.engine.torch_engine import TorchEngine
-from isthmus.tests.engine.eagle_models import NUM_GUESSES, Headed, ignorant, knowing
+from isthmus.tests.engine.eagle_models import NUM_GUESSES, Headed, ignorant, knowing, reference_guesses
 from isthmus.tests.engine.eagle_reference import Reference
 from isthmus.tests.engine.test_guesses import PARAMS, TABLE, assert_same, generate, nothing, seed_of
 from isthmus.tests.engine.tiny import BLOCK_SIZE, VOCAB_SIZE, Greedy, prompt
 from isthmus.wire.sampling import SamplingParams
-from torch import Tensor
 
 NAMES = ["eagle", "eagle3", "eagle3, narrower, norm before fc", "eagle3 of qwen3"]
 GREEDY = SamplingParams(temperature=0.0)
@@ -52,30 +51,6 @@ def ask(engine: TorchEngine, tokens: list[int], table: tuple[int, ...] = TABLE) 
     row = Row(0, (tokens[-1], *(DRAFT,) * NUM_GUESSES), len(tokens) - 1, table, draws, num_drafts=NUM_GUESSES)
     with torch.inference_mode():
         return list(engine._proposer.propose([row])[0].token_ids)
-
-
-def reference_guesses(headed: Headed, tokens: list[int]) -> list[int]:
-    """By the book: the whole sequence, in fp64, with transformers' hidden states."""
-    reference = Reference(headed.checkpoint, headed.tensors)
-    given, hidden = torch.tensor(tokens[1:]), reference.fuse(features_of(headed, tokens)[:-1])
-    guesses: list[int] = []
-    while len(guesses) < NUM_GUESSES:
-        out = reference.forward(given, hidden)[-1:]
-        guesses.append(int(reference.logits(out).argmax()))
-        given, hidden = torch.cat((given, torch.tensor(guesses[-1:]))), torch.cat((hidden, out))
-    return guesses
-
-
-def features_of(headed: Headed, tokens: list[int]) -> Tensor:
-    streams: list[Tensor] = []
-    norm = headed.reference.model.norm
-    hook = norm.register_forward_pre_hook(lambda _, args: streams.append(args[0][0]))
-    with torch.no_grad():
-        states = headed.reference(torch.tensor([tokens]), output_hidden_states=True).hidden_states
-    hook.remove()
-    if headed.checkpoint.version == 1:
-        return streams[0]
-    return torch.cat([states[index][0] for index in (2, 4, 5)], -1)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 4, 50])

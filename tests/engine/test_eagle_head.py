@@ -64,7 +64,7 @@ class Sequence:
         attention = PagedAttention(
             self.pool, [row], num_heads=config.num_heads, windows=config.windows, rope=self.head.rope
         )
-        return self.head.forward(token_ids, hidden, attention)
+        return self.head.forward(self.head.embed(token_ids), hidden, attention)
 
 
 def load(checkpoint: Checkpoint, target: Target, folder: Path, *, pickled: bool = False) -> EagleHead:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -10,7 +11,7 @@ import torch
 from isthmus.engine.plan import HeadedEngine
 from isthmus.engine.speculation_config import SpeculationConfig
 from isthmus.launch.config import EngineOptions, ModelOptions
-from isthmus.launch.eagle_head import facts_with_head, find_head_config, fingerprint_with_head
+from isthmus.launch.eagle_head import facts_with_head, find_head, fingerprint_with_head, needs_with_head
 from isthmus.launch.model import Model, find_model
 from isthmus.launch.resolve import ConfigError
 from isthmus.launch.worker_load import Loader
@@ -76,21 +77,47 @@ def test_workers_of_both_roles_have_the_head(folder: Path, demo: Model, draws: b
     assert engine.bytes_per_block == 16 * (demo.facts("float32").kv_bytes_per_token + 2 * KV * 4)
     plain = demo.fingerprint(16, "float32", "torch")
     assert loaded.fingerprint.layout == (*plain.layout, CacheGroup((30,), 3, 64, "float32"))
-    assert msgspec.structs.replace(loaded.fingerprint, layout=plain.layout) == plain
+    assert loaded.fingerprint.weights.startswith(f"{plain.weights}+")
+    assert msgspec.structs.replace(loaded.fingerprint, layout=plain.layout, weights=plain.weights) == plain
 
 
 def test_what_a_head_takes_counts_for_every_token(folder: Path, demo: Model) -> None:
-    head = find_head_config(SpeculationConfig("eagle", model=str(folder)), demo)
+    head = find_head(SpeculationConfig("eagle", model=str(folder)), demo)
     plain = demo.facts("bfloat16")
     both = facts_with_head(plain, head, "bfloat16", 16)
     assert both.kv_bytes_per_token - plain.kv_bytes_per_token == 2 * 2 * KV + 2 * HIDDEN // 16
     assert both.max_model_len == plain.max_model_len
 
 
+def test_a_gpu_has_room_for_the_head(folder: Path, demo: Model) -> None:
+    head = find_head(SpeculationConfig("eagle", model=str(folder)), demo)
+    options: dict[str, Any] = {"dtype": "auto", "kv_cache_dtype": "fp8_e4m3", "device": "cuda", "block_size": 16}
+    (facts, footprint), (plain_facts, plain) = (needs_with_head(demo, one, **options) for one in (head, None))
+    assert (plain_facts, plain) == demo.needs("auto", "fp8_e4m3", "cuda")
+    num_matrices = sum(a * b for a, *rest in SHAPES.values() for b in rest)
+    assert footprint.weight_bytes - plain.weight_bytes == 2 * (num_matrices + 2 * 49152 * HIDDEN)
+    assert facts.kv_bytes_per_token - plain_facts.kv_bytes_per_token == 2 * KV + HIDDEN // 16
+
+
+def test_heads_of_one_shape_are_told_apart(folder: Path, tmp_path: Path, demo: Model) -> None:
+    """Also those that are not safetensors."""
+    prints = []
+    for name, save in (("safe", None), ("zeros", torch.zeros), ("ones", torch.ones)):
+        made = folder if save is None else tmp_path / name
+        if save is not None:
+            made.mkdir()
+            (made / "config.json").write_text(json.dumps(HEAD_CONFIG))
+            torch.save({key: save(shape) for key, shape in SHAPES.items()}, made / "pytorch_model.bin")
+        head = find_head(SpeculationConfig("eagle", model=str(made)), demo)
+        prints.append(fingerprint_with_head(demo.fingerprint(16, "float32", "torch"), head, "float32"))
+    assert len({one.weights for one in prints}) == 3
+    assert len({one.layout for one in prints}) == 1
+
+
 def test_without_a_head_nothing_changes(demo: Model) -> None:
     facts, fingerprint = demo.facts("float32"), demo.fingerprint(16, "float32", "torch")
     for speculation in (SpeculationConfig(), SpeculationConfig("ngram"), SpeculationConfig("draft", model="x")):
-        assert find_head_config(speculation, demo) is None
+        assert find_head(speculation, demo) is None
     assert facts_with_head(facts, None, "float32", 16) is facts
     assert fingerprint_with_head(fingerprint, None, "float32") is fingerprint
 

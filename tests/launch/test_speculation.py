@@ -6,7 +6,7 @@ from isthmus.engine.speculation_config import Method, SpeculationConfig
 from isthmus.launch.arguments import flags
 from isthmus.launch.config import SpeculationOptions
 from isthmus.launch.resolve import ConfigError
-from isthmus.launch.speculation import refuse_on_device, resolve_speculation, to_options, with_layers
+from isthmus.launch.speculation import resolve_speculation, to_options, with_layers
 
 
 @pytest.mark.parametrize(
@@ -101,10 +101,3 @@ def test_flags_made_from_it_mean_the_same(speculation: SpeculationConfig) -> Non
 
 def test_what_is_off_needs_no_flags() -> None:
     assert to_options(replace(SpeculationConfig(), num_tokens=7)) == SpeculationOptions()
-
-
-def test_heads_guess_on_cpus_alone() -> None:
-    refuse_on_device("eagle", "cpu")
-    refuse_on_device("draft", "cuda")
-    with pytest.raises(ConfigError, match="--speculative-method eagle: on GPUs"):
-        refuse_on_device("eagle", "cuda")

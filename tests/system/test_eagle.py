@@ -11,7 +11,7 @@ from isthmus.engine.config import ModelConfig
 from isthmus.engine.eagle.config import EagleConfig
 from isthmus.engine.speculation_config import SpeculationConfig
 from isthmus.engine.worker import Loaded
-from isthmus.launch.eagle_head import fingerprint_with_head
+from isthmus.launch.eagle_head import Head, fingerprint_with_head
 from isthmus.router.workers import Refused, Registry
 from isthmus.tests.engine.eagle_models import CONFIG, Headed, ignorant, knowing
 from isthmus.tests.engine.tiny import VOCAB_SIZE
@@ -151,13 +151,12 @@ def test_grammars(headed: Headed, topology: str) -> None:
 def test_workers_with_a_head_and_those_without_are_kept_apart(headed: Headed) -> None:
     """Whichever comes first, and whatever its role."""
     plain = load_of(headed)("").fingerprint
-    with_head = fingerprint_with_head(
-        plain, EagleConfig.from_folder(headed.head, ModelConfig.from_hf(CONFIG)), "float32"
-    )
-    for first, second in ((plain, with_head), (with_head, plain)):
+    config = EagleConfig.from_folder(headed.head, ModelConfig.from_hf(CONFIG))
+    with_head, with_another = (fingerprint_with_head(plain, Head(config, name), "float32") for name in ("1234", "5678"))
+    for first, second in ((plain, with_head), (with_head, plain), (with_head, with_another)):
         registry, capacity = Registry(), Capacity(8, 4, 64, 128)
         roles: tuple[Role, Role] = ("decode", "prefill")
         workers = [registry.on_hello(role.encode(), Hello(PROTOCOL_VERSION, role, role, 1), now=0.0) for role in roles]
         registry.on_ready(workers[0], Ready(first, capacity, ("tcp://d0",)))
-        with pytest.raises(Refused, match=r"this router serves KV layout .*, the worker has "):
+        with pytest.raises(Refused, match=r"this router serves weights .*, the worker has "):
             registry.on_ready(workers[1], Ready(second, capacity, ()))

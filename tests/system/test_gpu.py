@@ -1,15 +1,21 @@
 """The demo model served from GPUs, over HTTP: in float32 the texts are those of the CPU's engine, however prompts and
 answers are divided between workers and GPUs and however KV moves; also past the death of a worker."""
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from isthmus.bench.dummy_head import save_dummy_head
 from isthmus.decode.sampler import Sampler
 from isthmus.engine.config import ModelConfig
 from isthmus.engine.cuda.parts import CudaParts
@@ -37,16 +43,23 @@ ONE_GPU = {
     "1P1D on one GPU, shm": ("--prefill", "1", "--decode", "1", "--gpus", "0", "--kv-transport", "shm"),
     "1P1D on one GPU, eager": ("--prefill", "1", "--decode", "1", "--gpus", "0", "--enforce-eager"),
 }
+HEAD = "an EAGLE head"
+"""In flags, stands for the path of one."""
 GUESSING = {
     "ngram": ("--speculative-method", "ngram", "--num-speculative-tokens", "6"),
     "first layers": ("--speculative-method", "first-layers", "--speculative-layers", "25"),
     "itself": ("--speculative-model", str(demo_model_path())),
+    "eagle": ("--speculative-method", "eagle", "--speculative-model", HEAD),
 }
 ONE_GPU |= {f"aggregated, {name}": (*ONE_GPU["aggregated"], *flags) for name, flags in GUESSING.items()}
 ONE_GPU |= {f"1P1D on one GPU, {name}": (*ONE_GPU["1P1D on one GPU"], *flags) for name, flags in GUESSING.items()}
-TWO_GPUS = {
+TWO_GPUS: dict[str, tuple[str, ...]] = {
     f"1P1D, {transport}": ("--prefill", "1", "--decode", "1", "--kv-transport", transport)
     for transport in ("cuda_ipc", "nccl", "zmq")
+}
+TWO_GPUS |= {
+    f"1P1D, {transport}, {name}": (*TWO_GPUS[f"1P1D, {transport}"], *GUESSING[name])
+    for transport, name in (("cuda_ipc", "itself"), ("cuda_ipc", "eagle"), ("nccl", "eagle"))
 }
 TOPOLOGIES = [pytest.param(flags, id=name, marks=pytest.mark.gpu) for name, flags in ONE_GPU.items()]
 TOPOLOGIES += [pytest.param(flags, id=name, marks=pytest.mark.multi_gpu) for name, flags in TWO_GPUS.items()]
@@ -88,25 +101,56 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return texts
 
 
-def ask(serve: Serve, prompt: str) -> str:
-    text: str = serve.complete(prompt=prompt, max_tokens=NUM_TOKENS, temperature=0, ignore_eos=True)["choices"][0][
-        "text"
-    ]
-    return text
+SAMPLED: list[dict[str, Any]] = [
+    {"temperature": 0.8, "top_p": 0.9, "logprobs": 2},
+    {"temperature": 1.0, "min_p": 0.05, "repetition_penalty": 1.1, "dry_multiplier": 0.8, "n": 2},
+    {"temperature": 1.2, "top_k": 40, "xtc_probability": 0.5, "xtc_threshold": 0.1},
+    {"mirostat_mode": 2, "mirostat_tau": 4.0},
+    {"temperature": 0.7, "presence_penalty": 0.5, "guided_regex": "[a-z ,]{100,200}"},
+]
+
+
+def ask(serve: Serve, prompt: str, **params: Any) -> str:
+    """All choices, one after the other."""
+    wanted = {"max_tokens": NUM_TOKENS, "temperature": 0, "ignore_eos": "guided_regex" not in params, **params}
+    return "".join(choice["text"] for choice in serve.complete(prompt=prompt, **wanted)["choices"])
+
+
+def ask_sampled(serve: Serve) -> list[str]:
+    asks = [(prompt, params) for prompt in PROMPTS[:2] for params in SAMPLED]
+    with ThreadPoolExecutor(len(asks)) as pool:
+        return list(pool.map(lambda one: ask(serve, one[0], **one[1]), asks))
+
+
+@pytest.fixture(scope="module")
+def sampled() -> list[str]:
+    """What a server writes that does not guess."""
+    with serving_on_gpus(ONE_GPU["aggregated"]) as serve:
+        return ask_sampled(serve)
+
+
+@lru_cache
+def head() -> str:
+    """A folder with a random head, which guesses hardly ever right."""
+    folder = Path(tempfile.mkdtemp(prefix="isthmus-head-"))
+    atexit.register(shutil.rmtree, folder)
+    return str(save_dummy_head(folder, gguf_config(read_gguf(demo_model_path()))))
 
 
 @contextmanager
 def serving_on_gpus(flags: tuple[str, ...]) -> Iterator[Serve]:
-    with serving(*flags, *COMMON) as serve:
+    with serving(*(head() if flag == HEAD else flag for flag in flags), *COMMON) as serve:
         serve.wait_for(r"Ready: \S+ at (http://\S+)", timeout_s=180)
         yield serve
 
 
 @pytest.mark.parametrize("flags", TOPOLOGIES)
-def test_texts_are_those_of_the_cpu(flags: tuple[str, ...], expected: list[str]) -> None:
+def test_texts_are_those_of_the_cpu(flags: tuple[str, ...], expected: list[str], sampled: list[str]) -> None:
+    """And sampled ones those of a server with one worker that does not guess."""
     with serving_on_gpus(flags) as serve, ThreadPoolExecutor(len(PROMPTS)) as pool:
         assert [ask(serve, prompt) for prompt in PROMPTS] == expected  # one after the other
         assert list(pool.map(partial(ask, serve), PROMPTS)) == expected  # all at once, prefixes cached
+        assert ask_sampled(serve) == sampled
 
 
 @pytest.mark.parametrize("flags", KILLED)

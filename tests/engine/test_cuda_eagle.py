@@ -1,0 +1,242 @@
+"""EAGLE heads on the engine for GPUs: guesses are those of plain EAGLE over the whole sequence, and change no token.
+Here over the kernels' references, on a GPU with the kernels."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from isthmus.decode.sampler import Sampler
+from isthmus.engine.cuda.engine import CudaEngine
+from isthmus.engine.guesses import Guesses
+from isthmus.engine.plan import DRAFT, IN_FLIGHT, NO_TOKEN, Draw, Plan, Row
+from isthmus.tests.engine.cuda_tiny import cuda_engine
+from isthmus.tests.engine.eagle_models import CONFIG, NUM_GUESSES, Headed, ignorant, knowing, reference_guesses
+from isthmus.tests.engine.test_guesses import PARAMS, TABLE, assert_same, generate, nothing, seed_of
+from isthmus.tests.engine.tiny import BLOCK_SIZE, NUM_BLOCKS, VOCAB_SIZE, prompt
+from isthmus.wire.sampling import SamplingParams
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+NAMES = ["eagle", "eagle3", "eagle3, narrower, norm before fc", "eagle3 of qwen3"]
+GREEDY = SamplingParams(temperature=0.0)
+OTHER_TABLE = (*TABLE[:2], 40, 33, 51, 50, 49)
+
+
+@pytest.fixture(scope="module", params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["captured", "launched"])
+def captured(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def headed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Headed:
+    return ignorant(request.param, tmp_path_factory.mktemp("headed"))
+
+
+@pytest.fixture(scope="module")
+def sure(tmp_path_factory: pytest.TempPathFactory) -> Headed:
+    return knowing(tmp_path_factory.mktemp("sure"))
+
+
+@pytest.fixture(scope="module")
+def make(device: str, captured: bool) -> Callable[..., CudaEngine]:
+    """Engines of heads; their pools hold NaN where nothing was stored."""
+    made: dict[tuple[int, str], CudaEngine] = {}
+
+    def engine(headed: Headed, name: str = "") -> CudaEngine:
+        """The same for the same name."""
+        key = id(headed), name
+        if key not in made:
+            made[key] = headed.cuda_engine(device, captured=captured, sampler=Sampler(VOCAB_SIZE, device))
+        return made[key]
+
+    return engine
+
+
+class Writer:
+    """Of one sequence on an engine, greedily, with the guesses that are made of it."""
+
+    def __init__(
+        self, engine: CudaEngine, tokens: Sequence[int], table: Sequence[int] = TABLE, seq_id: int = 0
+    ) -> None:
+        self.engine, self.tokens, self.table, self.seq_id = engine, list(tokens), table, seq_id
+        self._num_prompt = len(tokens)
+        engine.admit(replace(seed_of(GREEDY, tokens), seq_id=seq_id))
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.engine.retire(self.seq_id)
+
+    def compute(self, start: int, end: int, chunk: int) -> None:
+        """The KV of these tokens."""
+        for first in range(start, end, chunk):
+            row = Row(self.seq_id, self.tokens[first : min(end, first + chunk)], first, self.table)
+            self.engine.launch(Plan(0, (row,))).result()
+
+    def row(self, num_guesses: int) -> Row:
+        position = len(self.tokens) - self._num_prompt
+        draws = tuple(Draw(self.seq_id, position + index) for index in range(1 + num_guesses))
+        tokens, start = (self.tokens[-1], *(DRAFT,) * num_guesses), len(self.tokens) - 1
+        return Row(self.seq_id, tokens, start, self.table, draws, num_drafts=num_guesses, history=self.tokens)
+
+    def step(self, num_guesses: int = NUM_GUESSES) -> list[int]:
+        """What was guessed; the tokens that came are added."""
+        made = recorded(self.engine)
+        drawn = self.engine.launch(Plan(1, (self.row(num_guesses),))).result().token_ids
+        self.tokens += [token for token in drawn if token >= NO_TOKEN]
+        return list(made[0].token_ids) if made else []
+
+
+def recorded(engine: CudaEngine) -> list[Guesses]:
+    """Guesses of every row, from now on."""
+    made: list[Guesses] = []
+    proposer: Any = engine._proposer
+    proposer.verified = lambda rows, guesses: made.extend(guesses)
+    return made
+
+
+def assert_by_the_book(headed: Headed, sequence: Writer, num_steps: int = 3) -> None:
+    for _ in range(num_steps):
+        expected = reference_guesses(headed, sequence.tokens)
+        assert sequence.step() == expected
+
+
+@pytest.mark.parametrize(("length", "chunk"), [(2, 1), (5, 50), (9, 3), (30, 4), (30, 50)])
+def test_guesses_are_those_of_the_book(
+    headed: Headed, make: Callable[..., CudaEngine], length: int, chunk: int
+) -> None:
+    with Writer(make(headed), prompt(length, seed=length)) as sequence:
+        sequence.compute(0, length - 1, chunk)
+        assert_by_the_book(headed, sequence)
+
+
+def test_right_guesses_leave_it_in_step(sure: Headed, make: Callable[..., CudaEngine]) -> None:
+    """As many as there can be, over the ends of blocks."""
+    with Writer(make(sure), prompt(6)) as sequence:
+        sequence.compute(0, 5, 50)
+        assert_by_the_book(sure, sequence, num_steps=8)
+        assert len(sequence.tokens) >= 6 + 8 * NUM_GUESSES
+
+
+def test_steps_without_guesses_leave_it_in_step(headed: Headed, make: Callable[..., CudaEngine]) -> None:
+    """Launched ahead, too: of a token that is not known yet."""
+    engine = make(headed)
+    with Writer(engine, prompt(7)) as sequence:
+        sequence.compute(0, 6, 50)
+        for _ in range(4):
+            sequence.step(0)
+        flying = engine.launch(Plan(1, (sequence.row(0),)))
+        row = Row(0, (IN_FLIGHT,), len(sequence.tokens), TABLE, (Draw(0, len(sequence.tokens) - 6),))
+        ahead = engine.launch(Plan(2, (row,)))
+        sequence.tokens += [*flying.result().token_ids, *ahead.result().token_ids]
+        assert_by_the_book(headed, sequence)
+
+
+def test_a_prefix_that_another_sequence_computed(headed: Headed, make: Callable[..., CudaEngine]) -> None:
+    """Two full blocks are shared, and what follows them differs."""
+    engine, first, second = make(headed), prompt(17), prompt(15, seed=8)
+    second[: 2 * BLOCK_SIZE] = first[: 2 * BLOCK_SIZE]
+    with Writer(engine, first) as sequence:
+        sequence.compute(0, 16, 50)
+    with Writer(engine, second, OTHER_TABLE) as sequence:
+        sequence.compute(2 * BLOCK_SIZE, 14, 5)
+        assert_by_the_book(headed, sequence)
+
+
+def test_a_copied_block(headed: Headed, make: Callable[..., CudaEngine]) -> None:
+    """As the choices of one prompt have it: of the block that is not full, each has its own."""
+    engine, tokens = make(headed), prompt(7)
+    with Writer(engine, tokens) as sequence:
+        sequence.compute(0, 6, 50)
+        engine.launch(Plan(0, (), copies=((TABLE[1], 44),))).result()
+        sequence.step()
+    with Writer(engine, tokens, (TABLE[0], 44, 45, 46, 47)) as sequence:
+        assert_by_the_book(headed, sequence)
+
+
+@pytest.mark.parametrize("length", [2, 8, 9, 30])
+def test_a_prompt_from_a_prefill_worker(
+    headed: Headed, make: Callable[..., CudaEngine], device: str, captured: bool, length: int
+) -> None:
+    """Which has no sampler, or is the CPU's."""
+    tokens, table = prompt(length, seed=length), (30, *TABLE)
+    blocks = TABLE[: -(-(length - 1) // BLOCK_SIZE)]
+    sender, theirs = headed.cuda_engine(device, captured=captured, draws=False), headed.engine()
+    senders: tuple[Any, ...] = (sender, theirs)
+    for one in senders:
+        for first in range(0, length - 1, 5):
+            one.launch(Plan(0, (Row(0, tokens[first : length - 1][:5], first, TABLE),))).result()
+    engine = make(headed)
+    for one in senders:
+        with Writer(engine, tokens, table[1:]) as sequence:
+            engine.write_blocks(blocks, one.read_blocks(blocks))
+            engine.write_hidden(blocks[-1], one.read_hidden(blocks[-1]))
+            assert_by_the_book(headed, sequence, 1)
+
+
+def test_without_the_hidden_state_guesses_are_wrong_for_once(sure: Headed, make: Callable[..., CudaEngine]) -> None:
+    """And what blocks held before is forgotten."""
+    tokens = prompt(10)
+    sender, engine = make(sure, "another"), make(sure)
+    with Writer(sender, tokens) as sequence:
+        sequence.compute(0, 9, 50)
+    with Writer(engine, tokens) as sequence:
+        sequence.compute(0, 9, 50)
+        engine.write_blocks(TABLE[:3], sender.read_blocks(TABLE[:3]))
+        assert int(engine._follower.cache._positions[list(TABLE[:3])].max()) == -1
+        assert len(sequence.step()) == NUM_GUESSES
+        assert_by_the_book(sure, sequence)
+
+
+def test_rows_of_several_lengths_beside_each_other(headed: Headed, make: Callable[..., CudaEngine]) -> None:
+    """Padding and neighbours change nothing."""
+    engine = make(headed)
+    prompts = {seq_id: prompt(length, seed=length) for seq_id, length in ((0, 9), (1, 4), (2, 13), (3, 6))}
+    sequences = {}
+    for seq_id, tokens in prompts.items():
+        table = range(seq_id * 16, seq_id * 16 + 16)
+        sequences[seq_id] = Writer(engine, tokens, table, seq_id)
+    chunks = tuple(Row(s.seq_id, s.tokens[:-1], 0, s.table) for s in sequences.values())
+    engine.launch(Plan(0, chunks)).result()
+    made = recorded(engine)
+    for _ in range(3):
+        counts = dict(zip(sequences.values(), (3, 0, 1, 2), strict=True))
+        expected = [reference_guesses(headed, one.tokens)[:count] for one, count in counts.items() if count]
+        made.clear()
+        rows = tuple(one.row(count) for one, count in counts.items())
+        drawn = list(engine.launch(Plan(1, rows)).result().token_ids)
+        assert [list(one.token_ids) for one in made] == expected
+        for one, row in zip(counts, rows, strict=True):
+            own = [drawn.pop(0) for _ in row.draws]
+            one.tokens += [token for token in own if token >= NO_TOKEN]
+    for seq_id in sequences:
+        engine.retire(seq_id)
+
+
+@pytest.mark.parametrize("params", PARAMS, ids=["greedy", "sampled", "mixed"])
+def test_guesses_change_no_token(
+    headed: Headed, sure: Headed, make: Callable[..., CudaEngine], device: str, captured: bool, params: SamplingParams
+) -> None:
+    for one in (headed, sure):
+        plain = cuda_engine(CONFIG, one.weights, device, captured=captured, sampler=Sampler(VOCAB_SIZE, device))
+        expected, _ = generate(plain, params, prompt(11), nothing)
+        guess = lambda tokens: (DRAFT,) * NUM_GUESSES  # noqa: E731
+        drawn, num_right = generate(make(one), params, prompt(11), guess)
+        assert_same(drawn, expected)
+        if one is sure and not params.mirostat_mode:
+            assert num_right >= (len(drawn) - 1) * NUM_GUESSES // (1 + NUM_GUESSES) - NUM_GUESSES
+
+
+def test_blocks_hold_the_head_s_kv_too(headed: Headed, make: Callable[..., CudaEngine]) -> None:
+    engine, theirs = make(headed), headed.engine()
+    assert engine.bytes_per_block == theirs.bytes_per_block
+    assert engine.kv is not None
+    assert engine.kv.shape[:2] == (CONFIG["num_hidden_layers"] + 1, NUM_BLOCKS)
+    with pytest.raises(ValueError, match="bytes given for a hidden state, which takes"):
+        engine.write_hidden(1, memoryview(b"too little"))
