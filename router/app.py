@@ -8,8 +8,13 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from .. import __version__
+from .access import Access
+from .admin_routes import admin_routes
+from .auth import AuthMiddleware
+from .cors import ANY_SITE, Cors, add_cors
 from .errors import ApiError, error_response
 from .job import Core
+from .key_metrics import KeyMetricsPage
 from .kobold import kobold_routes
 from .openai_routes import openai_routes
 from .request_id import HEADER, RequestIdMiddleware, request_id_of
@@ -22,13 +27,18 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 CLIENT_CLOSED_REQUEST = 499
 
 
-def create_app(core: Core, served: Served) -> FastAPI:
-    """OpenAI's routes below /v1, Kobold's below /api, and health, version and metrics."""
+def create_app(core: Core, served: Served, access: Access | None = None, cors: Cors = ANY_SITE) -> FastAPI:
+    """OpenAI's routes below /v1, Kobold's below /api, and health, version and metrics. Without `access` all but the
+    admin's routes are open."""
+    access = access or Access()
     app = FastAPI(title="Isthmus", version=__version__, description="LLM serving, OpenAI and KoboldAI APIs")
     app.include_router(openai_routes(core, served))
-    app.include_router(kobold_routes(core, served))
+    app.include_router(kobold_routes(core, served, protected=access.needs_key))
     app.include_router(samplers_routes())
-    add_service_routes(app, core)
+    app.include_router(admin_routes(core, access))
+    add_service_routes(app, core, KeyMetricsPage(access))
+    app.add_middleware(AuthMiddleware, access=access)
+    add_cors(app, cors)  # around the keys: a page is told why it was refused, and asks first without one
     app.add_middleware(RequestIdMiddleware)
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(HTTPException, on_http_error)
@@ -37,7 +47,7 @@ def create_app(core: Core, served: Served) -> FastAPI:
     return app
 
 
-def add_service_routes(app: FastAPI, core: Core) -> None:
+def add_service_routes(app: FastAPI, core: Core, key_metrics: KeyMetricsPage) -> None:
     @app.get("/health", tags=["service"])
     async def health() -> Response:
         """200 once a decode worker is ready, 503 before."""
@@ -56,7 +66,7 @@ def add_service_routes(app: FastAPI, core: Core) -> None:
 
     @app.get("/metrics", tags=["service"])
     async def metrics() -> Response:
-        return Response(core.metrics(), media_type=METRICS_TYPE)
+        return Response(core.metrics() + key_metrics.render(), media_type=METRICS_TYPE)
 
 
 async def on_api_error(request: Request, error: Exception) -> Response:

@@ -8,8 +8,21 @@ from starlette.responses import Response
 
 from .job import JobError
 
-TYPES = {503: "service_unavailable_error", 504: "timeout_error"}
-KOBOLD_TYPES = {413: "bad_input", 503: "service_unavailable", 504: "timeout"}
+TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "rate_limit_error",
+    503: "service_unavailable_error",
+    504: "timeout_error",
+}
+KOBOLD_TYPES = {
+    401: "unauthorized",
+    403: "forbidden",
+    413: "bad_input",
+    429: "rate_limit",
+    503: "service_unavailable",
+    504: "timeout",
+}
 
 MAX_MESSAGE = 1000
 MAX_PARAM = 100
@@ -62,6 +75,8 @@ def error_body(path: str, error: ApiError) -> dict[str, Any]:
 
 
 def error_response(path: str, error: ApiError) -> Response:
-    headers = {} if error.retry_after_s is None else {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
+    if error.retry_after_s is not None:
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
     body = msgspec.json.encode(error_body(path, error))
     return Response(body, error.status, headers, media_type="application/json")

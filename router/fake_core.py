@@ -35,6 +35,8 @@ class FakeCore:
         """What `submit` raises, if anything."""
         self.streams: list[FakeStream] = []
         """All ever submitted."""
+        self.workers = ["decode-0"]
+        self.draining: list[str] = []
 
     def submit(self, job: Job) -> "FakeStream":
         if self.refusal is not None:
@@ -46,6 +48,12 @@ class FakeCore:
     @property
     def num_running(self) -> int:
         return sum(bool(stream.running) for stream in self.streams)
+
+    def drain_worker(self, name: str) -> bool:
+        if name not in self.workers:
+            return False
+        self.draining.append(name)
+        return True
 
     def metrics(self) -> bytes:
         return (

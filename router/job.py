@@ -101,3 +101,6 @@ class Core(Protocol):
 
     def metrics(self) -> bytes:
         """Prometheus text."""
+
+    def drain_worker(self, name: str) -> bool:
+        """Asks a worker to finish what it has and leave; False if there is none of this name."""

@@ -10,6 +10,7 @@ from msgspec import Meta, Struct
 from starlette.responses import JSONResponse, Response
 
 from .. import __version__
+from .accounts import account_name
 from .bodies import read_body, understand
 from .errors import bad_field
 from .fields import convert, decode_json
@@ -120,7 +121,8 @@ class KoboldRoutes:
         return self._served.tokenizer.encode(asked.prompt, add_special_tokens=asked.special)
 
 
-def kobold_routes(core: Core, served: Served) -> APIRouter:
+def kobold_routes(core: Core, served: Served, *, protected: bool = False) -> APIRouter:
+    """`protected`: they ask for a key, which clients show."""
     handlers = KoboldRoutes(core, served)
     routes = APIRouter(prefix="/api", tags=["Kobold"])
     body = body_schema(KoboldRequest, ALIASES, SAMPLING_DEFAULTS)
@@ -136,7 +138,7 @@ def kobold_routes(core: Core, served: Served) -> APIRouter:
     routes.add_api_route("/extra/tokencount", handlers.count_tokens, methods=["POST"])
     context = {"value": served.max_model_len}
     routes.add_api_route("/extra/true_max_context_length", answer_with(context), methods=["GET"])
-    version_info = {"result": "KoboldCpp", "version": KOBOLDCPP_VERSION, **CAPABILITIES}
+    version_info = {"result": "KoboldCpp", "version": KOBOLDCPP_VERSION, **CAPABILITIES, "protected": protected}
     routes.add_api_route("/extra/version", answer_with(version_info), methods=["GET"])
     return routes
 
@@ -167,4 +169,6 @@ def answer_with(body: dict[str, Any]) -> Callable[[], Awaitable[Response]]:
 
 
 def client_address(request: Request) -> str:
-    return request.client.host if request.client else ""
+    """With the name of its key, if it sent one: behind a proxy all clients have one address."""
+    address = request.client.host if request.client else ""
+    return f"{account_name(request.scope)}@{address}"

@@ -18,11 +18,15 @@ from fastapi import FastAPI
 
 from ..text.chat_template import load_chat_template
 from ..text.tokenizer import Tokenizer
+from ..wire.curve import ServerKeys
 from ..wire.hub import Hub
+from .access import Access
 from .app import create_app
 from .core import RouterCore
+from .cors import ANY_SITE, Cors
 from .job import JobError
 from .served import Served
+from .tls import Tls
 from .workers import Deadlines
 
 log = logging.getLogger(__name__)
@@ -53,6 +57,11 @@ def run(
     max_model_len: int,
     chat_template: str | None = None,
     max_logprobs: int = 20,
+    max_body_bytes: int = 32 << 20,
+    access: Access | None = None,
+    cors: Cors = ANY_SITE,
+    tls: Tls | None = None,
+    worker_keys: ServerKeys | None = None,
     max_waiting: int = 1000,
     request_timeout_s: float | None = 600.0,
     local_prefill_max_tokens: int = 64,
@@ -64,11 +73,16 @@ def run(
     """Serves until SIGTERM or SIGINT; the exit status. `on_ready` is called once both sides listen.
 
     `model` is what workers without a MODEL of their own are told to load; `text_folder` is what `text.resolve` made of
-    it. Port 0, and `*` as the port of `worker_address`, pick free ones. Raises OSError if an address cannot be
-    bound, ValueError if the tokenizer or the chat template cannot be used.
+    it. Port 0, and `*` as the port of `worker_address`, pick free ones. Without `access` everyone may use the router,
+    without `tls` it speaks plain HTTP, and with `worker_keys` only workers that have theirs reach it. Raises OSError if
+    an address cannot be bound, ValueError if the tokenizer or the chat template cannot be used.
     """
-    served = load_served(text_folder, served_model_names, max_model_len, chat_template, max_logprobs)
-    with bound(host, port) as http, opened(worker_address) as hub:
+    served = load_served(text_folder, served_model_names, max_model_len, chat_template, max_logprobs, max_body_bytes)
+
+    def make_server(core: RouterCore) -> HttpServer:
+        return HttpServer(create_app(core, served, access, cors), tls)
+
+    with bound(host, port) as http, opened(worker_address, worker_keys) as hub:
         addresses = Addresses(host, http.getsockname()[1], hub.address)
 
         def make_core(on_crash: Callable[[Exception], None]) -> RouterCore:
@@ -85,12 +99,12 @@ def run(
             )
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(serve(make_core, served, http, drain_timeout_s, lambda: on_ready(addresses)))
+            return runner.run(serve(make_core, make_server, http, drain_timeout_s, lambda: on_ready(addresses)))
 
 
 async def serve(
     make_core: Callable[[Callable[[Exception], None]], RouterCore],
-    served: Served,
+    make_server: Callable[[RouterCore], "HttpServer"],
     http: socket.socket,
     drain_timeout_s: float,
     on_ready: Callable[[], None],
@@ -106,7 +120,7 @@ async def serve(
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
     core = make_core(on_crash)
-    server = HttpServer(create_app(core, served))
+    server = make_server(core)
     core.start()
     try:
         serving = asyncio.create_task(server.serve(sockets=[http]))
@@ -136,7 +150,7 @@ async def drain(server: "HttpServer", serving: "asyncio.Task[None]", core: Route
 class HttpServer(uvicorn.Server):
     """uvicorn without signal handlers of its own: draining is ours."""
 
-    def __init__(self, app: FastAPI):
+    def __init__(self, app: FastAPI, tls: Tls | None = None):
         super().__init__(
             uvicorn.Config(
                 app,
@@ -147,6 +161,7 @@ class HttpServer(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 timeout_keep_alive=KEEP_ALIVE_S,
+                **(tls.for_uvicorn() if tls else {}),
             )
         )
 
@@ -164,7 +179,12 @@ class HttpServer(uvicorn.Server):
 
 
 def load_served(
-    folder: Path, names: tuple[str, ...], max_model_len: int, chat_template: str | None, max_logprobs: int = 20
+    folder: Path,
+    names: tuple[str, ...],
+    max_model_len: int,
+    chat_template: str | None,
+    max_logprobs: int,
+    max_body_bytes: int,
 ) -> Served:
     """What the HTTP handlers need of the model. Raises ValueError."""
     tokenizer = Tokenizer.from_folder(folder)
@@ -176,6 +196,7 @@ def load_served(
         eos_ids=tuple(sorted(tokenizer.eos_ids)),
         created=int(time.time()),
         max_logprobs=max_logprobs,
+        max_body_bytes=max_body_bytes,
     )
 
 
@@ -190,10 +211,10 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
 
 
 @contextmanager
-def opened(worker_address: str) -> Iterator[Hub]:
+def opened(worker_address: str, keys: ServerKeys | None = None) -> Iterator[Hub]:
     """Raises OSError."""
     try:
-        hub = Hub(worker_address)
+        hub = Hub(worker_address, keys)
     except zmq.ZMQError as error:
         raise OSError(error.errno, f"cannot listen for workers at {worker_address}: {error.strerror}") from error
     try:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from .accounts import count_tokens
 from .errors import ApiError, from_job_error
 from .job import JobError
 from .request_id import request_id_of
@@ -85,6 +86,7 @@ class GenerationResponse(Response):
             watcher.cancel()
             text.cancel()
             num_prompt, num_output = text.generation.num_prompt_tokens, text.num_output_tokens
+            count_tokens(scope, num_prompt, num_output)
             log.info("%s: %d prompt tokens, %d tokens, %s", request_id_of(scope), num_prompt, num_output, outcome)
 
     async def _send_whole(

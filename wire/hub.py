@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import zmq
 
 from .codec import ProtocolError, decode_from_worker, encode
+from .curve import ServerKeys
 from .messages import MAX_CONTROL_BYTES, FromRouter, FromWorker, Heartbeat, HelloRefused
+from .zap import ZapAuthenticator
 
 log = logging.getLogger(__name__)
 
@@ -24,10 +26,10 @@ class Hub:
 
     One thread receives; any thread may send. `fileno` becomes readable when something may have arrived, once:
     receive until nothing comes, and again after a send, since sending swallows the signal too. Raises zmq.ZMQError if
-    the address cannot be bound.
+    the address cannot be bound. With `keys` only peers that have the clients' may connect, and all is encrypted.
     """
 
-    def __init__(self, address: str):
+    def __init__(self, address: str, keys: ServerKeys | None = None):
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -37,11 +39,11 @@ class Hub:
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_CONTROL_BYTES)
         self._socket.setsockopt(zmq.SNDHWM, 100_000)
         self._socket.setsockopt(zmq.RCVHWM, 0)
+        self._authenticator = ZapAuthenticator(self._context, self._socket, keys) if keys else None
         try:
             self._socket.bind(address)
         except zmq.ZMQError:
-            self._socket.close()
-            self._context.term()
+            self._close()
             raise
         self._lock = threading.Lock()
         self._dropped: set[bytes] = set()
@@ -102,7 +104,12 @@ class Hub:
 
     def close(self) -> None:
         with self._lock:
-            self._socket.close()
+            self._close()
+
+    def _close(self) -> None:
+        if self._authenticator is not None:
+            self._authenticator.close()
+        self._socket.close()
         self._context.term()
 
 

@@ -14,11 +14,15 @@ from dataclasses import dataclass
 import zmq
 
 from .codec import ProtocolError, decode_from_router, encode
+from .curve import ClientKeys
 from .messages import MAX_CONTROL_BYTES, FromRouter, FromWorker, Heartbeat, Hello, HelloRefused, SayHello, Welcome
+from .zap import HandshakeMonitor
 
 log = logging.getLogger(__name__)
 
 HELLO_INTERVAL_S = 0.5
+REFUSED_PAUSE_S = 1.0
+"""Before a connection is tried again whose keys did not fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,7 @@ class WorkerLink:
 
     `inbox` holds, in order, what the router sent (of heartbeats those that renew leases), `RouterLost`, and whatever
     else its owner puts there. After a RouterLost the link says Hello again on a fresh socket, so nothing queued for the
-    old router reaches a new one.
+    old router reaches a new one. With `keys` it talks to the router that has the server's, and to no other.
     """
 
     def __init__(
@@ -42,11 +46,13 @@ class WorkerLink:
         hello: Hello,
         heartbeat: Callable[[], Heartbeat],
         *,
+        keys: ClientKeys | None = None,
         silence_s: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ):
         self.inbox: queue.SimpleQueue[object] = queue.SimpleQueue()
         self._address = address
+        self._keys = keys
         self._hello = hello
         self._heartbeat = heartbeat
         self._silence_s = silence_s
@@ -58,6 +64,7 @@ class WorkerLink:
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
         self._wake_write.setblocking(False)
+        self._refused = False
         self._router_epoch: int | None = None
         self._interval_s = HELLO_INTERVAL_S
         self._lost = False
@@ -74,7 +81,7 @@ class WorkerLink:
             if self._dealer is None or self._router_epoch is None or self._lost or self._outbox:
                 self._outbox.append(payload)
             else:  # at once: handing it to the other thread costs a busy worker up to a switch interval of the GIL
-                self._dealer.send(payload)
+                self._put(self._dealer, payload)
                 if not int(self._dealer.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                     return
         self._wake()
@@ -100,7 +107,10 @@ class WorkerLink:
                 finally:
                     with self._lock:
                         self._dealer = None
+                    self._handshakes.close(dealer)
                     dealer.close(linger=500 if self._closing else 0)
+                if self._refused and not self._closing:
+                    select.select([self._wake_read], [], [], REFUSED_PAUSE_S)
         finally:
             context.term()
             self._wake_read.close()
@@ -113,6 +123,9 @@ class WorkerLink:
         dealer.setsockopt(zmq.RCVHWM, 0)
         dealer.setsockopt(zmq.RECONNECT_IVL, 50)
         dealer.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        if self._keys is not None:
+            self._keys.secure(dealer)
+        self._handshakes = HandshakeMonitor(dealer)
         dealer.connect(self._address)
         return dealer
 
@@ -125,7 +138,7 @@ class WorkerLink:
         self._lost = False
         self._interval_s = HELLO_INTERVAL_S
         heard = beaten = self._clock()
-        dealer.send(encode(self._hello))
+        self._put(dealer, encode(self._hello))
         self._dealer = dealer
         while True:
             with self._lock:
@@ -141,7 +154,24 @@ class WorkerLink:
                 self._lose(f"router silent for {now - heard:.1f} s")
             if self._lost:
                 return
+            if self._router_epoch is None and self._handshakes.num_failed():
+                self._refuse()
+                return
             poller.poll(round(max(0.0, beaten + self._interval_s - self._clock()) * 1000))
+
+    def _refuse(self) -> None:
+        """ZeroMQ does not try again after such a handshake, but the router may be started again with other keys."""
+        if not self._refused:
+            log.warning("%s refuses the connection: the router's keys and ours do not belong together", self._address)
+        self._refused = True
+
+    def _put(self, dealer: zmq.Socket, payload: bytes) -> None:
+        """Never blocks: the connection is gone for good where nothing can be queued for it."""
+        try:
+            dealer.send(payload, zmq.NOBLOCK)
+        except zmq.Again:
+            if self._router_epoch is not None and not self._lost:
+                self._lose("the router refuses the connection")
 
     def _exchange(self, dealer: zmq.Socket) -> bool:
         """Sends and receives all there is; whether anything came. Receives last: sending swallows the signal."""
@@ -150,7 +180,7 @@ class WorkerLink:
         return self._receive(dealer) or heard
 
     def _beat(self, dealer: zmq.Socket) -> None:
-        dealer.send(encode(self._hello if self._router_epoch is None else self._heartbeat()))
+        self._put(dealer, encode(self._hello if self._router_epoch is None else self._heartbeat()))
 
     def _flush(self, dealer: zmq.Socket) -> None:
         with suppress(BlockingIOError):
@@ -159,7 +189,7 @@ class WorkerLink:
         if self._router_epoch is None and not self._closing:
             return
         while self._outbox:
-            dealer.send(self._outbox.popleft())
+            self._put(dealer, self._outbox.popleft())
 
     def _receive(self, dealer: zmq.Socket) -> bool:
         heard = False
@@ -186,6 +216,7 @@ class WorkerLink:
                 return
             assert self._router_epoch is None, "a welcome answers a hello"
             self._router_epoch = message.epoch
+            self._refused = False
             self._interval_s = message.heartbeat_interval_s
         if isinstance(message, HelloRefused):
             self._router_epoch = None

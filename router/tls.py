@@ -1,0 +1,40 @@
+"""HTTPS: the server's certificate, and whether clients need one."""
+
+import ssl
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    certfile: str
+    """PEM, with the chain."""
+    keyfile: str | None = None
+    """PEM, without a passphrase; None: it is in `certfile`."""
+    ca_certs: str | None = None
+    """Who signs clients' certificates."""
+    cert_reqs: int = ssl.CERT_NONE
+    """Whether clients need one: as in the module `ssl`, 0 no, 1 if they show it it must be good, 2 yes."""
+
+    def check(self) -> None:
+        """Raises ValueError if the files cannot be used."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            context.load_cert_chain(self.certfile, self.keyfile, password=_no_passphrase)
+            if self.ca_certs is not None:
+                context.load_verify_locations(self.ca_certs)
+        except OSError as error:  # ssl.SSLError is one
+            raise ValueError(f"the certificate or its key cannot be used: {error}") from error
+
+    def for_uvicorn(self) -> dict[str, Any]:
+        return {
+            "ssl_certfile": self.certfile,
+            "ssl_keyfile": self.keyfile,
+            "ssl_ca_certs": self.ca_certs,
+            "ssl_cert_reqs": self.cert_reqs,
+        }
+
+
+def _no_passphrase() -> str:
+    """OpenSSL would ask for one at the terminal."""
+    raise ValueError("the key has a passphrase: give one without")
