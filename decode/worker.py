@@ -13,6 +13,7 @@ from ..engine.worker import Limits, Load, Loaded, Worker, now
 from ..kvtransfer.leased_receiver import LeasedReceiver
 from ..kvtransfer.open import LEASE_S, TRANSPORTS, open_receiver, pool_of
 from ..kvtransfer.transport import Done, Failed, PoolBlocks, Released
+from ..wire.curve import WorkerKeys
 from ..wire.messages import Cancel, FromRouter, FromWorker, Heartbeat, Reserve, WorkerStats
 from ..wire.sampling import SamplingParams
 from .effects import Receive
@@ -143,6 +144,7 @@ def make_worker(
     transports: Sequence[str] = TRANSPORTS,
     lease_s: float = LEASE_S,
     speculation: SpeculationConfig | None = None,
+    keys: WorkerKeys | None = None,
     on_ready: Callable[[], None] = lambda: None,
 ) -> Worker:
     """A decode worker of the router at `router_address`; `load` is called with `model`, or with what Welcome names.
@@ -150,7 +152,8 @@ def make_worker(
     KV arrives over the first of `transports` that a prefill worker can use; over TCP at `data_host`, on a port of the
     system's choice. A reservation whose KV no prefill worker has announced for `lease_s` fails. No prompt chunk is
     longer than `max_chunk_tokens` (None: than a step's `max_num_batched_tokens`). `speculation`: what guesses tokens;
-    the loaded engine does it for all methods but ngram.
+    the loaded engine does it for all methods but ngram. With `keys` the router, and who sends KV over ZeroMQ, must have
+    theirs.
     """
 
     def make_role(loaded: Loaded, epoch: str, wake: Callable[[], None]) -> DecodeLoop:
@@ -168,7 +171,14 @@ def make_worker(
             speculation=_speculation(speculation or SpeculationConfig()),
         )
         kv = pool_of(loaded.engine)
-        receiver = open_receiver(wake, host=data_host, transports=transports, lease_s=lease_s, pool=kv)
+        receiver = open_receiver(
+            wake,
+            host=data_host,
+            transports=transports,
+            lease_s=lease_s,
+            pool=kv,
+            keys=keys.from_workers if keys else None,
+        )
         return DecodeLoop(scheduler, loaded, receiver, guides)
 
     return Worker(
@@ -180,6 +190,7 @@ def make_worker(
         make_role=make_role,
         limits=Limits(max_num_seqs, max_num_batched_tokens),
         on_ready=on_ready,
+        keys=keys.to_router if keys else None,
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..text.tokenizer import Tokenizer
+from ..wire.curve import ClientKeys
 from ..wire.messages import (
     PROTOCOL_VERSION,
     Cancel,
@@ -147,6 +148,7 @@ class Worker:
         make_role: MakeRole,
         limits: Limits,
         on_ready: Callable[[], None] = lambda: None,
+        keys: ClientKeys | None = None,
         router_silence_s: float = 10.0,
     ):
         self._model = model
@@ -156,7 +158,7 @@ class Worker:
         self._on_ready = on_ready
         self._pulse = Pulse()
         self._hello = Hello(PROTOCOL_VERSION, role, name, secrets.randbits(63))
-        self._link = WorkerLink(router_address, self._hello, self._pulse.beat, silence_s=router_silence_s)
+        self._link = WorkerLink(router_address, self._hello, self._pulse.beat, keys=keys, silence_s=router_silence_s)
         self._loaded: Loaded | None = None
         self.role: RoleLoop | None = None
         self._stopping = False

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from ..wire.curve import ClientKeys, ServerKeys
 from .any_sender import AnySender
 from .leased_receiver import LeasedReceiver
 from .shm_receiver import ShmReceiver
@@ -41,9 +42,11 @@ def open_receiver(
     transports: Sequence[str] = TRANSPORTS,
     lease_s: float = LEASE_S,
     pool: "DevicePool | None" = None,
+    keys: ServerKeys | None = None,
 ) -> LeasedReceiver:
     """Reached over each of `transports` that works here; those between devices need a `pool`. `notify` is called, on
-    any thread, when something has come. Raises ValueError if none works, or one is not known."""
+    any thread, when something has come. `keys` are those of zmq alone: nccl asks for none. Raises ValueError if none
+    works, or one is not known."""
     receivers: list[Receiver] = []
     for name in transports:
         if name not in TRANSPORTS:
@@ -51,7 +54,7 @@ def open_receiver(
         if pool is None and name in DEVICE_TRANSPORTS:
             continue
         try:
-            receivers.append(_open_receiver(name, notify, host, pool))
+            receivers.append(_open_receiver(name, notify, host, pool, keys))
         except (OSError, RuntimeError) as error:
             log.warning("no KV over %s: %s", name, error)
     if not receivers:
@@ -59,7 +62,9 @@ def open_receiver(
     return LeasedReceiver(receivers, lease_s=lease_s)
 
 
-def _open_receiver(name: str, notify: Callable[[], None], host: str, pool: "DevicePool | None") -> Receiver:
+def _open_receiver(
+    name: str, notify: Callable[[], None], host: str, pool: "DevicePool | None", keys: ServerKeys | None
+) -> Receiver:
     """Raises OSError or RuntimeError where it does not work. Workers without a GPU do not load torch for it."""
     match name:
         case "cuda_ipc":
@@ -75,12 +80,12 @@ def _open_receiver(name: str, notify: Callable[[], None], host: str, pool: "Devi
         case "shm":
             return ShmReceiver(notify)
         case _:
-            return ZmqReceiver(notify, host)
+            return ZmqReceiver(notify, host, keys)
 
 
-def open_sender(pool: "DevicePool | None" = None) -> AnySender:
-    """Over every transport; over those between devices with a `pool`."""
-    senders: dict[str, Sender] = {"shm": ShmSender(), "tcp": ZmqSender()}
+def open_sender(pool: "DevicePool | None" = None, keys: ClientKeys | None = None) -> AnySender:
+    """Over every transport; over those between devices with a `pool`. `keys`: those of zmq."""
+    senders: dict[str, Sender] = {"shm": ShmSender(), "tcp": ZmqSender(keys=keys)}
     if pool is not None:
         from .cuda_ipc import open_ipc_sender
         from .nccl import open_nccl_sender

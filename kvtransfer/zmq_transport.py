@@ -1,7 +1,8 @@
 """KV over ZeroMQ: works between any two processes that reach each other by TCP.
 
 A header frame (`wire.messages.KvPiece`), the payload, and a frame for each tail tensor. The receiver takes pieces by
-transfer id, so that an abandoned transfer's blocks are free at once: what still comes finds no taker.
+transfer id, so that an abandoned transfer's blocks are free at once: what still comes finds no taker. With CURVE keys
+the receiver takes pieces from those alone who have the sender's, and all is encrypted.
 """
 
 import logging
@@ -15,7 +16,9 @@ from dataclasses import dataclass, field
 import zmq
 
 from ..wire.codec import ProtocolError, decode_kv_header, encode
+from ..wire.curve import ClientKeys, ServerKeys
 from ..wire.messages import KvPiece
+from ..wire.zap import ZapAuthenticator
 from .incoming import Incoming
 from .transport import NO_BLOCKS, Done, Event, Failed, Piece, PoolBlocks, Store
 
@@ -31,12 +34,13 @@ MAX_FLYING = 32
 class ZmqReceiver:
     """Binds; a thread takes pieces off the socket and calls `notify`; `poll` stores them."""
 
-    def __init__(self, notify: Callable[[], None], host: str = "127.0.0.1"):
+    def __init__(self, notify: Callable[[], None], host: str = "127.0.0.1", keys: ServerKeys | None = None):
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.PULL)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME_BYTES)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.RCVHWM, 64)
+        self._authenticator = ZapAuthenticator(self._context, self._socket, keys) if keys else None
         self._socket.bind(f"tcp://{host}:*")
         self.endpoint: str = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._notify = notify
@@ -82,6 +86,8 @@ class ZmqReceiver:
         while self._wake_read.fileno() not in dict(poller.poll()):
             self._arrived.append(self._socket.recv_multipart(copy=False))
             self._notify()
+        if self._authenticator is not None:
+            self._authenticator.close()
         self._socket.close()
         self._context.term()
 
@@ -140,8 +146,15 @@ class _Channel:
 class ZmqSender:
     """Hands pieces to a PUSH socket per endpoint; a transfer is Done when ZeroMQ has let go of every buffer."""
 
-    def __init__(self, *, stalled_s: float = 30.0, clock: Callable[[], float] = time.monotonic):
+    def __init__(
+        self,
+        *,
+        keys: ClientKeys | None = None,
+        stalled_s: float = 30.0,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self._context = zmq.Context()
+        self._keys = keys
         self._channels: dict[str, _Channel] = {}
         self._outgoing: dict[str, _Outgoing] = {}
         self._stalled_s = stalled_s
@@ -236,6 +249,8 @@ class ZmqSender:
             push = self._context.socket(zmq.PUSH)
             push.setsockopt(zmq.SNDHWM, 2 * MAX_FLYING)
             push.setsockopt(zmq.IMMEDIATE, 1)
+            if self._keys is not None:
+                self._keys.secure(push)
             push.connect(endpoint)
             self._channels[endpoint] = _Channel(push, self._clock())
         return self._channels[endpoint]

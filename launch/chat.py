@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any, TextIO
 from urllib.parse import urlsplit
 
+from .access import environment_keys
 from .config import ChatConfig, SamplingOptions
 
 CONNECT_TIMEOUT_S = 600.0
@@ -23,11 +24,14 @@ class ServerError(RuntimeError):
 class ChatServer:
     """A server with OpenAI's chat API at `url`."""
 
-    def __init__(self, url: str):
+    def __init__(self, url: str, api_key: str | None = None):
         parts = urlsplit(url if "://" in url else f"http://{url}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ServerError(f"{url} is no address of a server: it should look like http://127.0.0.1:2242")
         self.url = url
+        self._headers = {"Content-Type": "application/json"}
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
         self._make = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._host, self._port = parts.hostname, parts.port
         self._prefix = parts.path.rstrip("/").removesuffix("/v1")
@@ -62,7 +66,7 @@ class ChatServer:
     ) -> http.client.HTTPResponse:
         payload = None if body is None else json.dumps(body)
         try:
-            connection.request(method, self._prefix + path, payload, {"Content-Type": "application/json"})
+            connection.request(method, self._prefix + path, payload, self._headers)
             response = connection.getresponse()
         except (OSError, http.client.HTTPException) as error:
             raise ServerError(f"no server answers at {self.url}: {error or type(error).__name__}") from error
@@ -188,7 +192,7 @@ def chat(config: ChatConfig) -> int:
     with suppress(ImportError):
         import readline  # noqa: F401  line editing for input()
     try:
-        server = ChatServer(config.server.url)
+        server = ChatServer(config.server.url, config.server.api_key or next(iter(environment_keys()), None))
         model = config.server.model or server.models()[0]
     except ServerError as error:
         print(f"isthmus chat: {error}", file=sys.stderr)

@@ -56,6 +56,97 @@ class HttpOptions:
     drain_timeout_s: float = option(
         10.0, "when told to end, wait this long for running answers", metavar="SECONDS", parse=seconds
     )
+    max_body_bytes: int = option(
+        32 << 20,
+        "largest body of a request, as in 32M; larger ones get a 413. default: 32M",
+        flag="--max-body-size",
+        metavar="SIZE",
+        parse=num_bytes,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class AccessOptions:
+    """Who may use it"""
+
+    api_keys: tuple[str, ...] = option(
+        (),
+        "keys, separated by spaces or commas, of which every request must show one, as Authorization: Bearer KEY or "
+        "X-API-Key: KEY. Others on this host can read them here: ISTHMUS_API_KEYS in the environment and "
+        "--api-keys-file keep them to yourself. default: no key is needed",
+        metavar="KEY",
+    )
+    api_keys_file: str | None = option(
+        None,
+        "more keys, one a line: KEY name=alice max-requests-per-minute=60 max-concurrent-requests=4 admin, all but KEY "
+        "as you like. Read again when it changes",
+        metavar="PATH",
+    )
+    admin_key: str | None = option(
+        None, "key of the routes below /admin, and of all others; also ISTHMUS_ADMIN_KEY", metavar="KEY"
+    )
+    max_requests_per_minute: int = option(
+        0, "of each key; past it requests get a 429. 0: no limit", metavar="NUM", parse=at_least(0)
+    )
+    max_concurrent_requests: int = option(
+        0,
+        "that are answered at a time, of each key; past it requests get a 429. 0: no limit",
+        metavar="NUM",
+        parse=at_least(0),
+    )
+    open_metrics: bool = option(False, "no key for /metrics, which shows names of keys and what each has used")
+
+
+@dataclass(frozen=True, slots=True)
+class CorsOptions:
+    """Pages of other sites, in browsers"""
+
+    allowed_origins: tuple[str, ...] = option(
+        ("*",),
+        "sites whose pages may use the server, as in https://lite.koboldai.net; '' is none. default: *, any",
+        metavar="ORIGIN",
+    )
+    allowed_methods: tuple[str, ...] = option(("*",), "HTTP methods they may use. default: *, any", metavar="METHOD")
+    allowed_headers: tuple[str, ...] = option(("*",), "headers they may send. default: *, any", metavar="HEADER")
+    allow_credentials: bool = option(False, "they may send cookies and client certificates; needs --allowed-origins")
+
+
+@dataclass(frozen=True, slots=True)
+class TlsOptions:
+    """HTTPS"""
+
+    ssl_keyfile: str | None = option(
+        None, "the certificate's key, PEM without a passphrase; default: in --ssl-certfile", metavar="PATH"
+    )
+    ssl_certfile: str | None = option(None, "the server's certificate, PEM with its chain", metavar="PATH")
+    ssl_ca_certs: str | None = option(None, "who signs clients' certificates, PEM", metavar="PATH")
+    ssl_cert_reqs: int = option(
+        0,
+        "clients' certificates: 0 none is asked for, 1 one that is shown must be good, 2 all need one",
+        metavar="NUM",
+        parse=at_least(0, 2),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class CurveOptions:
+    """Keys between processes"""
+
+    zmq_keys: str | None = option(
+        None,
+        "folder of keys made by `isthmus keys`: router and workers prove to each other that they have theirs, and what "
+        "they send over ZeroMQ is encrypted",
+        metavar="DIR",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ExposureOptions:
+    """Without keys between processes"""
+
+    insecure_zmq: bool = option(
+        False, "other machines may connect without --zmq-keys: you trust every machine on that network"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +155,8 @@ class RoutingOptions:
 
     worker_address: str | None = option(
         None,
-        "ZeroMQ address at which workers reach the router. It has no password: leave it on the loopback interface, "
-        "or on a network where you trust every machine. default: for `serve` a private socket, for `router` "
-        + DEFAULT_WORKER_ADDRESS,
+        "ZeroMQ address at which workers reach the router; with --zmq-keys other machines may. default: for `serve` a "
+        "private socket, for `router` " + DEFAULT_WORKER_ADDRESS,
         metavar="ADDRESS",
     )
     local_prefill_max_tokens: int = option(
@@ -252,8 +342,13 @@ class ServeConfig:
     topology: TopologyOptions
     model: ModelOptions
     http: HttpOptions
+    access: AccessOptions
+    cors: CorsOptions
+    tls: TlsOptions
     routing: RoutingOptions
     data: DataOptions
+    curve: CurveOptions
+    exposure: ExposureOptions
     engine: EngineOptions
     device: DeviceOptions
     speculation: SpeculationOptions
@@ -265,7 +360,12 @@ class ServeConfig:
 class RouterConfig:
     model: ModelOptions
     http: HttpOptions
+    access: AccessOptions
+    cors: CorsOptions
+    tls: TlsOptions
     routing: RoutingOptions
+    curve: CurveOptions
+    exposure: ExposureOptions
     process: ProcessOptions
 
 
@@ -273,6 +373,7 @@ class RouterConfig:
 class PrefillConfig:
     model: ModelOptions
     connection: ConnectionOptions
+    curve: CurveOptions
     engine: EngineOptions
     device: DeviceOptions
     speculation: SpeculationOptions
@@ -285,7 +386,9 @@ class PrefillConfig:
 class DecodeConfig:
     model: ModelOptions
     connection: ConnectionOptions
+    curve: CurveOptions
     data: DataOptions
+    exposure: ExposureOptions
     engine: EngineOptions
     device: DeviceOptions
     speculation: SpeculationOptions
@@ -311,6 +414,7 @@ class ServerOptions:
     """The server"""
 
     url: str = option(f"http://127.0.0.1:{DEFAULT_PORT}", "where it listens")
+    api_key: str | None = option(None, "one of its keys; default: the first in ISTHMUS_API_KEYS", metavar="KEY")
     model: str | None = option(None, "one of the server's model names; default: its first")
 
 
@@ -318,6 +422,18 @@ class ServerOptions:
 class ChatConfig:
     server: ServerOptions
     sampling: SamplingOptions
+
+
+@dataclass(frozen=True, slots=True)
+class KeysOptions:
+    """The keys"""
+
+    folder: str = option("isthmus-keys", "where to; it must have none", positional=True)
+
+
+@dataclass(frozen=True, slots=True)
+class KeysConfig:
+    keys: KeysOptions
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from .. import __version__
 from . import logs
 from .arguments import add_config, read_config
 from .child import Lifeline
-from .config import ChatConfig, DecodeConfig, DoctorConfig, PrefillConfig, RouterConfig, ServeConfig
+from .config import ChatConfig, DecodeConfig, DoctorConfig, KeysConfig, PrefillConfig, RouterConfig, ServeConfig
 from .resolve import CONFIG_ERROR_CODE, ConfigError
 
 log = logging.getLogger(__name__)
@@ -28,8 +28,10 @@ class Command:
     epilog: str
 
     @property
-    def takes_model(self) -> bool:
-        return "model" in self.config.__annotations__
+    def positional(self) -> str:
+        """For its usage."""
+        known = {"model": "[MODEL] ", "keys": "[folder] "}
+        return "".join(text for group, text in known.items() if group in self.config.__annotations__)
 
 
 def _serve(config: ServeConfig) -> int:
@@ -63,6 +65,12 @@ def _chat(config: ChatConfig) -> int:
     from .chat import chat
 
     return chat(config)
+
+
+def _keys(config: KeysConfig) -> int:
+    from .zmq_keys import new_keys
+
+    return new_keys(config)
 
 
 def _doctor(config: DoctorConfig) -> int:
@@ -99,7 +107,8 @@ example, three terminals:
   isthmus decode
 
 Workers learn MODEL from the router. On other hosts, start the router with --worker-address tcp://0.0.0.0:2243 and the
-workers with --router tcp://ROUTER:2243 and, for decode, --data-host with an address the prefill workers can reach.""",
+workers with --router tcp://ROUTER:2243 and, for decode, --data-host with an address the prefill workers can reach;
+give all of them --zmq-keys DIR, which `isthmus keys DIR` makes.""",
     ),
     Command(
         "prefill",
@@ -123,6 +132,17 @@ workers with --router tcp://ROUTER:2243 and, for decode, --data-host with an add
         "example:\n  isthmus chat --temperature 0.7 --system 'You answer in one sentence.'",
     ),
     Command(
+        "keys",
+        "make keys for the traffic between router and workers on several hosts",
+        KeysConfig,
+        _keys,
+        """\
+example:
+  isthmus keys cluster-keys
+  isthmus router models/Qwen3-0.6B --worker-address tcp://0.0.0.0:2243 --zmq-keys cluster-keys
+  isthmus decode --router tcp://ROUTER:2243 --data-host THIS_HOST --zmq-keys cluster-keys""",
+    ),
+    Command(
         "doctor",
         "tell what this machine has for Isthmus: GPUs, links, libraries, and what is wrong with them",
         DoctorConfig,
@@ -143,7 +163,7 @@ def make_parser() -> argparse.ArgumentParser:
             command.name,
             help=command.summary,
             description=command.summary[0].upper() + command.summary[1:] + ".",
-            usage=f"isthmus {command.name} {'[MODEL] ' if command.takes_model else ''}[options]",
+            usage=f"isthmus {command.name} {command.positional}[options]",
             epilog=command.epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,

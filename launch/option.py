@@ -1,7 +1,8 @@
 """One option: a dataclass field with what its flag needs, and how values are read from text."""
 
+import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import field
 from typing import Any
 
@@ -57,6 +58,22 @@ def split_indices(text: str) -> tuple[int, ...]:
     if not all(entry.isdecimal() for entry in entries) or len({*map(int, entries)}) < len(entries):
         raise ValueError("must be different numbers such as 0,1")
     return tuple(map(int, entries))
+
+
+def split_list(texts: Sequence[str]) -> tuple[str, ...]:
+    """`a b`, `a,b` or, as other servers' flags have it, `["a", "b"]`."""
+    found: list[str] = []
+    for text in texts:
+        found += _json_list(text) if text.startswith("[") else text.split(",")
+    return tuple(entry.strip() for entry in found if entry.strip())
+
+
+def _json_list(text: str) -> list[str]:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return [text]
+    return found if all(isinstance(entry, str) for entry in found) else [text]
 
 
 _BYTE_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

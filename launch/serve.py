@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from . import logs
+from .access import hand_over, make_access, make_cors, make_tls, with_environment
 from .arguments import to_arguments
 from .config import (
     ConnectionOptions,
@@ -29,6 +30,7 @@ from .speculative_model import settle_speculation, with_draft
 from .supervisor import GaveUp, StopOnSignals, Supervisor
 from .threads import thread_environment
 from .workers import WorkerPlan, plan_workers
+from .zmq_keys import host_of, refuse_exposed, router_keys, worker_keys
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,8 @@ class Settled:
 
 def serve(config: ServeConfig) -> int:
     """Returns the exit code when told to stop. Raises ConfigError for what cannot work."""
+    config = replace(config, access=with_environment(config.access))
+    check_security(config)
     with tempfile.TemporaryDirectory(prefix="isthmus-") as folder:
         settled = settle(config, probe(), Path(folder))
         for worker in settled.workers:
@@ -91,6 +95,19 @@ def settle(config: ServeConfig, hardware: Hardware, folder: Path) -> Settled:
     return Settled(settled, resolved, workers)
 
 
+def check_security(config: ServeConfig) -> None:
+    """What the processes would find out too, later. Raises ConfigError."""
+    make_access(config.access)
+    make_cors(config.cors)
+    make_tls(config.tls)
+    router_keys(config.curve)
+    worker_keys(config.curve)
+    insecure = config.exposure.insecure_zmq
+    refuse_exposed("--data-host", config.data.data_host, config.curve, insecure=insecure)
+    if config.routing.worker_address is not None:
+        refuse_exposed("--worker-address", host_of(config.routing.worker_address), config.curve, insecure=insecure)
+
+
 def fit(model: Model, head: Head | None, config: ServeConfig, resolved: Resolved) -> tuple[list[WorkerPlan], int]:
     """The workers, and the longest request in tokens that each of them can hold."""
     facts, footprint = needs_with_head(
@@ -125,9 +142,20 @@ def checked_port(host: str, port: int) -> int:
 
 def process_specs(settled: Settled) -> list[ProcessSpec]:
     config = settled.config
-    router = RouterConfig(config.model, config.http, config.routing, config.process)
+    access, secrets = hand_over(config.access)
+    router = RouterConfig(
+        config.model,
+        config.http,
+        access,
+        config.cors,
+        config.tls,
+        config.routing,
+        config.curve,
+        config.exposure,
+        config.process,
+    )
     workers = [_worker_spec(worker, config) for worker in settled.workers]
-    return [ProcessSpec("router", command("router", router), stop_first=True), *workers]
+    return [ProcessSpec("router", command("router", router), secrets, stop_first=True), *workers]
 
 
 def _worker_spec(plan: WorkerPlan, config: ServeConfig) -> ProcessSpec:
@@ -138,9 +166,9 @@ def _worker_spec(plan: WorkerPlan, config: ServeConfig) -> ProcessSpec:
         engine = replace(engine, kv_cache_memory_bytes=plan.kv_bytes)
     rest = (engine, config.device, config.speculation, plan.place, config.fake, config.process)
     if plan.role == "prefill":
-        worker: object = PrefillConfig(config.model, connection, *rest)
+        worker: object = PrefillConfig(config.model, connection, config.curve, *rest)
     else:
-        worker = DecodeConfig(config.model, connection, config.data, *rest)
+        worker = DecodeConfig(config.model, connection, config.curve, config.data, config.exposure, *rest)
     return ProcessSpec(plan.name, command(plan.role, worker), thread_environment(plan.num_threads))
 
 
@@ -151,7 +179,8 @@ def command(name: str, config: object) -> list[str]:
 def greeting(config: ServeConfig, resolved: Resolved) -> str:
     """What the terminal shows when all is ready: where, and a line to try."""
     host = "127.0.0.1" if config.http.host in ("0.0.0.0", "") else config.http.host
-    url = f"http://{f'[{host}]' if ':' in host else host}:{config.http.port}"
+    scheme = "http" if config.tls.ssl_certfile is None else "https"
+    url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{config.http.port}"
     name = config.http.served_model_name[0]
     messages = [{"role": "user", "content": "What is the capital of France?"}]
     body = json.dumps({"model": name, "messages": messages, "max_tokens": 60, "temperature": 0})

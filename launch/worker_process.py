@@ -1,5 +1,6 @@
 """One worker process: the role's loop, over what `worker_load` loads."""
 
+import logging
 import os
 import signal
 import socket
@@ -15,14 +16,18 @@ from .speculation import resolve_speculation
 from .threads import thread_environment
 from .worker_load import Loader
 from .worker_place import find_place
+from .zmq_keys import is_loopback, refuse_exposed, worker_keys
 
 if TYPE_CHECKING:
     from ..engine.worker import Worker
+
+log = logging.getLogger(__name__)
 
 
 def run_prefill(config: PrefillConfig, lifeline: Lifeline) -> int:
     """Returns the exit code when told to stop. Raises ConfigError if it cannot load, or the router refuses it."""
     speculation = resolve_speculation(config.speculation)
+    keys = worker_keys(config.curve)
     set_environment()
     from ..prefill.worker import make_worker
 
@@ -37,6 +42,7 @@ def run_prefill(config: PrefillConfig, lifeline: Lifeline) -> int:
         router_address=config.connection.router,
         model=config.model.model,
         load=Loader(config, place, limits, draws=False, speculation=speculation),
+        keys=keys,
         max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.max_num_batched_tokens,
         enable_prefix_caching=config.engine.enable_prefix_caching,
@@ -48,6 +54,9 @@ def run_prefill(config: PrefillConfig, lifeline: Lifeline) -> int:
 def run_decode(config: DecodeConfig, lifeline: Lifeline) -> int:
     """As `run_prefill`."""
     speculation = resolve_speculation(config.speculation)
+    keys = worker_keys(config.curve)
+    data_host = config.data.data_host
+    refuse_exposed("--data-host", data_host, config.curve, insecure=config.exposure.insecure_zmq)
     set_environment()
     from ..decode.worker import make_worker
 
@@ -62,11 +71,12 @@ def run_decode(config: DecodeConfig, lifeline: Lifeline) -> int:
         router_address=config.connection.router,
         model=config.model.model,
         load=Loader(config, place, limits, draws=True, speculation=speculation),
+        keys=keys,
         max_num_seqs=limits.max_num_seqs,
         max_num_batched_tokens=limits.max_num_batched_tokens,
         enable_prefix_caching=config.engine.enable_prefix_caching,
-        data_host=config.data.data_host,
-        transports=transports(config.data.kv_transport, place.device),
+        data_host=data_host,
+        transports=covered(transports(config.data.kv_transport, place.device), config),
         speculation=speculation,
         on_ready=on_ready,
     )
@@ -83,6 +93,17 @@ def transports(asked: str, device: Device) -> tuple[str, ...]:
     if asked not in TRANSPORTS:
         raise ConfigError(f"--kv-transport {asked}: this version has {', '.join(TRANSPORTS)}")
     return (asked,)
+
+
+def covered(names: tuple[str, ...], config: DecodeConfig) -> tuple[str, ...]:
+    """Those that keys cover, or that were asked for by name: over NCCL nobody shows a key, and nothing is encrypted."""
+    if config.curve.zmq_keys is None or "nccl" not in names or is_loopback(config.data.data_host):
+        return names
+    if config.data.kv_transport == "nccl":
+        log.warning("keys do not cover KV over NCCL: any machine that reaches %s can send some", config.data.data_host)
+        return names
+    log.info("no KV over NCCL, which keys do not cover: --kv-transport nccl asks for it")
+    return tuple(name for name in names if name != "nccl")
 
 
 def set_environment() -> None:

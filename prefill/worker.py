@@ -7,6 +7,7 @@ from ..engine.plan import HeadedEngine
 from ..engine.worker import Limits, Load, Loaded, Worker
 from ..kvtransfer.open import open_sender, pool_of
 from ..kvtransfer.transport import Done, Piece, Sender
+from ..wire.curve import WorkerKeys
 from ..wire.messages import Cancel, FromRouter, FromWorker, Prefill, WorkerStats
 from .effects import Send
 from .scheduler import PrefillScheduler
@@ -103,11 +104,13 @@ def make_worker(
     max_chunk_tokens: int | None = None,
     enable_prefix_caching: bool = True,
     make_sender: Callable[[], Sender] | None = None,
+    keys: WorkerKeys | None = None,
     on_ready: Callable[[], None] = lambda: None,
 ) -> Worker:
     """A prefill worker of the router at `router_address`; see `decode.worker.make_worker`.
 
-    KV leaves through what `make_sender` gives; if None, over every transport there is.
+    KV leaves through what `make_sender` gives; if None, over every transport there is. `keys`: those of router and
+    decode workers.
     """
 
     def make_role(loaded: Loaded, epoch: str, wake: Callable[[], None]) -> PrefillLoop:
@@ -119,7 +122,9 @@ def make_worker(
             max_chunk_tokens=max_chunk_tokens,
             max_model_len=loaded.max_model_len,
         )
-        sender = make_sender() if make_sender else open_sender(pool_of(loaded.engine))
+        sender = (
+            make_sender() if make_sender else open_sender(pool_of(loaded.engine), keys.to_workers if keys else None)
+        )
         return PrefillLoop(scheduler, loaded, sender)
 
     return Worker(
@@ -131,4 +136,5 @@ def make_worker(
         make_role=make_role,
         limits=Limits(max_num_seqs, max_num_batched_tokens),
         on_ready=on_ready,
+        keys=keys.to_router if keys else None,
     )

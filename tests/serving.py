@@ -55,7 +55,7 @@ class Serve:
 
     @property
     def url(self) -> str:
-        return self.wait_for(r"Ready: \S+ at (http://\S+)")[1]
+        return self.wait_for(r"Ready: \S+ at (https?://\S+)")[1]
 
     def child(self, name: str) -> psutil.Process | None:
         """The child that serves as `router`, `prefill-0`, …"""

@@ -6,11 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from isthmus.launch.arguments import flags, read_config, to_arguments
 from isthmus.launch.config import (
+    AccessOptions,
     ConnectionOptions,
+    CorsOptions,
+    CurveOptions,
     DataOptions,
     DecodeConfig,
     DeviceOptions,
     EngineOptions,
+    ExposureOptions,
     FakeEngineOptions,
     HttpOptions,
     ModelOptions,
@@ -21,15 +25,19 @@ from isthmus.launch.config import (
     RoutingOptions,
     ServeConfig,
     SpeculationOptions,
+    TlsOptions,
     TopologyOptions,
 )
 from isthmus.launch.main import COMMANDS, main, make_parser
 from isthmus.launch.option import num_bytes, split_indices
 
 WORKER = (EngineOptions(), DeviceOptions(), SpeculationOptions(), PlaceOptions(), FakeEngineOptions(), ProcessOptions())
-PREFILL = PrefillConfig(ModelOptions(), ConnectionOptions(), *WORKER)
-DECODE = DecodeConfig(ModelOptions(), ConnectionOptions(), DataOptions(), *WORKER)
-ROUTER = RouterConfig(ModelOptions(), HttpOptions(), RoutingOptions(), ProcessOptions())
+PREFILL = PrefillConfig(ModelOptions(), ConnectionOptions(), CurveOptions(), *WORKER)
+DECODE = DecodeConfig(ModelOptions(), ConnectionOptions(), CurveOptions(), DataOptions(), ExposureOptions(), *WORKER)
+EDGE = (AccessOptions(), CorsOptions(), TlsOptions())
+ROUTER = RouterConfig(
+    ModelOptions(), HttpOptions(), *EDGE, RoutingOptions(), CurveOptions(), ExposureOptions(), ProcessOptions()
+)
 
 
 def parse(*arguments: str) -> Any:
@@ -52,8 +60,11 @@ def test_nothing_given_gives_the_defaults() -> None:
         TopologyOptions(),
         ModelOptions(),
         HttpOptions(),
+        *EDGE,
         RoutingOptions(),
         DataOptions(),
+        CurveOptions(),
+        ExposureOptions(),
         EngineOptions(),
         DeviceOptions(),
         SpeculationOptions(),
@@ -69,7 +80,10 @@ FLAGS = """serve model.gguf --prefill 0 --decode 2 --host 0.0.0.0 --port 80 --ma
     --request-timeout 30 --local-prefill-max-tokens 0 --worker-address tcp://127.0.0.1:9 --log-level debug
     --kv-transport zmq --device cuda --gpu-memory-utilization 0.8 --kv-cache-dtype fp8_e4m3 --enforce-eager
     --gpus 1,0 --max-logprobs 5 --speculative-method draft --speculative-model small.gguf --num-speculative-tokens 6
-    --speculative-layers 2"""
+    --speculative-layers 2 --api-keys a b,c --api-keys-file keys.txt --admin-key root --max-requests-per-minute 60
+    --max-concurrent-requests 2 --open-metrics --allowed-origins https://a.example --allowed-methods GET POST
+    --allowed-headers authorization --allow-credentials --ssl-keyfile key.pem --ssl-certfile cert.pem
+    --ssl-ca-certs ca.pem --ssl-cert-reqs 2 --max-body-size 1M --zmq-keys zmq --insecure-zmq"""
 
 
 def test_flags_keep_the_names_users_know() -> None:
@@ -77,9 +91,14 @@ def test_flags_keep_the_names_users_know() -> None:
     assert config == ServeConfig(
         TopologyOptions(prefill=0, decode=2, gpus="1,0", restart=False),
         ModelOptions("model.gguf", 99, "dummy"),
-        HttpOptions("0.0.0.0", 80, ("a", "b"), "t.jinja", 5, 4, 30.0, 2.0),
+        HttpOptions("0.0.0.0", 80, ("a", "b"), "t.jinja", 5, 4, 30.0, 2.0, 1 << 20),
+        AccessOptions(("a", "b,c"), "keys.txt", "root", 60, 2, True),
+        CorsOptions(("https://a.example",), ("GET", "POST"), ("authorization",), True),
+        TlsOptions("key.pem", "cert.pem", "ca.pem", 2),
         RoutingOptions("tcp://127.0.0.1:9", 0),
         DataOptions(kv_transport="zmq"),
+        CurveOptions("zmq"),
+        ExposureOptions(True),
         EngineOptions("fake", "float32", 32, 7, 3 << 29, 3, 128, False, True),
         DeviceOptions("cuda", 0.8, "fp8_e4m3", True),
         SpeculationOptions("draft", "small.gguf", 6, 2),

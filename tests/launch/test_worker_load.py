@@ -12,10 +12,12 @@ from isthmus.engine.speculation_config import SpeculationConfig
 from isthmus.launch import worker_load
 from isthmus.launch.config import (
     ConnectionOptions,
+    CurveOptions,
     DataOptions,
     DecodeConfig,
     DeviceOptions,
     EngineOptions,
+    ExposureOptions,
     FakeEngineOptions,
     ModelOptions,
     PlaceOptions,
@@ -37,7 +39,9 @@ OFF = SpeculationConfig()
 CONFIG = DecodeConfig(
     ModelOptions(),
     ConnectionOptions(),
+    CurveOptions(),
     DataOptions(),
+    ExposureOptions(),
     EngineOptions(),
     DeviceOptions(gpu_memory_utilization=0.8, kv_cache_dtype="fp8_e4m3", enforce_eager=True),
     SpeculationOptions(),
