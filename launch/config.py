@@ -309,6 +309,9 @@ class ProcessOptions:
     """The process"""
 
     log_level: Literal["debug", "info", "warning", "error"] = option("info", "what is worth a log line")
+    log_format: Literal["text", "json"] = option(
+        "text", "json: an object a line, with the id of the request it is about"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,17 +1,62 @@
-"""Log lines: one format for all processes, and the prefix that names a child."""
+"""Log lines: one format for all processes, and what names a child."""
 
+import json
 import logging
 import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Literal
+
+from ..wire.log_context import request_id
+
+LogFormat = Literal["text", "json"]
 
 
-def set_up(level: str) -> None:
-    logging.basicConfig(
-        level=level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S"
-    )
+class JsonFormatter(logging.Formatter):
+    """An object a line: time (ISO 8601, UTC), level, logger, message; the id of the request and the exception, if any.
+
+    The id is the record's `request_id`, as given with `extra`, else that of the running task.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        about = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            "request_id": getattr(record, "request_id", None) or request_id.get(),
+            "exception": self.formatException(record.exc_info) if record.exc_info else "",
+        }
+        return json.dumps({name: value for name, value in about.items() if value})
+
+
+def set_up(level: str, log_format: LogFormat = "text") -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    text = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+    handler.setFormatter(JsonFormatter() if log_format == "json" else text)
+    logging.basicConfig(level=level.upper(), handlers=[handler])
     if level == "info":
         logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its start and stop are ours to tell
 
 
-def pass_on(name: str, line: str) -> None:
-    """A line of a child's log, on ours."""
-    print(f"{name:>9} | {line}", file=sys.stderr, flush=True)
+def passing_on(log_format: LogFormat) -> Callable[[str, str], None]:
+    """Writes a line of a child's log, given its name, on ours."""
+    name_it = name_json if log_format == "json" else name_text
+
+    def pass_on(name: str, line: str) -> None:
+        print(name_it(name, line), file=sys.stderr, flush=True)
+
+    return pass_on
+
+
+def name_text(name: str, line: str) -> str:
+    return f"{name:>9} | {line}"
+
+
+def name_json(name: str, line: str) -> str:
+    """What is no object, such as a library's own output, becomes one."""
+    try:
+        about = json.loads(line)
+    except ValueError:
+        about = None
+    return json.dumps({"process": name, **(about if isinstance(about, dict) else {"message": line})})

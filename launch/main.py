@@ -180,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config: Any = read_config(command.config, parsed)
     if getattr(parsed, "enable_chunked_prefill", True) is False:
         parsed.subparser.error("--no-enable-chunked-prefill: chunked prefill is always on")
-    logs.set_up(getattr(parsed, "log_level", "warning"))
+    logs.set_up(getattr(parsed, "log_level", "warning"), getattr(parsed, "log_format", "text"))
     try:
         return command.run(config)
     except ConfigError as error:

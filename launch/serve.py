@@ -56,7 +56,7 @@ def serve(config: ServeConfig) -> int:
             process_specs(settled),
             restart=config.topology.restart,
             drain_timeout_s=config.http.drain_timeout_s,
-            on_log=logs.pass_on,
+            on_log=logs.passing_on(config.process.log_format),
             on_ready=lambda facts: print(greeting(settled.config, settled.resolved), flush=True),
         )
         with StopOnSignals(supervisor):

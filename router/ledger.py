@@ -111,7 +111,7 @@ class Ledger:
         """Ends the whole job with an error."""
         if not entry.num_open:
             return
-        log.info("request %s: %d: %s", entry.job.request_id, error.status, error.message)
+        log.info("request %s: %d: %s", entry.job.request_id, error.status, error.message, extra=about(entry))
         for sequence in [*entry.sequences]:
             if sequence.is_open:
                 self._end(sequence, State.FAILED, "error", now)
@@ -165,7 +165,7 @@ class Ledger:
         if attempt is None or not attempt.sequences:
             return
         if worker != attempt.decode or attempt.prefill_sent:
-            log.warning("request %s: stray Reserved", attempt.entry.job.request_id)
+            log.warning("request %s: stray Reserved", attempt.entry.job.request_id, extra=about(attempt.entry))
             return
         attempt.num_cached_tokens = message.num_cached_tokens
         for sequence in attempt.sequences.values():
@@ -220,7 +220,7 @@ class Ledger:
         if attempt is None or worker != attempt.decode:
             return
         left = self._named(attempt, message.choice)
-        log.debug("request %s: declined: %s", attempt.entry.job.request_id, message.reason)
+        log.debug("request %s: declined: %s", attempt.entry.job.request_id, message.reason, extra=about(attempt.entry))
         for sequence in left:
             if message.preempted:
                 sequence.urgent = True
@@ -236,7 +236,7 @@ class Ledger:
         if attempt is None or not attempt.sequences or (worker == attempt.prefill and not attempt.prefill_busy):
             return
         entry, left = attempt.entry, list(attempt.sequences.values())
-        log.warning("request %s: failed: %s", entry.job.request_id, message.error)
+        log.warning("request %s: failed: %s", entry.job.request_id, message.error, extra=about(entry))
         if worker == attempt.prefill:
             attempt.prefill_ended = True
         for sequence in left:
@@ -342,7 +342,13 @@ class Ledger:
         """A worker said of the sequence what cannot be: back to the queue, three times at most."""
         attempt = sequence.attempt
         assert attempt is not None
-        log.error("request %s choice %d: %s", sequence.entry.job.request_id, sequence.choice, error)
+        log.error(
+            "request %s choice %d: %s",
+            sequence.entry.job.request_id,
+            sequence.choice,
+            error,
+            extra=about(sequence.entry),
+        )
         self._requeue(sequence)
         self._settle(attempt, [sequence], decode_knows=False)
         self._count_failure(sequence, error, now)
@@ -523,3 +529,8 @@ def timings(entry: Entry, now: float) -> JobTimings:
         decode_s=last - first,
         num_cached_tokens=entry.num_cached_tokens,
     )
+
+
+def about(entry: Entry) -> dict[str, str]:
+    """For a log line, as `extra`."""
+    return {"request_id": entry.job.request_id}

@@ -5,6 +5,8 @@ import secrets
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..wire import log_context
+
 HEADER = "x-request-id"
 MAX_LENGTH = 128
 _KEY = "isthmus.request_id"
@@ -31,6 +33,7 @@ class RequestIdMiddleware:
             await self._app(scope, receive, send)
             return
         request_id = scope[_KEY] = clean_request_id(Headers(scope=scope).get(HEADER))
+        log_context.request_id.set(request_id)
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -83,7 +83,7 @@ FLAGS = """serve model.gguf --prefill 0 --decode 2 --host 0.0.0.0 --port 80 --ma
     --speculative-layers 2 --api-keys a b,c --api-keys-file keys.txt --admin-key root --max-requests-per-minute 60
     --max-concurrent-requests 2 --open-metrics --allowed-origins https://a.example --allowed-methods GET POST
     --allowed-headers authorization --allow-credentials --ssl-keyfile key.pem --ssl-certfile cert.pem
-    --ssl-ca-certs ca.pem --ssl-cert-reqs 2 --max-body-size 1M --zmq-keys zmq --insecure-zmq"""
+    --ssl-ca-certs ca.pem --ssl-cert-reqs 2 --max-body-size 1M --zmq-keys zmq --insecure-zmq --log-format json"""
 
 
 def test_flags_keep_the_names_users_know() -> None:
@@ -103,7 +103,7 @@ def test_flags_keep_the_names_users_know() -> None:
         DeviceOptions("cuda", 0.8, "fp8_e4m3", True),
         SpeculationOptions("draft", "small.gguf", 6, 2),
         FakeEngineOptions(fake_step_s=0.5),
-        ProcessOptions(log_level="debug"),
+        ProcessOptions("debug", "json"),
     )
 
 

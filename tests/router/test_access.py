@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -283,3 +284,13 @@ def test_a_bucket_gives_so_many_at_once_and_then_so_many_a_second() -> None:
     assert bucket.take(11.0) == 1.0
     assert [bucket.take(12.0), bucket.take(12.0)] == [0, 2.0]
     assert [bucket.take(1000.0) for _ in range(4)] == [0, 0, 0, 2.0], "never more than it holds"
+
+
+def test_a_body_that_does_not_come_is_a_408(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def slowly() -> AsyncIterator[bytes]:
+        yield b'{"prompt": '
+        await asyncio.sleep(30)
+
+    monkeypatch.setattr("isthmus.router.bodies.BODY_TIMEOUT_S", 0.05)
+    (reply,) = answers(None, ("POST", "/v1/completions", {"content": slowly()}))
+    assert (reply.status_code, reply.json()["error"]["message"]) == (408, "the body did not come within 0.05 s")
