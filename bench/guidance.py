@@ -8,13 +8,13 @@ import argparse
 import json
 import random
 import time
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from ..decode.guidance import Guide
+from ..decode.guide import Guide
+from ..decode.mask_maker import MaskMaker
 from ..decode.token_bans import TokenBans
 from ..launch.demo_model import cache_dir, ensure_demo_model
 from ..text.grammar_compiler import GrammarCompiler, Vocabulary
@@ -48,7 +48,7 @@ class Bench:
         self._tokenizer = tokenizer
         self._num_tokens = num_tokens
         self._compiler = GrammarCompiler(partial(Vocabulary.of, tokenizer))
-        self._pool = ThreadPoolExecutor(1)
+        self._masks = MaskMaker(self._compiler.num_words)
 
     def compile_s(self, guidance: Guidance) -> float:
         start_s = time.perf_counter()
@@ -76,7 +76,7 @@ class Bench:
     def _guide(self, guidance: Guidance) -> Guide:
         eos_ids = self._tokenizer.eos_ids
         bans = TokenBans.of(SamplingParams(), eos_ids, eos_ids, self._tokenizer.vocab_size)
-        return Guide(self._compiler.compile(guidance), bans, (), self._pool)
+        return Guide(self._compiler.compile(guidance), bans, (), self._masks)
 
 
 def main() -> None:

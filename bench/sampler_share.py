@@ -6,15 +6,14 @@ sampler is timed from inside; on a GPU it is part of the step, and shows in the 
 
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 from msgspec.structs import replace as replace_params
 from torch import Tensor
 
 from ..decode.sampler import Sampler, Samples
-from ..engine.plan import Draw, Follow, Handle, Plan, Row, SequenceSeed
+from ..engine.plan import Draw, Follow, Handle, Mask, Plan, Row, SequenceSeed
 from ..engine.speculation_config import SpeculationConfig
 from ..wire.sampling import Guidance, SamplingParams
 from .batch_decoder import BatchDecoder, Request, StepEngine, only_decodes
@@ -88,9 +87,7 @@ class TimedSampler:
 
 @dataclass(frozen=True, slots=True)
 class TimedMask:
-    """What of a mask's future is used."""
-
-    inner: "Future[Any]"
+    inner: Mask
     watch: Stopwatch
 
     def result(self) -> Any:
@@ -151,12 +148,12 @@ def timed_row(row: Row, watch: Stopwatch) -> Row:
     return replace(row, draws=draws, follow=None if row.follow is None else timed_follow(row.follow, watch))
 
 
-def timed_mask(mask: "Future[Any] | None", watch: Stopwatch) -> "Future[Any] | None":
-    return None if mask is None else cast("Future[Any]", TimedMask(mask, watch))
+def timed_mask(mask: Mask | None, watch: Stopwatch) -> Mask | None:
+    return None if mask is None else TimedMask(mask, watch)
 
 
 def timed_follow(follow: Follow, watch: Stopwatch) -> Follow:
-    def timed(token_id: int) -> "Future[Any] | None":
+    def timed(token_id: int) -> Mask | None:
         start_s = time.perf_counter()
         mask = follow(token_id)
         watch.masks_s += time.perf_counter() - start_s

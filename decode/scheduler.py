@@ -199,6 +199,12 @@ class DecodeScheduler:
 
     def plan(self, now: float, in_flight: Plan | None) -> Plan | None:
         """The next step; None if there is nothing to compute until a message, an event or the plan in flight."""
+        plan = self._plan(now, in_flight)
+        if self._guides is not None:
+            self._guides.begin_masks()
+        return plan
+
+    def _plan(self, now: float, in_flight: Plan | None) -> Plan | None:
         assert in_flight is (self._flights[-1].plan if self._flights else None)
         assert len(self._flights) < 2, "two plans are in flight"
         self._now = now

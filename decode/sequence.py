@@ -1,22 +1,21 @@
 """One choice of one placement, from its first draw to its last token."""
 
 from collections.abc import Iterable
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from msgspec.structs import replace as replace_struct
 
 from ..engine.block_pool import BlockPool
-from ..engine.plan import DRAFT, IN_FLIGHT, NO_TOKEN, Draw, Row, SequenceSeed
+from ..engine.plan import DRAFT, IN_FLIGHT, NO_TOKEN, Draw, Mask, Row, SequenceSeed
 from ..wire.block_hash import block_hashes
 from ..wire.logprobs import TokenLogprobs
 from ..wire.messages import FinishReason, TokenRow
 from ..wire.sampling import BanRange, SamplingParams
 
 if TYPE_CHECKING:
-    from .guidance import Guide
+    from .guide import Guide
     from .phrase_ban import Held, PhraseBan
     from .speculator import Speculator
 
@@ -179,13 +178,13 @@ class Sequence:
         self.pending += 1
         return row
 
-    def _draw(self, position: int, mask: "Future[Any] | None" = None) -> Draw:
+    def _draw(self, position: int, mask: Mask | None = None) -> Draw:
         bans = self.limits.bans_at(position)
         if self.ban is None:
             return Draw(self.seq_id, position, 0, mask, bans)
         return Draw(self.seq_id, position, self.ban.epoch, mask, (*bans, *self.ban.bans_at(position)))
 
-    def _follow(self, token_id: int) -> "Future[Any] | None":
+    def _follow(self, token_id: int) -> Mask | None:
         """See plan.Follow. Nothing is to come after a token that ends the output."""
         assert self.guide is not None
         return None if token_id in self.limits.stop_ids else self.guide.follow(token_id)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -23,23 +24,28 @@ class TokenBans:
         cls, params: SamplingParams, stop_ids: frozenset[int], eos_ids: Iterable[int], vocab_size: int
     ) -> "TokenBans":
         """`stop_ids`: end-of-sequence tokens, unless ignored, and the request's own."""
-        allowed = np.ones(vocab_size, bool)
-        if params.allowed_token_ids:
-            allowed[:] = False
-            allowed[inside(params.allowed_token_ids, vocab_size)] = True
-        allowed[inside(params.custom_token_bans, vocab_size)] = False
-        if params.ignore_eos:
-            allowed[inside(set(eos_ids) - stop_ids, vocab_size)] = False
-        not_stops = np.ones(vocab_size, bool)
-        not_stops[inside(stop_ids, vocab_size)] = False
-        return cls(to_words(allowed), to_words(not_stops), params.min_tokens)
+        ended = frozenset(eos_ids) - stop_ids if params.ignore_eos else frozenset()
+        banned = frozenset(params.custom_token_bans) | ended
+        allowed = _words_of(frozenset(params.allowed_token_ids) or None, banned, vocab_size)
+        return cls(allowed, _words_of(None, stop_ids, vocab_size), params.min_tokens)
 
     def at(self, position: int) -> Words:
         """What the output token at `position` may be."""
         return self.allowed & self.not_stops if position < self.min_output else self.allowed
 
 
-def inside(token_ids: Iterable[int], vocab_size: int) -> list[int]:
+@lru_cache(64)
+def _words_of(allowed: frozenset[int] | None, banned: frozenset[int], vocab_size: int) -> Words:
+    """All but `banned` of `allowed` (None: of all tokens). Requests that ask for the same share one array."""
+    bits = np.full(vocab_size, allowed is None)
+    bits[_inside(allowed or (), vocab_size)] = True
+    bits[_inside(banned, vocab_size)] = False
+    words = to_words(bits)
+    words.flags.writeable = False
+    return words
+
+
+def _inside(token_ids: Iterable[int], vocab_size: int) -> list[int]:
     return [token_id for token_id in token_ids if token_id < vocab_size]
 
 

@@ -6,7 +6,6 @@ stands in the next plan's rows as `IN_FLIGHT`, and the engine puts the sampled i
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -30,7 +29,16 @@ NOT_DRAWN = -2
 NOT_TRIED = -3
 """In `Result.token_ids`: of a position after a guess that the engine left out, as it may."""
 
-Follow = Callable[[int], "Future[Any] | None"]
+
+class Mask(Protocol):
+    """What a draw may give. A `Future` is one."""
+
+    def result(self) -> Any:
+        """int32 or uint32 [ceil(vocab / 32)], bit i of word i // 32 set where token i is allowed; at least one is.
+        Waits until it is there."""
+
+
+Follow = Callable[[int], Mask | None]
 """Takes in the next guess of a row: gives the mask of the draw after it, as `Draw.mask`; None if that guess is not
 allowed to come, so that the row ends before it."""
 
@@ -44,9 +52,8 @@ class Draw:
     """Index of the token among the request's output tokens: counts the request's whole life, not this attempt."""
     epoch: int = 0
     """How often the request was rewound before this draw: noise after a rewind is not the noise before it."""
-    mask: "Future[Any] | None" = None
-    """Gives int32 or uint32 [ceil(vocab / 32)], bit i of word i // 32 set where token i is allowed; asked for just
-    before sampling. None: all are."""
+    mask: Mask | None = None
+    """Asked for just before sampling. None: all are allowed."""
     bans: tuple[int, ...] = ()
     """Tokens that may not come either, each once; if the mask leaves no others, they may."""
 

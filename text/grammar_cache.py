@@ -40,5 +40,9 @@ class GrammarCache:
                 self._grammars.popitem(last=False)
             return future
 
+    def num_words(self) -> int:
+        """Of a mask."""
+        return self._compiler.num_words()
+
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -87,6 +87,10 @@ class GrammarCompiler:
             raise GrammarError(error_of(matcher))
         return matcher
 
+    def num_words(self) -> int:
+        """Of a mask."""
+        return -(-self._tokens()[0].vocab_size // 32)
+
     def _tokens(self) -> tuple[LLTokenizer, Mapping[str, int]]:
         with self._lock:
             if self._loaded is None:

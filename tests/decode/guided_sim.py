@@ -47,7 +47,7 @@ class MaskedEngine(FakeEngine):
     _words: Any = None
 
     def _draw(self, draw: Draw, history: int) -> int:
-        self._words = None if draw.mask is None else draw.mask.result(20)
+        self._words = None if draw.mask is None else draw.mask.result()
         token = super()._draw(draw, history)
         self._words = None
         return token
@@ -105,7 +105,7 @@ class GuidedSim(RouterSim):
         limit = params.max_tokens
         assert limit is not None
         while len(tokens) < limit:
-            words = guide.mask().result(20)
+            words = guide.mask().result()
             if guide.finished:
                 break
             banned = stops if len(tokens) < params.min_tokens else frozenset()

@@ -5,13 +5,14 @@ import random
 import re
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
-from isthmus.decode.guidance import Guide
+from isthmus.decode.guide import Guide
+from isthmus.decode.mask_maker import MaskMaker
 from isthmus.decode.token_bans import TokenBans
 from isthmus.tests.decode.guided_sim import TOKENS, GuidedSim, guided, text_of, vocabulary
 from isthmus.tests.decode.router_sim import EOS, VOCAB, Request, random_requests
@@ -21,7 +22,7 @@ from llguidance import LLMatcher
 from msgspec.structs import replace
 
 COMPILER = GrammarCompiler(vocabulary)
-POOL = ThreadPoolExecutor(2)
+MASKS = MaskMaker(COMPILER.num_words)
 POINT = {
     "type": "object",
     "properties": {"x": {"type": "integer", "minimum": 0, "maximum": 99}, "y": {"enum": ["ab", 1]}},
@@ -45,11 +46,11 @@ def guide_of(pattern: str, output: str = "", **params: Any) -> Guide:
     asked = SamplingParams(**params)
     stops = frozenset(asked.stop_token_ids) | (frozenset() if asked.ignore_eos else {EOS})
     bans = TokenBans.of(asked, stops, (EOS,), VOCAB)
-    return Guide(COMPILER.compile(Guidance("regex", pattern)), bans, ids(output), POOL)
+    return Guide(COMPILER.compile(Guidance("regex", pattern)), bans, ids(output), MASKS)
 
 
 def allowed(guide: Guide) -> str:
-    words = guide.mask().result(20)
+    words = guide.mask().result()
     assert len(words) == -(-VOCAB // 32)
     bits = np.unpackbits(words.view(np.uint8), bitorder="little")[:VOCAB]
     return " ".join("$" if i == EOS else TOKENS[i].decode() for i in bits.nonzero()[0])
@@ -149,7 +150,7 @@ def test_work_that_explodes_is_an_error() -> None:
     stops = frozenset({EOS})
     bans = TokenBans.of(SamplingParams(), stops, (EOS,), VOCAB)
     both = "start: A\nA: " + " & ".join(f"/(.*{c}.{{20}}){{10}}.*/" for c in "abcdef")
-    guide = Guide(COMPILER.compile(Guidance("lark", both)), bans, ids("a"), POOL)
+    guide = Guide(COMPILER.compile(Guidance("lark", both)), bans, ids("a"), MASKS)
     assert "cannot follow its grammar" in str(guide.error)
 
 

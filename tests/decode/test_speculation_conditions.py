@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from isthmus.decode.guidance import Guide, Guides, make_guides
+from isthmus.decode.guidance import Guides, make_guides
+from isthmus.decode.guide import Guide
 from isthmus.decode.history import History
 from isthmus.decode.phrase_ban import PhraseBans, make_phrase_bans
 from isthmus.decode.sampler import Sampler

@@ -3,14 +3,14 @@
 import json
 import random
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import jsonschema
 import numpy as np
 import pytest
-from isthmus.decode.guidance import Guide
+from isthmus.decode.guide import Guide
+from isthmus.decode.mask_maker import MaskMaker
 from isthmus.decode.token_bans import TokenBans
 from isthmus.tests.helpers import demo_model_path
 from isthmus.tests.system.json_schemas import Schema, schemas
@@ -27,10 +27,10 @@ SHORT = [bytes([byte]) for byte in b"abcdefghijklmnopqrstuvwxyzTZYMDWHS012345678
 
 
 class Writer:
-    def __init__(self, tokenizer: Tokenizer, pool: ThreadPoolExecutor):
+    def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
         self.compiler = GrammarCompiler(partial(Vocabulary.of, tokenizer))
-        self.pool = pool
+        self.masks = MaskMaker(self.compiler.num_words)
         by_bytes = {tokenizer.token_bytes[i]: i for i in range(tokenizer.vocab_size)}
         self.closing = [by_bytes[token] for token in CLOSING]
         self.short = [by_bytes[token] for token in SHORT]
@@ -39,9 +39,9 @@ class Writer:
         rng, vocab_size, eos_ids = random.Random(seed), self.tokenizer.vocab_size, self.tokenizer.eos_ids
         bans = TokenBans.of(SamplingParams(), eos_ids, eos_ids, vocab_size)
         grammar = self.compiler.compile(Guidance("json_schema", json.dumps(schema)))
-        guide, output = Guide(grammar, bans, (), self.pool), []
+        guide, output = Guide(grammar, bans, (), self.masks), []
         while len(output) < MAX_TOKENS:
-            words = guide.mask().result(20)
+            words = guide.mask().result()
             assert guide.error is None
             bits = np.unpackbits(words.view(np.uint8), bitorder="little")
             if any(bits[token_id] for token_id in eos_ids):
@@ -62,8 +62,9 @@ class Writer:
 @pytest.fixture(scope="module")
 def writer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Writer]:
     folder = resolve(str(demo_model_path()), Path(tmp_path_factory.mktemp("text")), tokenizer_only=True).folder
-    with ThreadPoolExecutor(1) as pool:
-        yield Writer(Tokenizer.from_folder(folder), pool)
+    writer = Writer(Tokenizer.from_folder(folder))
+    yield writer
+    writer.masks.close()
 
 
 def test_there_are_200() -> None:
