@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ..decode.draft_policy import DecodedStep
 from ..decode.speculation import Speculation
 from ..decode.speculator import Speculator
 
@@ -18,5 +19,5 @@ class FixedSpeculation(Speculation):
                 speculator.wanted = min(speculator.limit, budget) if speculator.look(tokens) else 0
                 budget -= speculator.wanted
 
-    def record(self, num_rows: int, num_drafts: int, num_tried: int, elapsed_s: float) -> None:
+    def record(self, step: DecodedStep, *, is_plain: bool) -> None:
         """Nothing is learnt of costs."""

@@ -4,6 +4,10 @@ A row with k guesses, each right with probability r if those before it are, give
 takes without guesses is measured for each size of the batch, and what so and so many guesses add to it: on a CPU about
 as much for each, on a GPU mostly something for any at all, as nothing is then planned ahead. That number of guesses a
 row is chosen which gives most tokens a second. Steps of each kind are tried now and then, the rarer the less they paid.
+
+Without guesses means without speculation: plain steps, which neither looked for guesses nor came after any. Those with
+guesses, and those that had to wait for them, are held against plain ones together: where looks, masks and waiting have
+cost more than guesses gave, nothing is guessed for a while, however promising.
 """
 
 import math
@@ -15,10 +19,12 @@ from statistics import median
 
 NUM_SAMPLES = 5
 """Of each measurement the median of so many counts: a step that was held up once says nothing."""
+NUM_PLAIN_SAMPLES = 9
+"""Everything is held against plain steps."""
 FIRST_PLAIN_STEPS = 3
-"""Without guesses, before any are made."""
-REFRESH_STEPS = 64
-"""After which a step without guesses is measured again."""
+"""Before any guesses are made."""
+REFRESH_STEPS = 128
+"""After which a plain step is measured again."""
 LEAST_GAIN = 1.02
 """Times as many tokens a second, or nothing is guessed."""
 LEAST_RATE = 0.05
@@ -26,34 +32,111 @@ LEAST_RATE = 0.05
 PROBE_GUESSES = 2
 FIRST_PROBE_STEPS, LAST_PROBE_STEPS = 48, 1024
 """Steps between two tries of guesses that do not pay."""
+FIRST_PAUSE_STEPS, LAST_PAUSE_STEPS = 48, 256
+"""Without guesses, where they have not paid."""
+TRIAL_STEPS = 16
+"""With guesses or after them: so many are judged together."""
+MOST_LOST = 1.5
+"""Plain steps' time: when that is lost, no more are awaited."""
+BALANCE_STEPS = 64
+"""Those of them that count, about."""
+HELD_UP = 2.0
+"""Times the usual: that a step took longer has to do with something else."""
 RECKON_STEPS = 16
 """Without guesses, after which it is reckoned anew what pays."""
 LOOK_S = 3e-6
 """A look for a guess of one sequence, about."""
-LOOK_SHARE = 0.02
+LOOK_SHARE = 0.01
 """Of a step, that looks may take: it is short where a small model runs on a GPU."""
 RATES = [step / 20 for step in range(1, 20)]
 
 
-def _samples() -> "deque[float]":
-    return deque(maxlen=NUM_SAMPLES)
+@dataclass(slots=True)
+class DecodedStep:
+    """What came of a step without prompts."""
+
+    num_rows: int
+    elapsed_s: float
+    num_drafts: int = 0
+    """Guesses that were made."""
+    num_tried: int = 0
+    """Of those, by the engine."""
+    num_right: float = 0
+
+
+class _Median:
+    """Of the last samples."""
+
+    __slots__ = ("_samples", "_value")
+
+    def __init__(self, num_samples: int = NUM_SAMPLES) -> None:
+        self._samples: deque[float] = deque(maxlen=num_samples)
+        self._value: float | None = None
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def add(self, sample: float) -> None:
+        self._samples.append(sample)
+        self._value = None
+
+    @property
+    def value(self) -> float:
+        if self._value is None:
+            self._value = median(self._samples)
+        return self._value
+
+
+@dataclass(slots=True)
+class _Balance:
+    """Of steps with guesses and after them, those long ago counting for less."""
+
+    num_steps: int = 0
+    spent_s: float = 0.0
+    worth_s: float = 0.0
+    """What plain steps would have taken for the same tokens."""
+    usual: _Median = field(default_factory=_Median)
+
+    def add(self, spent_s: float, worth_s: float) -> None:
+        if self.num_steps == BALANCE_STEPS:
+            self.num_steps //= 2
+            self.spent_s /= 2
+            self.worth_s /= 2
+        self.usual.add(spent_s)
+        self.num_steps += 1
+        self.spent_s += min(spent_s, HELD_UP * self.usual.value)
+        self.worth_s += worth_s
+
+    def has_paid(self, plain_s: float) -> bool | None:
+        """None: it is too early to say."""
+        if self.spent_s - self.worth_s > MOST_LOST * plain_s:
+            return False
+        return self.worth_s >= LEAST_GAIN * self.spent_s if self.num_steps >= TRIAL_STEPS else None
 
 
 @dataclass(slots=True)
 class _Costs:
     """Of batches of one size, in seconds."""
 
-    plain: "deque[float]" = field(default_factory=_samples)
-    """Steps without guesses."""
+    plain: _Median = field(default_factory=lambda: _Median(NUM_PLAIN_SAMPLES))
+    """Plain steps."""
     plain_age: int = 0
     """Steps since the last of those."""
-    added: "dict[int, deque[float]]" = field(default_factory=dict)
+    added: dict[int, _Median] = field(default_factory=dict)
     """What guesses added, by about how many there were."""
     quiet_steps: int = 0
     """Since guesses were made."""
     probe_steps: int = FIRST_PROBE_STEPS
     least_rate: float | None = None
     """As last reckoned; None if it is to be reckoned anew."""
+    search_steps: int | None = None
+    """As well."""
+    balance: _Balance = field(default_factory=_Balance)
+    follows_guesses: bool = False
+    """The last step had some, so that the next one was not planned ahead."""
+    is_paused: bool = False
+    """Guesses have not paid: there are none for `pause_steps`."""
+    pause_steps: int = FIRST_PAUSE_STEPS
 
     @property
     def is_known(self) -> bool:
@@ -61,7 +144,7 @@ class _Costs:
 
     @property
     def plain_s(self) -> float:
-        return median(self.plain)
+        return self.plain.value
 
     def added_s(self, num_guesses: int) -> float:
         """Between two numbers that were tried on the line between them; for fewer than any, or more, every one counts
@@ -80,7 +163,43 @@ class _Costs:
         return (1 - part) * self._median(low) + part * self._median(high)
 
     def _median(self, count: int) -> float:
-        return max(0.0, median(self.added[count]))
+        return max(0.0, self.added[count].value)
+
+    def take_in(self, step: DecodedStep, *, is_plain: bool) -> None:
+        if is_plain:
+            self.plain.add(step.elapsed_s)
+            self.plain_age = 0
+        else:
+            self.plain_age += 1
+            if len(self.plain) and (step.num_drafts or self.follows_guesses):
+                self._weigh(step)
+        self.follows_guesses = step.num_drafts > 0
+        if step.num_tried:
+            self._learn(step.num_tried, step.elapsed_s)
+        else:
+            self._rest()
+
+    def _learn(self, num_guesses: int, elapsed_s: float) -> None:
+        if len(self.plain):
+            self.least_rate = None
+            self.added.setdefault(_about(num_guesses), _Median()).add(elapsed_s - self.plain_s)
+        self.quiet_steps = 0
+
+    def _rest(self) -> None:
+        self.quiet_steps += 1
+        if self.quiet_steps % RECKON_STEPS == 0:
+            self.least_rate = self.search_steps = None
+        if self.is_paused and self.quiet_steps >= self.pause_steps:
+            self.pause_steps = min(2 * self.pause_steps, LAST_PAUSE_STEPS)
+            self.is_paused, self.balance = False, _Balance()
+
+    def _weigh(self, step: DecodedStep) -> None:
+        self.balance.add(step.elapsed_s, self.plain_s * (1 + step.num_right / step.num_rows))
+        has_paid = self.balance.has_paid(self.plain_s)
+        if has_paid:
+            self.pause_steps = FIRST_PAUSE_STEPS
+        elif has_paid is False and not self.is_paused:
+            self.is_paused, self.quiet_steps = True, 0
 
 
 class DraftPolicy:
@@ -91,7 +210,7 @@ class DraftPolicy:
         """(how often guesses must be right to pay, were there `limit` for each of so many rows, 1 for never; whether it
         is time to try what does not)."""
         costs = self._of(num_rows)
-        if not costs.is_known:
+        if not costs.is_known or costs.is_paused:
             return 1.0, False
         if costs.quiet_steps >= costs.probe_steps:
             return LEAST_RATE, True
@@ -102,12 +221,16 @@ class DraftPolicy:
     def search_steps(self, num_rows: int) -> int:
         """Steps from one look for guesses to the next, that all looks together take little of a step."""
         costs = self._of(num_rows)
-        return math.ceil(LOOK_S * num_rows / (LOOK_SHARE * costs.plain_s)) if costs.is_known else 1
+        if not costs.is_known:
+            return 1
+        if costs.search_steps is None:
+            costs.search_steps = math.ceil(LOOK_S * num_rows / (LOOK_SHARE * costs.plain_s))
+        return costs.search_steps
 
     def lengths(self, rates: Sequence[float], limits: Sequence[int], num_rows: int) -> list[int]:
         """Guesses of some rows of a batch of `num_rows`, given how often they are right, and how many each may have."""
         costs = self._of(num_rows)
-        if not any(limits) or not costs.is_known:
+        if not any(limits) or not costs.is_known or costs.is_paused:
             return [0] * len(rates)
         most = _choose(rates, limits, num_rows, 1, costs)
         if most:
@@ -117,25 +240,19 @@ class DraftPolicy:
             most = PROBE_GUESSES
         return [_longest(rate, min(limit, most)) for rate, limit in zip(rates, limits, strict=True)]
 
-    def record(self, num_rows: int, num_drafts: int, elapsed_s: float) -> None:
-        """What a step took that computed nothing but these rows and guesses."""
-        costs = self._of(num_rows)
-        if not num_drafts:
-            costs.plain.append(elapsed_s)
-            costs.plain_age = 0
-            costs.quiet_steps += 1
-            if costs.quiet_steps % RECKON_STEPS == 0:
-                costs.least_rate = None
-        elif costs.plain:
-            costs.least_rate = None
-            costs.added.setdefault(_about(num_drafts), _samples()).append(elapsed_s - costs.plain_s)
-            costs.plain_age += 1
-            costs.quiet_steps = 0
+    def record(self, step: DecodedStep, *, is_plain: bool) -> None:
+        """What a step took. `is_plain`: speculation had no part in it."""
+        if step.num_drafts and not step.num_tried:
+            self._give_up(step.num_rows)
+        else:
+            self._of(step.num_rows).take_in(step, is_plain=is_plain)
 
-    def give_up(self, num_rows: int) -> None:
+    def _give_up(self, num_rows: int) -> None:
         """The engine tries no guesses in such batches: nor does this, for a while."""
         costs = self._of(num_rows)
-        costs.added = {1: deque([num_rows * costs.plain_s] * NUM_SAMPLES, NUM_SAMPLES)}
+        costs.added = {1: _Median()}
+        for _ in range(NUM_SAMPLES):
+            costs.added[1].add(num_rows * costs.plain_s)
         costs.least_rate = None
         costs.quiet_steps = 0
 

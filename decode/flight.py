@@ -21,6 +21,8 @@ class Flight:
     """Drawn for by a row of their own: the first draws of the plan."""
     num_drafts: int = 0
     """Guesses in those rows."""
+    is_plain: bool = False
+    """Speculation had no part in how it was planned."""
     forked: list[Sequence] = field(default_factory=list)
     """Drawn for by the last row of their prompt."""
     from_shipped: list[Sequence] = field(default_factory=list)

@@ -43,6 +43,7 @@ from ..wire.messages import (
     WorkerStats,
 )
 from .admission import Bounds
+from .draft_policy import DecodedStep
 from .effects import Effects, Receive
 from .flight import Flight
 from .prompt import Prompt, PromptState
@@ -213,17 +214,22 @@ class DecodeScheduler:
             self._speculation.begin_step(len(self._running))
         if in_flight is not None and self._many_wait():
             return None
-        plannable = [sequence for sequence in self._running if sequence.plannable]
-        self._prepare_guesses(plannable)
+        plannable = [one for one in self._running if one.plannable]
+        if self._looks_for_guesses:
+            plannable = [one for one in plannable if not (one.pending and one.expects_guess)]
+        guesses = self._prepare_guesses(plannable)
         for sequence in plannable:
             if not sequence.ended and not sequence.condemned and self._has_block(sequence):
                 self._begin_anew(sequence)
-                flight.add_decode(sequence, self.pool.block_size, self._guess(sequence))
+                drafts = self._guess(sequence) if guesses else ()
+                flight.add_decode(sequence, self.pool.block_size, drafts)
         budget = self._max_num_batched_tokens - flight.num_decode_tokens
         for prompt in tuple(self._prompts.values()):
             budget -= self._plan_prompt(prompt, budget, flight)
         if flight.empty:
             return None
+        if self._speculation is not None:
+            flight.is_plain = self._speculation.end_step(flight.num_drafts)
         self._num_steps += 1
         self._flights.append(flight)
         return flight.take_off(self._num_steps)
@@ -234,8 +240,7 @@ class DecodeScheduler:
         assert flight.plan is plan, "plans are applied in the order they were made"
         elapsed_s = self._meter.record(flight.start_s, now, flight.num_prompt_tokens)
         if self._speculation is not None and flight.decodes_only and elapsed_s > 0:
-            num_tried = flight.num_drafts - sum(token == NOT_TRIED for token in result.token_ids)
-            self._speculation.record(len(flight.decoding), flight.num_drafts, num_tried, elapsed_s)
+            self._speculation.record(self._step_of(flight, result, elapsed_s), is_plain=flight.is_plain)
         rows: list[TokenRow | None] = []
         for prompt, num_tokens in flight.chunks:
             prompt.pending -= 1
@@ -450,16 +455,23 @@ class DecodeScheduler:
         """Whether many sequences could not be in a step before the one in flight is applied: rather than taking turns
         with the others, which takes both twice as long, all go together then."""
         flown = [sequence for sequence in self._flights[-1].sequences if not sequence.ended]
-        waiting = sum(sequence.needs_last_token for sequence in flown)
+        looks = self._looks_for_guesses
+        waiting = sum(sequence.needs_last_token or (looks and sequence.expects_guess) for sequence in flown)
         return waiting > 0 and waiting * WAITING_SHARE >= len(self._running)
 
-    def _prepare_guesses(self, sequences: list[Sequence]) -> None:
-        """Guesses take half of what the budget leaves, at most."""
-        if self._speculation is not None:
-            budget = (self._max_num_batched_tokens - len(sequences)) // 2
-            # Nothing is guessed for a sequence with a token in flight.
-            rows = [(None if one.pending else one.speculator, one.tokens) for one in sequences]
-            self._speculation.prepare(rows, budget)
+    @property
+    def _looks_for_guesses(self) -> bool:
+        return self._speculation is not None and self._speculation.is_looking
+
+    def _prepare_guesses(self, sequences: list[Sequence]) -> bool:
+        """Whether there may be any. Guesses take half of what the budget leaves, at most."""
+        if self._speculation is None or not self._speculation.is_looking:
+            return False
+        budget = (self._max_num_batched_tokens - len(sequences)) // 2
+        # Nothing is guessed for a sequence with a token in flight.
+        rows = [(None if one.pending else one.speculator, one.tokens) for one in sequences]
+        self._speculation.prepare(rows, budget)
+        return True
 
     def _guess(self, sequence: Sequence) -> tuple[int, ...]:
         """Guesses of its next tokens, as many as there are blocks for: they take none from anybody."""
@@ -545,6 +557,16 @@ class DecodeScheduler:
             num_tried = sum(token != NOT_TRIED for token, _, _ in drawn) - 1
             num_right = sum(token >= NO_TOKEN for token, _, _ in drawn) - 1
             self._speculation.learn(sequence.speculator, num_tried, num_right)
+
+    @staticmethod
+    def _step_of(flight: Flight, result: Result, elapsed_s: float) -> DecodedStep:
+        """A step of decoding rows alone, for speculation."""
+        num_rows, num_drafts = len(flight.decoding), flight.num_drafts
+        if not num_drafts:
+            return DecodedStep(num_rows, elapsed_s)
+        num_tried = num_drafts - sum(token == NOT_TRIED for token in result.token_ids)
+        num_right = sum(token >= NO_TOKEN for token in result.token_ids) - num_rows
+        return DecodedStep(num_rows, elapsed_s, num_drafts, num_tried, num_right)
 
     def _return_blocks(self, sequence: Sequence) -> None:
         """Those that only wrong guesses have used."""

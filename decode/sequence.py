@@ -121,9 +121,12 @@ class Sequence:
     @property
     def needs_last_token(self) -> bool:
         """Its next row can only be planned once no token of it is in flight: its grammar or its bans read it, or it is
-        not known how many guesses are right, or what comes is worth a guess."""
-        if self.guide is not None or self.ban is not None or self.num_drafts:
-            return True
+        not known how many guesses are right."""
+        return self.guide is not None or self.ban is not None or bool(self.num_drafts)
+
+    @property
+    def expects_guess(self) -> bool:
+        """What comes after the tokens known is worth a guess."""
         return self.speculator is not None and self.speculator.expects(self.tokens)
 
     @property

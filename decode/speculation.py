@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from itertools import zip_longest
 
 from ..wire.sampling import SamplingParams
-from .draft_policy import DraftPolicy
+from .draft_policy import DecodedStep, DraftPolicy
 from .speculator import Experience, Proposer, Speculator
 
 MAX_PATIENCE = 8
@@ -23,6 +23,8 @@ class Speculation:
         self._policy = DraftPolicy()
         self._experience = Experience()
         self._num_steps = self._num_fruitless = 0
+        self._is_disturbed = False
+        """The step being planned has looked for guesses, or comes after one that had some: none was planned ahead."""
         self.num_drafts = 0
         """Rows that had guesses."""
         self.num_draft_tokens = 0
@@ -31,6 +33,11 @@ class Speculation:
     @property
     def num_accepted_tokens(self) -> int:
         return sum(self.num_accepted_per_position)
+
+    @property
+    def is_looking(self) -> bool:
+        """For guesses, in the step that is being planned."""
+        return self._experience.least_rate < 1
 
     def begin(self, params: SamplingParams) -> Speculator | None:
         """Of a sequence; None if its request wants none."""
@@ -47,8 +54,15 @@ class Speculation:
         self._num_steps += 1
         patience = min(MAX_PATIENCE, 1 + self._num_fruitless // 8)
         experience.is_searching = self._num_steps % (patience * self._policy.search_steps(num_rows)) == 0
-        looks = (is_probe or experience.best_rate >= least) and (experience.is_searching or experience.had_guess)
+        looks = (experience.is_searching or experience.had_guess) and (is_probe or experience.best_rate >= least)
         experience.least_rate = least if looks else 1.0
+        self._is_disturbed |= self.is_looking
+
+    def end_step(self, num_drafts: int) -> bool:
+        """A step is planned, with so many guesses: whether it takes what it would without speculation."""
+        is_plain, self._is_disturbed = not self._is_disturbed, num_drafts > 0
+        self._experience.had_guess &= self.is_looking
+        return is_plain
 
     def prepare(self, rows: Sequence[tuple[Speculator | None, Sequence[int]]], budget: int) -> None:
         """For the rows of a step and the tokens that are known of each, which may have `budget` guesses in all: how
@@ -77,9 +91,6 @@ class Speculation:
             map(sum, zip_longest(self.num_accepted_per_position, right, fillvalue=0))
         )
 
-    def record(self, num_rows: int, num_drafts: int, num_tried: int, elapsed_s: float) -> None:
-        """What a step without prompts took, and how many of its guesses the engine tried."""
-        if num_drafts and not num_tried:
-            self._policy.give_up(num_rows)
-        else:
-            self._policy.record(num_rows, num_tried, elapsed_s)
+    def record(self, step: DecodedStep, *, is_plain: bool) -> None:
+        """What a step without prompts took. `is_plain`: as `end_step` said of it."""
+        self._policy.record(step, is_plain=is_plain)

@@ -13,6 +13,7 @@ from isthmus.bench.sampled_text import Law, sample_texts
 from isthmus.bench.sampler_share import Replay, Stopwatch, TimedEngine, TimedSampler
 from isthmus.bench.speculation import Case, Measured, lines, main, measure
 from isthmus.bench.speculation_tasks import Asker
+from isthmus.decode.draft_policy import DecodedStep
 from isthmus.decode.sampler import Sampler
 from isthmus.engine.plan import Draw, Plan, Result, Row, SequenceSeed
 from isthmus.launch.demo_model import cache_dir
@@ -161,7 +162,7 @@ def test_all_rows_guess_within_the_budget() -> None:
         rows = [(one, [1, 2]) for one in (ours[0], None, *ours[1:])]
         speculation.begin_step(4)
         speculation.prepare(rows, budget=10)
-        speculation.record(4, 10, 10, elapsed_s=1000.0)
+        speculation.record(DecodedStep(4, 1000.0, 10, 10), is_plain=False)
     assert [one.wanted for one in ours if one is not None] == [4, 4, 2]
 
 

@@ -8,8 +8,11 @@ import pytest
 from isthmus.decode.draft_policy import (
     FIRST_PLAIN_STEPS,
     FIRST_PROBE_STEPS,
+    LAST_PAUSE_STEPS,
     LAST_PROBE_STEPS,
     REFRESH_STEPS,
+    TRIAL_STEPS,
+    DecodedStep,
     DraftPolicy,
 )
 
@@ -18,16 +21,29 @@ PLAIN_S = 0.01
 
 @dataclass
 class World:
-    """Each guess adds `guess_s` to a step."""
+    """Each guess adds `guess_s` to a step, and `wait_s` to that after it; of all guesses `right` are right."""
 
     guess_s: float
     plain_s: float = PLAIN_S
     policy: DraftPolicy = field(default_factory=DraftPolicy)
+    right: float | None = None
+    """None: as many as `rate` says."""
+    wait_s: float = 0.0
+    had_guesses: bool = False
+    elapsed_s: float = 0.0
+    num_tokens: float = 0.0
 
     def step(self, num_rows: int = 1, rate: float = 0.8, limit: int = 8) -> list[int]:
         """Guesses of each row of one step."""
         wanted = self.policy.lengths([rate] * num_rows, [limit] * num_rows, num_rows)
-        self.policy.record(num_rows, sum(wanted), self.plain_s + self.guess_s * sum(wanted))
+        num_guesses, before = sum(wanted), self.had_guesses
+        self.had_guesses = num_guesses > 0
+        elapsed_s = self.plain_s + self.guess_s * num_guesses + self.wait_s * before
+        right = sum(expected(rate, count) for count in wanted) if self.right is None else self.right * num_guesses
+        step = DecodedStep(num_rows, elapsed_s, num_guesses, num_guesses, right)
+        self.policy.record(step, is_plain=not (num_guesses or before))
+        self.elapsed_s += elapsed_s
+        self.num_tokens += num_rows + right
         return wanted
 
     def steps(self, count: int, **options: float) -> list[list[int]]:
@@ -38,9 +54,14 @@ def made(steps: list[list[int]]) -> int:
     return sum(any(wanted) for wanted in steps)
 
 
+def expected(rate: float, count: int) -> float:
+    """Of so many guesses, how many are right."""
+    return sum(rate**i for i in range(1, count + 1))
+
+
 def pace(rate: float, count: int, guess_s: float) -> float:
     """Tokens a second of one row."""
-    return (1 + sum(rate**i for i in range(1, count + 1))) / (PLAIN_S + guess_s * count)
+    return (1 + expected(rate, count)) / (PLAIN_S + guess_s * count)
 
 
 def test_plain_steps_come_first() -> None:
@@ -112,7 +133,26 @@ def test_one_step_that_is_held_up_changes_nothing() -> None:
 def test_plain_steps_are_measured_again() -> None:
     steps = World(0.0).steps(10 * REFRESH_STEPS)
     plain = sum(not any(wanted) for wanted in steps[FIRST_PLAIN_STEPS:])
-    assert 8 <= plain <= 11
+    assert 16 <= plain <= 22, "two each time: the first one comes after guesses"
+
+
+@pytest.mark.parametrize("right", [0.0, 0.1, 0.2])
+@pytest.mark.parametrize("wait_s", [0.0, 0.3 * PLAIN_S])
+def test_guesses_that_promise_more_than_they_give(right: float, wait_s: float) -> None:
+    """All that they cost is held against all that came of them, whatever made them look as if they paid."""
+    world = World(0.05 * PLAIN_S, wait_s=wait_s, right=right)
+    steps = world.steps(60 * TRIAL_STEPS, num_rows=4, rate=0.8, limit=4)
+    plain_s = world.num_tokens * PLAIN_S / 4
+    assert 0 < made(steps) < len(steps) / 2 or plain_s >= world.elapsed_s
+    assert 1.03 * plain_s >= world.elapsed_s
+
+
+def test_guesses_that_come_true_again_are_made_again() -> None:
+    world = World(0.05 * PLAIN_S, right=0.0)
+    assert made(world.steps(LAST_PAUSE_STEPS)[-TRIAL_STEPS:]) == 0
+    world.right = None
+    world.steps(LAST_PAUSE_STEPS + TRIAL_STEPS)
+    assert made(world.steps(20)) >= 17
 
 
 def test_a_growing_batch_ends_guesses_that_take_time() -> None:
@@ -160,9 +200,9 @@ def test_where_the_engine_tries_nothing() -> None:
         wanted = world.policy.lengths([0.9] * 4, [4] * 4, 4)
         if any(wanted):
             asked += 1
-            world.policy.give_up(4)
+            world.policy.record(DecodedStep(4, PLAIN_S, 16), is_plain=False)
         else:
-            world.policy.record(4, 0, PLAIN_S)
+            world.policy.record(DecodedStep(4, PLAIN_S), is_plain=True)
     assert 1 < asked < 8
 
 
