@@ -152,7 +152,9 @@ class DeviceSampler:
     def _within_bans(self, slot: int, mask: np.ndarray) -> np.ndarray:
         """Guidance wins where bans and guidance leave nothing."""
         allowed = self._allowed.get(slot)
-        both = mask if allowed is None else mask & allowed
+        if allowed is None:
+            return mask
+        both = mask & allowed
         return both if both.any() else mask
 
     def edits(self, slots: Sequence[int], draws: Sequence[Draw]) -> Edits | None:

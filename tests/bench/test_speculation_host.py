@@ -1,0 +1,75 @@
+"""An engine that waits instead of computing: it writes the texts it knows, within grammars, with guesses or without."""
+
+import random
+import time
+from collections.abc import Iterator
+
+import pytest
+from isthmus.bench.batch_decoder import BatchDecoder, Request
+from isthmus.bench.paced_engine import PacedEngine
+from isthmus.bench.speculation_host import main
+from isthmus.decode.guidance import Guides
+from isthmus.decode.speculation import Speculation
+from isthmus.tests.decode.guided_sim import TOKENS, vocabulary
+from isthmus.tests.decode.router_sim import VOCAB
+from isthmus.tests.decode.speculating import Knowing, speculation_of
+from isthmus.tests.helpers import demo_model_path
+from isthmus.text.grammar_cache import GrammarCache
+from isthmus.text.grammar_compiler import GrammarCompiler
+from isthmus.wire.sampling import Guidance, SamplingParams
+
+STEP_S = 0.002
+NUM_TOKENS = 20
+
+
+@pytest.fixture
+def guides() -> Iterator[Guides]:
+    made = Guides(GrammarCache(GrammarCompiler(vocabulary)), VOCAB)
+    yield made
+    made.close()
+
+
+def texts(alphabet: str) -> dict[tuple[int, ...], list[int]]:
+    rng, ids = random.Random(1), [TOKENS.index(one.encode()) for one in alphabet]
+    return {(1, 2, 3 + i): rng.choices(ids, k=NUM_TOKENS) for i in range(4)}
+
+
+def decoder(known: dict[tuple[int, ...], list[int]], guides: Guides, speculation: Speculation | None) -> BatchDecoder:
+    engine = PacedEngine(64, 4, known, STEP_S, STEP_S / 2)
+    return BatchDecoder(engine, len(known), 4 + NUM_TOKENS, speculation, guides)
+
+
+@pytest.mark.parametrize("wrong_every", [0, 3, 1])
+def test_texts_come_as_they_are(guides: Guides, wrong_every: int) -> None:
+    known = texts("abc")
+    params = SamplingParams(max_tokens=NUM_TOKENS, ignore_eos=True, guidance=Guidance("regex", "[a-d]*"))
+    requests = [Request(prompt, params) for prompt in known]
+    knowing = Knowing([[*prompt, *text] for prompt, text in known.items()], wrong_every)
+    plain = decoder(known, guides, None).run(requests, len(known))
+    guessed = decoder(known, guides, speculation_of(lambda: knowing)).run(requests, len(known))
+    assert plain.outputs == guessed.outputs == list(known.values())
+    assert (guessed.steps.num_steps < plain.steps.num_steps) == (wrong_every != 1)
+    assert (guessed.steps.num_accepted == guessed.steps.num_guesses) == (wrong_every == 0)
+
+
+def test_a_step_takes_its_time(guides: Guides) -> None:
+    known = texts("abc")
+    requests = [Request(prompt, SamplingParams(max_tokens=NUM_TOKENS, ignore_eos=True)) for prompt in known]
+    start_s = time.monotonic()
+    decoder(known, guides, None).run(requests, len(known))
+    assert time.monotonic() - start_s >= NUM_TOKENS * STEP_S
+
+
+def test_what_masks_do_not_let_come_is_noticed(guides: Guides) -> None:
+    known = texts("xyz")
+    params = SamplingParams(max_tokens=NUM_TOKENS, ignore_eos=True, guidance=Guidance("regex", "[a-d]*"))
+    with pytest.raises(AssertionError, match="does not let come"):
+        decoder(known, guides, None).run([Request(prompt, params) for prompt in known], len(known))
+
+
+def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    model = ["--model", str(demo_model_path())]
+    main([*model, "--batches", "2", "--tokens", "24", "--rounds", "1", "--step-us", "50", "--guesses-us", "10"])
+    header, _, *rows = capsys.readouterr().out.strip().splitlines()
+    assert [row.split(" | ")[:2] for row in rows] == [["| json", "2"], ["| chat", "2"]]
+    assert {row.count("|") for row in rows} == {header.count("|")}

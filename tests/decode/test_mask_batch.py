@@ -1,0 +1,198 @@
+"""Masks that are made together are those made one by one, whoever asks first and whatever goes wrong with one."""
+
+import random
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from typing import Any
+
+import numpy as np
+import pytest
+from isthmus.decode import mask_batch
+from isthmus.decode.guide import Guide
+from isthmus.decode.mask_maker import MaskMaker
+from isthmus.decode.token_bans import TokenBans
+from isthmus.tests.decode.guided_sim import TOKENS, vocabulary
+from isthmus.tests.decode.router_sim import EOS, VOCAB
+from isthmus.text.grammar_compiler import GrammarCompiler, next_tokens
+from isthmus.text.grammar_masks import MaskFiller, allows
+from isthmus.wire.sampling import Guidance, SamplingParams
+from llguidance import LLMatcher
+
+COMPILER = GrammarCompiler(vocabulary)
+PATTERNS = ["(ab|c){9,20}[0-9]{3,9}", "[a-c]*", "(a1|b)+", "abc"]
+
+
+def ids(text: str) -> list[int]:
+    return [TOKENS.index(c.encode()) for c in text]
+
+
+def matcher(pattern: str, output: str = "") -> LLMatcher:
+    made = COMPILER.compile(Guidance("regex", pattern)).deep_copy()
+    made.consume_tokens(ids(output))
+    return made
+
+
+def guide_of(masks: MaskMaker, pattern: str, output: str = "", **params: Any) -> Guide:
+    asked = SamplingParams(**params)
+    return Guide(matcher(pattern), TokenBans.of(asked, frozenset({EOS}), (EOS,), VOCAB), ids(output), masks)
+
+
+def test_many_masks_in_one_call() -> None:
+    runs = [(matcher(pattern), guesses) for pattern in PATTERNS for guesses in ((), ids("abc"), ids("xab"))]
+    words = MaskFiller(COMPILER.num_words).fill(runs)
+    assert len(words) == len(PATTERNS) * (1 + 4 + 4)
+    row = 0
+    for one, guesses in runs:
+        for index in range(1 + len(guesses)):
+            after = one.deep_copy()
+            if not after.consume_tokens(list(guesses[:index])):
+                break
+            assert np.array_equal(words[row + index], next_tokens(after, len(TOKENS)))
+        row += 1 + len(guesses)
+        assert np.array_equal(next_tokens(one, len(TOKENS)), words[row - 1 - len(guesses)]), "it stays where it was"
+
+
+@pytest.mark.parametrize("token_id", [0, 31, 32, 63])
+def test_bits(token_id: int) -> None:
+    words = np.zeros(2, np.uint32)
+    assert not allows(words, token_id)
+    words[token_id // 32] |= np.uint32(1 << token_id % 32)
+    assert [i for i in range(64) if allows(words, i)] == [token_id]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_batches_of_any_kind_and_size(seed: int) -> None:
+    """Beside others, begun or asked for, alone: masks are those that the grammar alone gives."""
+    rng, masks = random.Random(seed), MaskMaker(COMPILER.num_words)
+    options = ({}, {"custom_token_bans": (5,)}, {"min_tokens": 4})
+    outputs: list[tuple[Guide, str, list[int]]] = []
+    for pattern in rng.choices(PATTERNS[:3], k=9):
+        outputs.append((guide_of(masks, pattern, **rng.choice(options)), pattern, []))
+    for _ in range(12):
+        if rng.random() < 0.5:
+            masks.begin()
+        for guide, pattern, output in outputs:
+            expected = next_tokens(_after(pattern, output), len(TOKENS))
+            words = guide.mask().result()
+            assert not (words & ~expected).any()
+            (bits,) = np.unpackbits(words.view(np.uint8), bitorder="little").nonzero()
+            choices = [int(bit) for bit in bits if bit != EOS]
+            if choices and guide.error is None and not guide.finished:
+                output.append(rng.choice(choices))
+                guide.advance(output[-1:])
+    masks.close()
+
+
+def _after(pattern: str, output: Sequence[int]) -> LLMatcher:
+    made = matcher(pattern)
+    made.consume_tokens(list(output))
+    return made
+
+
+def test_one_call_for_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens taken in and guesses looked at, of all sequences."""
+    calls: list[int] = []
+    fill = MaskFiller.fill
+
+    def counting(self: MaskFiller, runs: Any) -> Any:
+        calls.append(len(runs))
+        return fill(self, runs)
+
+    monkeypatch.setattr(MaskFiller, "fill", counting)
+    masks = MaskMaker(COMPILER.num_words)
+    guides = [guide_of(masks, "[a-c]*") for _ in range(5)]
+    assert all(guide.mask().result().any() for guide in guides)
+    for guide in guides:
+        guide.advance(ids("a"))
+        guide.look_ahead(ids("bcx"))
+    for guide in guides:
+        assert [guide.follow(token) is not None for token in ids("bcx")] == [True, True, False]
+        guide.rollback_to(2)
+        guide.advance(ids("c"))
+    assert all(guide.mask().result().any() for guide in guides)
+    assert calls == [5, 5, 5]
+    masks.close()
+
+
+def test_guesses_that_are_too_much_for_a_grammar_do_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The output itself goes on as without them."""
+    both = "start: A\nA: " + " & ".join(f"/(.*{c}.{{20}}){{10}}.*/" for c in "abcdef")
+    grammar = COMPILER.compile(Guidance("regex", "[a-c]*"))
+    explosive = COMPILER.compile(Guidance("lark", both))
+    fill = MaskFiller.fill
+
+    def failing(self: MaskFiller, runs: Any) -> Any:
+        words = fill(self, runs)
+        for one, guesses in runs:
+            if guesses:
+                one.consume_tokens(ids("x"))  # fails, as a grammar does that grows too large
+        return words
+
+    monkeypatch.setattr(MaskFiller, "fill", failing)
+    masks = MaskMaker(COMPILER.num_words)
+    bans = TokenBans.of(SamplingParams(), frozenset({EOS}), (EOS,), VOCAB)
+    guide, other = Guide(grammar, bans, ids("ab"), masks), Guide(explosive, bans, (), masks)
+    guide.look_ahead(ids("ab"))
+    assert guide.follow(ids("a")[0]) is None
+    guide.rollback_to(2)
+    assert guide.error is None
+    guide.advance(ids("c"))
+    assert np.array_equal(guide.mask().result(), next_tokens(matcher("[a-c]*", "abc"), len(TOKENS)))
+    other.advance(ids("a"))
+    assert "cannot follow its grammar" in str(other.error)
+    masks.close()
+
+
+def test_who_is_slow_goes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch that took long puts all of it to the test; who was not slow joins the others again."""
+    masks = MaskMaker(COMPILER.num_words)
+    guides = [guide_of(masks, "[a-c]*") for _ in range(3)]
+    sizes: list[int] = []
+    slow = guides[1]._automaton.matcher
+    fill, go_on = MaskFiller.fill, Event()
+    go_on.set()
+
+    def filling(self: MaskFiller, runs: Any) -> Any:
+        sizes.append(len(runs))
+        if any(one is slow for one, _ in runs):
+            assert go_on.wait(20)
+        return fill(self, runs)
+
+    monkeypatch.setattr(MaskFiller, "fill", filling)
+    monkeypatch.setattr(mask_batch, "SLOW_S", -1.0)  # all are
+    assert all(guide.mask().result().any() for guide in guides)
+    assert sizes == [3]
+    monkeypatch.setattr(mask_batch, "SLOW_S", 20.0)  # none is
+    for _ in range(2):
+        for guide in guides:
+            guide.advance(ids("a"))
+        masks.begin()
+        assert all(guide.mask().result().any() for guide in guides)
+    assert sizes == [3, 1, 1, 1, 3]
+    guides[1]._automaton.is_slow = True
+    go_on.clear()
+    for guide in guides:
+        guide.advance(ids("b"))
+    masks.begin()
+    assert guides[0].mask().result().any()
+    assert [guide.holds_up for guide in guides] == [False, True, False]
+    go_on.set()
+    assert guides[1].mask().result().any()
+    assert not guides[1].holds_up
+    masks.close()
+
+
+def test_work_is_done_once_whoever_asks() -> None:
+    masks = MaskMaker(COMPILER.num_words)
+    guides, output = [guide_of(masks, "(ab)*c") for _ in range(20)], list[int]()
+    with ThreadPoolExecutor(8) as pool:
+        for text in "abab":
+            for guide in guides:
+                guide.advance(ids(text))
+            masks.begin()
+            output += ids(text)
+            found = [pool.submit(guide.mask().result) for guide in guides]
+            expected = next_tokens(_after("(ab)*c", output), len(TOKENS))
+            assert all(np.array_equal(one.result(20), expected) for one in found)
+    masks.close()
