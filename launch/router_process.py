@@ -1,5 +1,7 @@
 """The router process, from its options."""
 
+from pathlib import Path
+
 from ..router import server
 from .access import make_access, make_cors, make_tls, with_environment
 from .child import Lifeline
@@ -37,6 +39,7 @@ def run_router(config: RouterConfig, lifeline: Lifeline) -> int:
             request_timeout_s=http.request_timeout_s or None,
             local_prefill_max_tokens=routing.local_prefill_max_tokens,
             drain_timeout_s=http.drain_timeout_s,
+            kobold_lite=Path(http.kobold_lite) if http.kobold_lite else None,
             on_ready=lambda addresses: lifeline.ready(port=addresses.port, worker_address=addresses.worker_address),
         )
     except OSError as error:

@@ -16,10 +16,13 @@ from .errors import ApiError, error_response
 from .job import Core
 from .key_metrics import KeyMetricsPage
 from .kobold import kobold_routes
+from .kobold_lite import lite_routes
 from .openai_routes import openai_routes
 from .request_id import HEADER, RequestIdMiddleware, request_id_of
 from .samplers_route import samplers_routes
 from .served import Served
+from .status_routes import status_routes
+from .ui_routes import home_routes, ui_routes
 
 log = logging.getLogger(__name__)
 
@@ -28,15 +31,18 @@ CLIENT_CLOSED_REQUEST = 499
 
 
 def create_app(core: Core, served: Served, access: Access | None = None, cors: Cors = ANY_SITE) -> FastAPI:
-    """OpenAI's routes below /v1, Kobold's below /api, and health, version and metrics. Without `access` all but the
-    admin's routes are open."""
+    """OpenAI's routes below /v1, Kobold's below /api, health, version and metrics, and the pages. Without `access` all
+    but the admin's routes are open."""
     access = access or Access()
     app = FastAPI(title="Isthmus", version=__version__, description="LLM serving, OpenAI and KoboldAI APIs")
     app.include_router(openai_routes(core, served))
     app.include_router(kobold_routes(core, served, protected=access.needs_key))
     app.include_router(samplers_routes())
     app.include_router(admin_routes(core, access))
+    app.include_router(status_routes(core))
     add_service_routes(app, core, KeyMetricsPage(access))
+    app.include_router(ui_routes())
+    app.include_router(lite_routes(served.kobold_lite) if served.kobold_lite else home_routes())
     app.add_middleware(AuthMiddleware, access=access)
     add_cors(app, cors)  # around the keys: a page is told why it was refused, and asks first without one
     app.add_middleware(RequestIdMiddleware)

@@ -13,6 +13,7 @@ from .served import Served
 from .text_stream import Generation
 
 DEFAULT_MAX_TOKENS = 16
+COMPLETION_ALIASES = {**ALIASES, "n_probs": "logprobs"}
 
 
 class CompletionRequest(OpenAiRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -37,7 +38,7 @@ OWN = frozenset(CompletionRequest.__struct_fields__)
 
 def parse_completion(raw: bytes, request_id: str, served: Served) -> tuple[CompletionRequest, Generation]:
     """Raises ApiError. Safe in a thread, for large bodies."""
-    fields = take_apart(decode_json(raw), OWN, ALIASES)
+    fields = take_apart(decode_json(raw), OWN, COMPLETION_ALIASES)
     request = convert(fields.own, CompletionRequest, fields)
     fields.sampling.setdefault("max_tokens", DEFAULT_MAX_TOKENS)
     check_best_of(request, fields)

@@ -22,6 +22,8 @@ from .placement import Placement, Request, blocks_needed
 from .sequence import Entry, Sequence
 from .snapshot import take_snapshot, worker_gauges
 from .stream import JobStream
+from .timelines import Timeline, take_timelines
+from .topology import Topology, take_topology
 from .waiting import group_of
 from .workers import Deadlines, Registry
 from .workforce import Workforce
@@ -69,7 +71,9 @@ class RouterCore:
             clock=clock,
         )
         self._hub = hub
-        self._page = MetricsPage(metrics, self._gauges, model=served_name or model, prefix=metrics_prefix)
+        self._model = served_name or model
+        self._started_at = clock()
+        self._page = MetricsPage(metrics, self._gauges, model=self._model, prefix=metrics_prefix)
         self._on_crash = on_crash
         self._max_waiting = max_waiting
         self._local_prefill_max_tokens = local_prefill_max_tokens
@@ -101,6 +105,13 @@ class RouterCore:
 
     def metrics(self) -> bytes:
         return self._page.render()
+
+    def topology(self) -> Topology:
+        now = self._clock()
+        return take_topology(self.registry, self.ledger, model=self._model, uptime_s=now - self._started_at, now=now)
+
+    def timelines(self) -> list[Timeline]:
+        return take_timelines(self.ledger, self._clock())
 
     def drain_worker(self, name: str) -> bool:
         """Asks a worker to finish what it has and leave; False if there is none of this name."""

@@ -7,6 +7,8 @@ from itertools import cycle, islice
 from ..wire.logprobs import TokenLogprobs
 from ..wire.messages import FinishReason
 from .job import Job, JobError, JobTimings, NewTokens
+from .timelines import Timeline
+from .topology import RouterView, Topology
 
 Script = Callable[[Job, int], Iterator[int]]
 """The tokens of a job's choice; raises JobError where the job is to fail."""
@@ -55,6 +57,12 @@ class FakeCore:
         self.draining.append(name)
         return True
 
+    def topology(self) -> Topology:
+        return Topology(RouterView("fake", uptime_s=60.0, num_waiting=0, num_running=self.num_running))
+
+    def timelines(self) -> list[Timeline]:
+        return [fake_timeline(stream) for stream in reversed(self.streams)]
+
     def metrics(self) -> bytes:
         return (
             "# HELP isthmus:num_requests_running Number of requests in the running batch.\n"
@@ -80,6 +88,8 @@ class FakeStream:
         self._tokens_per_step = core.tokens_per_step
         self._stops = frozenset((*job.params.stop_token_ids, *(() if job.params.ignore_eos else job.eos_ids)))
         self._num_made = [0] * job.num_choices
+        self.num_made = 0
+        """Tokens of all choices."""
 
     async def next(self) -> Sequence[NewTokens]:
         if self._step_s == 0:
@@ -115,6 +125,7 @@ class FakeStream:
         self, choice: int, made: Sequence[int], reason: FinishReason | None = None, stop: int | None = None
     ) -> NewTokens:
         num_top = self.job.params.logprobs
+        self.num_made += len(made)
         return NewTokens(choice, made, reason, stop, () if num_top is None else made_up_logprobs(made, num_top))
 
     def _end(self, new: NewTokens) -> NewTokens:
@@ -131,3 +142,27 @@ class FakeStream:
 
     def timings(self) -> JobTimings:
         return JobTimings(queue_s=0.0, prefill_s=self._step_s, transfer_s=0.0, decode_s=0.0, num_cached_tokens=0)
+
+
+def fake_timeline(stream: FakeStream) -> Timeline:
+    """Made of round numbers, and of what is known of the job."""
+    job, over = stream.job, not stream.running
+    return Timeline(
+        request_id=job.request_id,
+        prompt_index=job.prompt_index,
+        outcome="stop" if over else None,
+        at_stop_string=bool(stream.stopped),
+        age_s=8.0,
+        ended_s=2.0 if over else None,
+        queue_s=1.0,
+        prefill_s=0.5,
+        transfer_s=0.5,
+        decode_s=4.0,
+        num_choices=job.num_choices,
+        num_prompt_tokens=len(job.prompt_ids),
+        num_cached_tokens=0,
+        num_output_tokens=stream.num_made,
+        seed=job.params.seed,
+        prefill=None,
+        decode="fake",
+    )

@@ -2,13 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from msgspec import Struct
 
 from ..wire.logprobs import TokenLogprobs
 from ..wire.messages import FinishReason
 from ..wire.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from .timelines import Timeline
+    from .topology import Topology
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +108,9 @@ class Core(Protocol):
 
     def drain_worker(self, name: str) -> bool:
         """Asks a worker to finish what it has and leave; False if there is none of this name."""
+
+    def topology(self) -> "Topology":
+        """The workers at this moment, and the links between them."""
+
+    def timelines(self) -> "Sequence[Timeline]":
+        """The latest jobs, newest first."""

@@ -6,12 +6,14 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from ..text.chat_template import ChatTemplateError
 from ..wire.sampler_lists import KOBOLD_ORDER, kobold_order
 from ..wire.sampling import SamplingParams
 from .errors import bad_field
 from .fields import Fields, convert, decode_json, take_apart
 from .guidance_fields import ALIASES as GUIDANCE_ALIASES
 from .guidance_fields import GuidanceFields, put_guidance
+from .instruct_tags import instruct_tags
 from .limits import check_num_choices, check_params, make_jobs
 from .logprob_fields import check_logprobs, put_kobold_logprobs
 from .openai_request import MAX_N, MAX_STOPS, StopString
@@ -37,12 +39,11 @@ ALIASES = {
     "max_tokens": "max_length",
     "max_new_tokens": "max_length",
     "n_predict": "max_length",
+    "num_predict": "max_length",
     "stop": "stop_sequence",
     "stopping_strings": "stop_sequence",
     **GUIDANCE_ALIASES,
 }
-PLACEHOLDER = "{{["
-"""How Lite's instruct placeholders begin, such as {{[INPUT]}}."""
 
 
 class KoboldRequest(GuidanceFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -65,7 +66,7 @@ class KoboldRequest(GuidanceFields, frozen=True, kw_only=True, forbid_unknown_fi
     bypass_eos: bool = False
     """Another way to say ignore_eos."""
     replace_instruct_placeholders: bool = False
-    """Not built: refused if there are any."""
+    """Fill in Lite's {{[INPUT]}}, {{[OUTPUT]}}, {{[SYSTEM]}} and their _END from the model's chat template."""
     genkey: Annotated[str, Meta(max_length=256, description="names the generation for check and abort")] = ""
 
 
@@ -77,7 +78,7 @@ def parse_kobold(raw: bytes, request_id: str, served: Served) -> tuple[KoboldReq
     fields = take_apart(decode_json(raw), OWN, ALIASES)
     request = convert(fields.own, KoboldRequest, fields)
     params = kobold_params(request, fields, served)
-    check_placeholders(request)
+    request = without_placeholders(request, served)
     check_num_choices(1, request.n, served)
     context, max_length = lengths(request, served)
     params = msgspec.structs.replace(params, min_tokens=min(params.min_tokens, max_length))
@@ -132,7 +133,20 @@ def last(ids: Sequence[int], count: int) -> Sequence[int]:
     return ids[max(0, len(ids) - count) :]
 
 
-def check_placeholders(request: KoboldRequest) -> None:
-    has_any = PLACEHOLDER in request.prompt or PLACEHOLDER in request.memory
-    if request.replace_instruct_placeholders and has_any:
-        raise bad_field("replace_instruct_placeholders", "not supported yet; leave it out or send false")
+def without_placeholders(request: KoboldRequest, served: Served) -> KoboldRequest:
+    """Raises ApiError."""
+    if not request.replace_instruct_placeholders:
+        return request
+    if served.chat_template is None:
+        raise bad_field("replace_instruct_placeholders", "the model has no chat template: choose a format")
+    bos_id = served.tokenizer.bos_id
+    try:
+        tags = instruct_tags(served.chat_template, "" if bos_id is None else served.tokenizer.token_text(bos_id))
+    except ChatTemplateError as error:
+        raise bad_field("replace_instruct_placeholders", str(error)) from error
+    return msgspec.structs.replace(
+        request,
+        prompt=tags.fill(request.prompt, before=request.memory),
+        memory=tags.fill(request.memory),
+        stop_sequence=[stop for stop in map(tags.stop, request.stop_sequence) if stop],
+    )

@@ -27,6 +27,7 @@ from ..wire.messages import (
     placement_base,
 )
 from ..wire.sampling import SamplingParams
+from .history import History, Record
 from .job import Job, JobError, JobTimings, NewTokens
 from .metrics import Metrics
 from .rates import TransferRates
@@ -52,6 +53,7 @@ class Ledger:
         self.metrics = metrics
         self.throughput = Throughput()
         self.rates = TransferRates()
+        self.history = History()
         self._request_timeout_s = request_timeout_s
         self._next_placement = placement_base(router_epoch)
         self._next_arrival = 0
@@ -321,6 +323,7 @@ class Ledger:
         self._unanswered.pop(entry.arrival, None)
         entry.answered_by, entry.placed_at, entry.first_token_at = attempt.placement, attempt.placed_at, now
         entry.num_cached_tokens = attempt.num_cached_tokens
+        entry.prefill, entry.decode = attempt.prefill, attempt.decode
         date_prefill(attempt)
         self.metrics.count_prompt(entry.num_prompt_tokens)
 
@@ -366,6 +369,8 @@ class Ledger:
         self.throughput.count(1, now)
         entry.num_open -= 1
         if not entry.num_open:
+            at_stop_string = finish_reason == "stop" and state is State.CANCELLED
+            self.history.add(record(entry, timings(entry, now), now, finish_reason, at_stop_string))
             self._close(entry, now)
             if state is not State.FAILED:
                 entry.sink.end()
@@ -514,6 +519,33 @@ def date_prefill(attempt: Attempt) -> None:
     if entry.answered_by == attempt.placement and attempt.decode is not None and at is not None:
         assert entry.first_token_at is not None
         entry.prefilled_at = min(at, entry.first_token_at)
+
+
+def record(
+    entry: Entry,
+    stages: JobTimings,
+    ended_at: float | None = None,
+    outcome: str | None = None,
+    at_stop_string: bool = False,
+) -> Record:
+    """What there is to tell of a job, while it runs or at its end."""
+    attempt = next((s.attempt for s in entry.sequences if s.attempt is not None), None)
+    prefill, decode = (entry.prefill, entry.decode) if attempt is None else (attempt.prefill, attempt.decode)
+    return Record(
+        request_id=entry.job.request_id,
+        prompt_index=entry.job.prompt_index,
+        submitted_at=entry.submitted_at,
+        stages=stages,
+        num_choices=entry.job.num_choices,
+        num_prompt_tokens=entry.num_prompt_tokens,
+        num_output_tokens=sum(len(s.output) for s in entry.sequences),
+        seed=entry.job.params.seed,
+        prefill=prefill,
+        decode=decode,
+        ended_at=ended_at,
+        outcome=outcome,
+        at_stop_string=at_stop_string,
+    )
 
 
 def timings(entry: Entry, now: float) -> JobTimings:

@@ -23,6 +23,7 @@ NO_OPS: dict[str, str] = {
     "api_server": "tells SillyTavern's own server where the backend is",
     "max_context_length": "on /v1, the context length SillyTavern has already cut the prompt to",
     "truncation_length": "the context length SillyTavern has already cut the prompt to",
+    "num_ctx": "the context length SillyTavern has already cut the prompt to",
 }
 """Fields accepted at any value, and why nothing is missed."""
 
@@ -33,6 +34,7 @@ NOT_BUILT: dict[str, tuple[Any, ...]] = {
     "length_penalty": (1,),
     "early_stopping": (False,),
     "singleline": (False,),
+    "legacy_api": (False,),
     "truncate_prompt_tokens": (),
     "spaces_between_special_tokens": (True,),
     "detokenize": (True,),

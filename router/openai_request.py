@@ -25,6 +25,7 @@ ALIASES = {
     "max_new_tokens": "max_tokens",
     "max_length": "max_tokens",
     "n_predict": "max_tokens",
+    "num_predict": "max_tokens",
     "stopping_strings": "stop",
     "stop_sequence": "stop",
     **GUIDANCE_ALIASES,

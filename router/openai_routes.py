@@ -9,13 +9,12 @@ from starlette.responses import JSONResponse, Response
 
 from .bodies import read_body, understand
 from .chat_request import CHAT_ALIASES, ChatRequest, parse_chat
-from .completion_request import DEFAULT_MAX_TOKENS, CompletionRequest, parse_completion
+from .completion_request import COMPLETION_ALIASES, DEFAULT_MAX_TOKENS, CompletionRequest, parse_completion
 from .errors import ApiError
 from .guidance_check import check_guidance
 from .job import Core
 from .openai_chat import ChatRenderer
 from .openai_completions import CompletionRenderer
-from .openai_request import ALIASES
 from .request_id import request_id_of
 from .request_schema import body_schema
 from .served import Served
@@ -25,7 +24,7 @@ from .text_stream import TextStream
 
 def openai_routes(core: Core, served: Served) -> APIRouter:
     routes = APIRouter(prefix="/v1", tags=["OpenAI"])
-    completion_body = body_schema(CompletionRequest, ALIASES, {"max_tokens": DEFAULT_MAX_TOKENS})
+    completion_body = body_schema(CompletionRequest, COMPLETION_ALIASES, {"max_tokens": DEFAULT_MAX_TOKENS})
     chat_body = body_schema(ChatRequest, CHAT_ALIASES, {})
 
     @routes.get("/models")

@@ -1,5 +1,7 @@
 """How fast KV moves, learned from the transfers that were made."""
 
+from collections.abc import Mapping
+
 from .sequence import WorkerId
 
 KEEP = 0.9
@@ -23,19 +25,38 @@ class Rate:
         return self._amount / self._per if self._per > 0 else 0.0
 
 
+class Link(Rate):
+    """From one prefill to one decode worker: what went over it, and how fast lately."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_transfers = 0
+        self.num_bytes = 0
+
+    def record(self, amount: float, per: float) -> None:
+        super().record(amount, per)
+        self.num_transfers += 1
+        self.num_bytes += int(amount)
+
+
 class TransferRates:
     """Of all transfers, and of each pair of workers."""
 
     def __init__(self) -> None:
         self._bytes_per_token = Rate()
-        self._pairs: dict[tuple[WorkerId, WorkerId], Rate] = {}
+        self._pairs: dict[tuple[WorkerId, WorkerId], Link] = {}
 
     def record(
         self, prefill: WorkerId, decode: WorkerId, *, num_tokens: int, num_bytes: int, transfer_s: float
     ) -> None:
         """A transfer of the KV of `num_tokens` tokens is done; `transfer_s` as in `Prefilled`."""
         self._bytes_per_token.record(num_bytes, num_tokens)
-        self._pairs.setdefault((prefill, decode), Rate()).record(num_bytes, transfer_s)
+        self._pairs.setdefault((prefill, decode), Link()).record(num_bytes, transfer_s)
+
+    @property
+    def links(self) -> Mapping[tuple[WorkerId, WorkerId], Link]:
+        """By prefill and decode worker, of those that live."""
+        return self._pairs
 
     def forget(self, worker: WorkerId) -> None:
         self._pairs = {pair: rate for pair, rate in self._pairs.items() if worker not in pair}

@@ -32,6 +32,15 @@ def body_schema(
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
+def struct_schema(request: type[msgspec.Struct]) -> dict[str, Any]:
+    """`openapi_extra` for a route whose body is `request` alone."""
+    _, parts = msgspec.json.schema_components((request,), ref_template="#/$defs/{name}")
+    schema, help = _inlined(parts[request.__name__], parts), field_help(request)
+    properties = {name: _described(field, help.get(name, "")) for name, field in schema["properties"].items()}
+    content = {"application/json": {"schema": {**schema, "properties": properties}}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
 def _any_form(name: str, schema: dict[str, Any]) -> dict[str, Any]:
     """`schema`, or one of the other forms that the field may have."""
     forms = OTHER_FORMS.get(name)

@@ -45,6 +45,9 @@ class Entry:
     """The placement that gave the first token, or computed the prompt where no token is wanted."""
     placed_at: float | None = None
     """When that one was placed."""
+    prefill: WorkerId | None = None
+    decode: WorkerId | None = None
+    """Where it ran."""
     prefilled_at: float | None = None
     """When a prefill worker had computed its prompt for a decode worker."""
     first_token_at: float | None = None

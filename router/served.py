@@ -1,6 +1,8 @@
 """What one router serves, as its HTTP handlers see it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from .. import __version__
 from ..text.chat_template import ChatTemplate
@@ -25,6 +27,8 @@ class Served:
     """Prompts × n of one request."""
     max_logprobs: int = 20
     """Likeliest tokens that may be asked for at each position."""
+    kobold_lite: Mapping[str, Path] = field(default_factory=dict)
+    """Files of the user's copy of Kobold Lite, by URL path; empty where there is none."""
     system_fingerprint: str = f"isthmus-{__version__}"
     """Changes whenever the same request and seed could give other tokens."""
 

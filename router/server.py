@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import uvicorn
@@ -25,6 +25,7 @@ from .app import create_app
 from .core import RouterCore
 from .cors import ANY_SITE, Cors
 from .job import JobError
+from .kobold_lite import lite_files
 from .served import Served
 from .tls import Tls
 from .workers import Deadlines
@@ -68,6 +69,7 @@ def run(
     max_bypass_s: float = 5.0,
     deadlines: Deadlines | None = None,
     drain_timeout_s: float = 10.0,
+    kobold_lite: Path | None = None,
     on_ready: Callable[[Addresses], None] = lambda addresses: None,
 ) -> int:
     """Serves until SIGTERM or SIGINT; the exit status. `on_ready` is called once both sides listen.
@@ -75,9 +77,12 @@ def run(
     `model` is what workers without a MODEL of their own are told to load; `text_folder` is what `text.resolve` made of
     it. Port 0, and `*` as the port of `worker_address`, pick free ones. Without `access` everyone may use the router,
     without `tls` it speaks plain HTTP, and with `worker_keys` only workers that have theirs reach it. Raises OSError if
-    an address cannot be bound, ValueError if the tokenizer or the chat template cannot be used.
+    an address cannot be bound, ValueError if the tokenizer, the chat template or Kobold Lite's page cannot be
+    used.
     """
     served = load_served(text_folder, served_model_names, max_model_len, chat_template, max_logprobs, max_body_bytes)
+    if kobold_lite is not None:
+        served = replace(served, kobold_lite=lite_files(kobold_lite))
 
     def make_server(core: RouterCore) -> HttpServer:
         return HttpServer(create_app(core, served, access, cors), tls)

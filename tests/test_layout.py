@@ -125,7 +125,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    ours = [ROOT / "__init__.py", *OURS]
+    ours = [ROOT / "__init__.py", *OURS, *(ROOT / "router" / "ui").iterdir()]
     assert packed == {f"isthmus/{path.relative_to(ROOT)}" for path in ours}
 
 

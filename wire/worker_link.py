@@ -231,3 +231,8 @@ class WorkerLink:
 def identity(hello: Hello) -> bytes:
     """A restarted worker is another peer, so that the router never takes one for the other."""
     return f"{hello.worker}#{hello.epoch:016x}".encode()
+
+
+def name_in(identity: bytes) -> str:
+    """The worker's name for logs, from its identity."""
+    return identity.rpartition(b"#")[0].decode("utf-8", "backslashreplace")

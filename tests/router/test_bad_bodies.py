@@ -173,7 +173,6 @@ KOBOLD = [
     ({"logprobs": "yes"}, 400, "logprobs"),
     ({"singleline": True}, 400, "singleline"),
     ({"genkey": 5}, 400, "genkey"),
-    ({"prompt": "a {{[INPUT]}}", "replace_instruct_placeholders": True}, 400, "replace_instruct_placeholders"),
 ]
 
 

@@ -10,7 +10,18 @@ from isthmus.tests.router.edge import TOKENIZER, ask, byte_tokenizer, http_clien
 
 LITES_PATTERN = re.compile(r"^event: (.*)\ndata: (.*)(\r?\n){2}", re.MULTILINE)
 
+SERVICE = {"name": "OpenAI API", "rel_url": "/v1", "rel_url ": "/v1", "documentation": "/docs", "version": "0.1.0"}
 FACTS = {
+    "/.well-known/serviceinfo": {
+        "version": "0.2",
+        "software": {"name": "Isthmus", "version": "0.1.0", "repository": "", "homepage": "", "logo": ""},
+        "api": {
+            "koboldai": {"name": "KoboldAI API", "rel_url": "/api", "documentation": "/docs", "version": "1.104"},
+            "openai": SERVICE,
+        },
+    },
+    "/api/extra/preloadstory": {},
+    "/sdapi/v1/sd-models": [],
     "/api/v1/model": {"result": "koboldcpp/tiny"},
     "/api/latest/model": {"result": "koboldcpp/tiny"},
     "/api/v1/info": {"result": "Isthmus", "version": "0.1.0", "model": "tiny", "max_context_length": 200},
@@ -214,7 +225,73 @@ def test_tokencount():
             return [(await client.post("/api/extra/tokencount", json=body)).json() for body in bodies]
 
     a, b = ids("ab")
-    assert run(counts()) == [{"value": 3, "ids": [256, a, b]}, {"value": 2, "ids": [a, b]}, {"value": 1, "ids": [256]}]
+    assert run(counts()) == [
+        {"value": 3, "ids": [256, a, b], "prompt": "ab"},
+        {"value": 2, "ids": [a, b], "prompt": "ab"},
+        {"value": 1, "ids": [256], "prompt": ""},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"prompt": 5}, "prompt"),
+        ({}, "prompt"),
+        ({"prompt": "a", "messages": [{"role": "user", "content": "b"}]}, "prompt"),
+        ({"messages": []}, "messages"),
+        ({"prompt": "a", "x": 1}, "x"),
+    ],
+)
+def test_a_count_that_is_refused_is_minus_one(body, param):
+    reply = ask(FakeCore(), "POST", "/api/extra/tokencount", json=body)
+    assert (reply.status_code, reply.json()["value"], reply.json()["detail"]["param"]) == (400, -1, param)
+
+
+def test_the_tokens_of_a_conversation_are_counted_with_its_template():
+    messages = [{"role": "user", "content": "hi"}]
+    body = ask(FakeCore(), "POST", "/api/extra/tokencount", json={"messages": messages}).json()
+    assert body["prompt"] == "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    assert body["value"] == len(body["ids"]) == len(ids(body["prompt"]))
+
+
+def test_detokenize():
+    tokens = [*ids("ab"), 258]
+    shown = ask(FakeCore(), "POST", "/api/extra/detokenize", json={"ids": tokens}).json()
+    hidden = ask(FakeCore(), "POST", "/api/extra/detokenize", json={"ids": tokens, "special": False}).json()
+    assert shown == {"result": "ab<|im_end|>", "success": True}
+    assert hidden == {"result": "ab", "success": True}
+    wrong = ask(FakeCore(), "POST", "/api/extra/detokenize", json={"ids": [9999]})
+    assert (wrong.status_code, wrong.json()["detail"]["param"]) == (400, "ids")
+
+
+def test_soft_prompts_can_be_chosen_as_long_as_it_is_none():
+    assert ask(FakeCore(), "PUT", "/api/latest/config/soft_prompt", json={"value": ""}).json() == {}
+    wrong = ask(FakeCore(), "PUT", "/api/v1/config/soft_prompt", json={"value": "mine"})
+    assert (wrong.status_code, wrong.json()["detail"]["param"]) == (400, "value")
+
+
+@pytest.mark.parametrize("path", ["/api", "/api/v1", "/api/latest"])
+def test_the_root_of_the_api_leads_to_its_description(path):
+    reply = ask(FakeCore(), "GET", path)
+    assert (reply.status_code, reply.headers["location"]) == (302, "/docs")
+
+
+def test_placeholders_become_what_the_template_puts_around_turns():
+    body: dict = {
+        "memory": "{{[SYSTEM]}}S",
+        "prompt": "{{[INPUT]}}U{{[OUTPUT]}}",
+        "stop_sequence": ["{{[INPUT]}}", "END"],
+        "replace_instruct_placeholders": True,
+        "max_length": 20,
+    }
+    prompt, _ = prompt_of(body)
+    assert prompt == "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n"
+    said = {**body, "render_special": True}
+    [result] = ask(saying("ok<|im_start|>user"), "POST", "/api/v1/generate", json=said).json()["results"]
+    assert (result["text"], result["finish_reason"]) == ("ok", "stop")
+    assert prompt_of({**body, "replace_instruct_placeholders": False})[0] == body["memory"] + body["prompt"]
+    reply = ask(FakeCore(), "POST", "/api/v1/generate", json=body, served_with={"chat_template": None})
+    assert (reply.status_code, reply.json()["detail"]["param"]) == (400, "replace_instruct_placeholders")
 
 
 def test_check_shows_the_text_so_far_and_abort_ends_it_with_what_there_is():
@@ -237,29 +314,89 @@ def test_check_shows_the_text_so_far_and_abort_ends_it_with_what_there_is():
     seen, other, unknown, aborted, result = run(go())
     assert "ababab".startswith(seen[:6])
     assert other == {"results": [{"text": ""}]}
-    assert unknown == {"success": "false", "done": "true"}
+    assert unknown == {"success": "false", "done": "false"}
     assert aborted == {"success": "true", "done": "true"}
     assert result["text"].startswith(seen)
     assert (len(result["text"]) < 150, result["finish_reason"]) == (True, "length")
     assert core.num_running == 0
 
 
-def test_abort_without_a_body_ends_what_was_sent_without_a_genkey():
-    core = FakeCore(step_s=0.01)
+def test_the_text_of_an_ended_generation_can_be_recovered():
+    async def go():
+        async with http_client(saying("Once.")) as client:
+            for key in ("KCPP1", ""):
+                await client.post("/api/v1/generate", json={"prompt": "x", "genkey": key})
+            checks = [
+                await client.post("/api/extra/generate/check", json={"genkey": k}) for k in ("KCPP1", "KCPP2", "")
+            ]
+            return [reply.json()["results"][0]["text"] for reply in checks]
+
+    assert run(go()) == ["Once.", "", "Once."]
+
+
+async def aborted(client, core, generate, abort):
+    """(answer to the abort, text of the generation) of one that runs when the abort comes."""
+    running = asyncio.ensure_future(client.post("/api/extra/generate/stream", json=generate))
+    num_before = len(core.streams)
+    while len(core.streams) == num_before or not core.streams[-1].num_made:
+        await asyncio.sleep(0.001)
+    answer = (await client.post("/api/extra/abort", **abort)).json()
+    running.cancel() if answer["success"] == "false" else await running
+    return answer, (await running).text if answer["success"] == "true" else None
+
+
+@pytest.mark.parametrize("genkey", ["", "KCPP1"])
+@pytest.mark.parametrize("abort", [{}, {"json": {}}, {"json": {"genkey": ""}}])
+def test_abort_without_a_key_ends_the_only_generation_of_its_client(genkey, abort):
+    core = FakeCore(step_s=0.005)
 
     async def go():
         async with http_client(core) as client:
-            stream = asyncio.ensure_future(client.post("/api/extra/generate/stream", json={"prompt": "ab"}))
-            while not core.streams:
-                await asyncio.sleep(0.001)
-            await asyncio.sleep(0.03)
-            abort = await client.post("/api/extra/abort")
-            check = await client.get("/api/extra/generate/check")
-            return abort.json(), check.json(), (await stream).text
+            return await aborted(client, core, {"prompt": "ab", "genkey": genkey}, abort)
 
-    abort, _, text = run(go())
-    assert abort["success"] == "true"
+    answer, text = run(go())
+    assert answer == {"success": "true", "done": "true"}
     assert text.endswith('event: message\ndata: {"token": "", "finish_reason": "length"}\n\n')
+    assert core.num_running == 0
+
+
+def test_abort_without_a_key_leaves_several_with_keys_alone():
+    core = FakeCore(step_s=0.005)
+
+    async def go():
+        async with http_client(core) as client:
+            bodies = [{"prompt": "ab", "max_length": 20, "genkey": f"KCPP{i}"} for i in range(2)]
+            running = [asyncio.ensure_future(client.post("/api/v1/generate", json=body)) for body in bodies]
+            while core.num_running < 2:
+                await asyncio.sleep(0.001)
+            abort = (await client.post("/api/extra/abort")).json()
+            return abort, [len((await reply).json()["results"][0]["text"]) for reply in running]
+
+    assert run(go()) == ({"success": "false", "done": "true"}, [20, 20])
+
+
+def test_an_abort_that_overtakes_its_generation_is_remembered():
+    core = FakeCore()
+
+    async def go():
+        async with http_client(core) as client:
+            entered, go_on = asyncio.Event(), asyncio.Event()
+
+            async def slow_body():
+                yield b'{"prompt": "ab", "genkey": "KCPP1"'
+                entered.set()
+                await go_on.wait()
+                yield b"}"
+
+            running = asyncio.ensure_future(client.post("/api/v1/generate", content=slow_body()))
+            await entered.wait()
+            answer = (await client.post("/api/extra/abort", json={"genkey": "KCPP1"})).json()
+            go_on.set()
+            first = (await running).json()["results"][0]
+            again = await client.post("/api/v1/generate", json={"prompt": "ab", "max_length": 3, "genkey": "KCPP1"})
+            return answer, first["text"], first["finish_reason"], again.json()["results"][0]["text"]
+
+    assert run(go()) == ({"success": "true", "done": "false"}, "", "length", "aba")
 
 
 def test_an_error_in_a_stream_keeps_to_lites_pattern():

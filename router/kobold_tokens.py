@@ -1,0 +1,76 @@
+"""Kobold's routes between text and tokens."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request
+from msgspec import Meta, Struct
+from starlette.responses import JSONResponse, Response
+
+from .bodies import read_body, understand
+from .chat_request import ChatRequest, Message, render_chat
+from .errors import ApiError, bad_field, kobold_error
+from .fields import convert, decode_json
+from .request_schema import struct_schema
+from .served import Served
+
+MAX_IDS = 1 << 20
+
+
+class CountRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    prompt: str | None = None
+    """The text to count."""
+    messages: Annotated[list[Message], Meta(min_length=1)] | None = None
+    """A conversation to count, instead of `prompt`."""
+    special: bool = True
+    """Count what the model expects before a prompt (BOS)."""
+
+
+class DetokenizeRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    ids: Annotated[list[int], Meta(max_length=MAX_IDS)]
+    """The tokens."""
+    special: bool = True
+    """Show special tokens as text."""
+
+
+def kobold_token_routes(served: Served) -> APIRouter:
+    routes = APIRouter(prefix="/api/extra", tags=["Kobold"])
+
+    @routes.post("/tokencount", openapi_extra=struct_schema(CountRequest))
+    async def tokencount(request: Request) -> Response:
+        """A refusal has the count -1, which is all that KoboldCpp says of one."""
+        try:
+            raw = await read_body(request, served.max_body_bytes)
+            return JSONResponse(await understand(raw, lambda body: count_tokens(body, served)))
+        except ApiError as error:
+            return JSONResponse({"value": -1, **kobold_error(error)}, error.status)
+
+    @routes.post("/detokenize", openapi_extra=struct_schema(DetokenizeRequest))
+    async def detokenize(request: Request) -> Response:
+        raw = await read_body(request, served.max_body_bytes)
+        text = await understand(raw, lambda body: text_of(body, served))
+        return JSONResponse({"result": text, "success": True})
+
+    return routes
+
+
+def count_tokens(raw: bytes, served: Served) -> dict[str, Any]:
+    """Raises ApiError."""
+    asked = convert(decode_json(raw), CountRequest)
+    if (asked.prompt is None) == (asked.messages is None):
+        raise bad_field("prompt", "give either prompt or messages")
+    if asked.messages is not None:
+        text = render_chat(ChatRequest(messages=asked.messages), served)
+        ids = served.tokenizer.encode_chat(text)
+    else:
+        text = asked.prompt or ""
+        ids = served.tokenizer.encode(text, add_special_tokens=asked.special)
+    return {"value": len(ids), "ids": ids, "prompt": text}
+
+
+def text_of(raw: bytes, served: Served) -> str:
+    """Raises ApiError."""
+    asked = convert(decode_json(raw), DetokenizeRequest)
+    invalid = served.tokenizer.invalid_id(asked.ids)
+    if invalid is not None:
+        raise bad_field("ids", f"{invalid} is no token of the model")
+    return served.tokenizer.decode(asked.ids, skip_special_tokens=not asked.special)
