@@ -132,7 +132,8 @@ def test_the_history_forgets():
     history = History()
     for number in range(NUM_KEPT + 5):
         history.add(number)
-    assert list(history) == list(range(NUM_KEPT + 4, 4, -1))
+    kept: list = [*history]
+    assert kept == list(range(NUM_KEPT + 4, 4, -1))
     assert history.num_ended == NUM_KEPT + 5
 
 
