@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 
 @pytest.fixture(scope="module")
 def serve() -> Iterator[Serve]:
-    speed = ("--fake-step-s", "0.01", "--fake-token-s", "0.0003", "--local-prefill-max-tokens", "0")
+    speed = ("--fake-step-s", "0.006", "--fake-token-s", "0.0003", "--local-prefill-max-tokens", "0")
     with serving("--engine", "fake", "--prefill", "1", "--served-model-name", "demo", *speed) as started:
         assert started.url
         yield started
@@ -238,7 +238,7 @@ def test_tabs_by_keyboard_and_by_address(page: Page) -> None:
 
 BUSY = """
 globalThis.busy = Array.from({length: 12}, (_, i) => fetch('v1/completions', {
-  method: 'POST', body: JSON.stringify({prompt: `${i} `.repeat(300), max_tokens: 100, ignore_eos: true}),
+  method: 'POST', body: JSON.stringify({prompt: `${i} `.repeat(300), max_tokens: 80, ignore_eos: true}),
 })); 0"""
 
 
