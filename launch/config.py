@@ -56,15 +56,15 @@ class HttpOptions:
     drain_timeout_s: float = option(
         10.0, "when told to end, wait this long for running answers", metavar="SECONDS", parse=seconds
     )
-    kobold_lite: str | None = option(
-        None, "your copy of Kobold Lite, for the page at /: its index.html, or the folder it is in", metavar="PATH"
-    )
     max_body_bytes: int = option(
         32 << 20,
         "largest body of a request, as in 32M; larger ones get a 413. default: 32M",
         flag="--max-body-size",
         metavar="SIZE",
         parse=num_bytes,
+    )
+    kobold_lite: str | None = option(
+        None, "your copy of Kobold Lite, for the page at /: its index.html, or the folder it is in", metavar="PATH"
     )
 
 

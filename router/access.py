@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from starlette.datastructures import Headers
 from starlette.types import Scope
@@ -19,6 +19,7 @@ OPEN_PATHS = frozenset(
 the pages show they fetch from routes that ask."""
 OPEN_FOLDERS = ("/ui/",)
 ADMIN_FOLDER = "/admin/"
+DATA_FOLDERS = ("/v1/", "/api/", ADMIN_FOLDER)
 NOT_COUNTED = frozenset(
     ("abort", "check", "detokenize", "json_to_grammar", "last_logprobs", "props", "tokencount", "tokenize")
 )
@@ -59,6 +60,10 @@ class Access:
     def __iter__(self) -> Iterator[Account]:
         """All accounts ever used, in order of first use."""
         return iter(self._accounts.values())
+
+    def open_pages(self, paths: Iterable[str]) -> None:
+        """These ask for no key either, unless they lie where data does."""
+        self._open |= {path for path in paths if not path.startswith(DATA_FOLDERS) and path != "/metrics"}
 
     def is_open(self, path: str) -> bool:
         return path in self._open or path.startswith(OPEN_FOLDERS)

@@ -34,6 +34,7 @@ def create_app(core: Core, served: Served, access: Access | None = None, cors: C
     """OpenAI's routes below /v1, Kobold's below /api, health, version and metrics, and the pages. Without `access` all
     but the admin's routes are open."""
     access = access or Access()
+    access.open_pages(served.kobold_lite or ())
     app = FastAPI(title="Isthmus", version=__version__, description="LLM serving, OpenAI and KoboldAI APIs")
     app.include_router(openai_routes(core, served))
     app.include_router(kobold_routes(core, served, protected=access.needs_key))

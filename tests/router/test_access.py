@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from isthmus.router.access import OPEN_PATHS, Access
+from isthmus.router.access import OPEN_FOLDERS, OPEN_PATHS, Access
 from isthmus.router.api_keys import Limits, make_key
 from isthmus.router.app import create_app
 from isthmus.router.cors import ANY_SITE, Cors
@@ -62,7 +62,8 @@ def routes(router: Any, prefix: str = "") -> list[tuple[str, str]]:
 
 ROUTES = sorted({(m, p.replace("{model:path}", "tiny").replace("{name}", "decode-0")) for m, p in
                  routes(create_app(FakeCore(), served()))})  # fmt: skip
-GUARDED = [(method, path) for method, path in ROUTES if path not in OPEN_PATHS and not path.startswith("/admin/")]
+PAGES = ("/admin/", *OPEN_FOLDERS)
+GUARDED = [(method, path) for method, path in ROUTES if path not in OPEN_PATHS and not path.startswith(PAGES)]
 
 
 def test_the_walk_finds_the_routes() -> None:
@@ -294,3 +295,10 @@ def test_a_body_that_does_not_come_is_a_408(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("isthmus.router.bodies.BODY_TIMEOUT_S", 0.05)
     (reply,) = answers(None, ("POST", "/v1/completions", {"content": slowly()}))
     assert (reply.status_code, reply.json()["error"]["message"]) == (408, "the body did not come within 0.05 s")
+
+
+def test_the_files_of_kobold_lite_are_open_but_not_where_data_is() -> None:
+    access = Access(KEYS)
+    access.open_pages(("/", "/img/niko.png", "/v1/models", "/api/v1/model", "/metrics"))
+    assert access.is_open("/img/niko.png")
+    assert not any(map(access.is_open, ("/v1/models", "/api/v1/model", "/metrics")))
