@@ -6,8 +6,10 @@ A field's default is the flag's default, its metadata the help text. `None` mean
 from dataclasses import dataclass
 from typing import Literal
 
+from ..text.reasoning import STYLES
+from ..text.tool_calls.formats import FORMATS
 from ..wire.sampling import MAX_SPECULATIVE_TOKENS
-from .option import at_least, fraction, indices, num_bytes, option, seconds
+from .option import at_least, fraction, indices, num_bytes, one_of, option, seconds
 
 DEFAULT_PORT = 2242
 DEFAULT_WORKER_ADDRESS = "tcp://127.0.0.1:2243"
@@ -65,6 +67,19 @@ class HttpOptions:
     )
     kobold_lite: str | None = option(
         None, "your copy of Kobold Lite, for the page at /: its index.html, or the folder it is in", metavar="PATH"
+    )
+    tool_call_parser: str = option(
+        "auto",
+        "how the model writes calls of tools; auto tells it by the chat template. Others: none, " + ", ".join(FORMATS),
+        metavar="NAME",
+        parse=one_of("auto", "none", *FORMATS),
+    )
+    reasoning_parser: str = option(
+        "auto",
+        "how it marks what it thinks before it answers; auto tells it by the chat template. Others: none, "
+        + ", ".join(STYLES),
+        metavar="NAME",
+        parse=one_of("auto", "none", *STYLES),
     )
 
 

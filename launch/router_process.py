@@ -29,6 +29,8 @@ def run_router(config: RouterConfig, lifeline: Lifeline) -> int:
             served_model_names=http.served_model_name or served_names(config.model.model),
             max_model_len=min(config.model.max_model_len or longest, longest),
             chat_template=http.chat_template,
+            tool_call_parser=http.tool_call_parser,
+            reasoning_parser=http.reasoning_parser,
             max_logprobs=http.max_logprobs,
             max_body_bytes=http.max_body_bytes,
             access=access,

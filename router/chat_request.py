@@ -1,39 +1,25 @@
 """The body of POST /v1/chat/completions."""
 
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta
 
 from ..text.chat_template import ChatTemplateError
+from ..wire.sampling import SamplingParams
+from .answer import AnswerForm
+from .answer_guidance import answer_guidance
+from .chat_messages import Message, check_messages, template_message
 from .errors import bad_field
-from .fields import convert, decode_json, take_apart
+from .fields import Fields, convert, decode_json, take_apart
 from .logprob_fields import put_chat_logprobs, take_chat_logprobs
 from .openai_request import ALIASES, OpenAiRequest, Prompt, check_request, make_generation
 from .served import Served
 from .text_stream import Generation
+from .tool_fields import ToolChoice, Tools, ToolUse, tool_use
 
 CHAT_ALIASES = {**ALIASES, "max_completion_tokens": "max_tokens"}
-
-
-class TextPart(Struct, frozen=True, forbid_unknown_fields=True):
-    type: Literal["text"]
-    text: str
-
-
-class Message(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """A message as clients send it, their own earlier answers included. What is null does not reach the template."""
-
-    role: Annotated[str, Meta(min_length=1)]
-    content: str | list[TextPart] | None = None
-    name: str | None = None
-    tool_calls: list[dict[str, Any]] | None = None
-    tool_call_id: str | None = None
-    reasoning_content: str | None = None
-    refusal: str | None = None
-    function_call: dict[str, Any] | None = None
-    annotations: list[Any] | None = None
-    audio: dict[str, Any] | None = None
 
 
 class ChatRequest(OpenAiRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,6 +31,15 @@ class ChatRequest(OpenAiRequest, frozen=True, kw_only=True, forbid_unknown_field
     """Leave the last message open, to be continued."""
     chat_template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)
     """Variables for the chat template."""
+    tools: Tools = msgspec.field(default_factory=list)
+    """Functions the model may call, each with a JSON schema of its arguments."""
+    tool_choice: ToolChoice = "auto"
+    """Whether it calls: never, if it wants to, always, or this one function. The last two hold it to the schemas, and
+    so does `strict` in a function."""
+    parallel_tool_calls: bool = True
+    """Whether one answer may call more than once."""
+    include_reasoning: bool = True
+    """Show what the model thinks before it answers, in reasoning_content."""
     logprobs: bool = False
     """Tell how likely each token was."""
     top_logprobs: int = 0
@@ -56,28 +51,33 @@ class ChatRequest(OpenAiRequest, frozen=True, kw_only=True, forbid_unknown_field
 OWN = frozenset(ChatRequest.__struct_fields__)
 
 
-def parse_chat(raw: bytes, request_id: str, served: Served) -> tuple[ChatRequest, Generation]:
+def parse_chat(raw: bytes, request_id: str, served: Served) -> tuple[ChatRequest, Generation, AnswerForm]:
     """Raises ApiError. Safe in a thread, for large bodies."""
     fields = take_apart(decode_json(raw), OWN, CHAT_ALIASES)
+    check_messages(fields.own.get("messages"))
     take_chat_logprobs(fields)
     request = convert(fields.own, ChatRequest, fields)
     put_chat_logprobs(request.logprobs, request.top_logprobs, fields, served)
     params = check_request(request, fields, served)
     if params.max_tokens == 0:
         raise bad_field(fields.sent("max_tokens"), "must be at least 1; /v1/completions takes 0, to warm a prefix")
-    prompt = Prompt(encode_chat(request, served))
-    return request, make_generation(request_id, request, params, [prompt], "messages", fields, served)
+    use = tool_use(request.tools, request.tool_choice, parallel=request.parallel_tool_calls)
+    text = render_chat(request, use, served)
+    form = answer_form(request, use, text, served)
+    params = guided(params, use, form, fields, served)
+    prompt = Prompt(encode_chat(text, request, served))
+    generation = make_generation(request_id, request, params, [prompt], "messages", fields, served)
+    return request, shown_to(form, generation, served), form
 
 
-def encode_chat(request: ChatRequest, served: Served) -> list[int]:
+def encode_chat(text: str, request: ChatRequest, served: Served) -> list[int]:
     """The conversation as the model was trained to read it."""
-    text = render_chat(request, served)
     if request.add_special_tokens:
         return served.tokenizer.encode(text)
     return served.tokenizer.encode_chat(text)
 
 
-def render_chat(request: ChatRequest, served: Served) -> str:
+def render_chat(request: ChatRequest, use: ToolUse | None, served: Served) -> str:
     if served.chat_template is None:
         raise bad_field("messages", "the model has no chat template; start the server with --chat-template")
     if request.add_generation_prompt and request.continue_final_message:
@@ -85,6 +85,7 @@ def render_chat(request: ChatRequest, served: Served) -> str:
     try:
         return served.chat_template.render(
             [template_message(message) for message in request.messages],
+            tools=None if use is None else [msgspec.to_builtins(tool) for tool in request.tools],
             add_generation_prompt=request.add_generation_prompt,
             continue_final_message=request.continue_final_message,
             template_kwargs=request.chat_template_kwargs,
@@ -93,7 +94,33 @@ def render_chat(request: ChatRequest, served: Served) -> str:
         raise bad_field("messages", str(error)) from error
 
 
-def template_message(message: Message) -> dict[str, Any]:
-    """As the dict that templates read: `content` is always there."""
-    fields: dict[str, Any] = msgspec.to_builtins(message)
-    return {"content": None, **fields}
+def answer_form(request: ChatRequest, use: ToolUse | None, prompt: str, served: Served) -> AnswerForm:
+    """`prompt`: as text, which tells whether the model has begun to think."""
+    if use is not None and served.call_format is None:
+        message = "not in a format that is known for this model; start the server with --tool-call-parser"
+        raise bad_field("tools", message, code="unsupported_field")
+    return AnswerForm(
+        thought=None if served.reasoning is None else served.reasoning.begun(prompt),
+        call_format=None if use is None else served.call_format,
+        names=() if use is None else use.names,
+        shows_reasoning=request.include_reasoning,
+    )
+
+
+def guided(
+    params: SamplingParams, use: ToolUse | None, form: AnswerForm, fields: Fields, served: Served
+) -> SamplingParams:
+    """With the grammar of the whole answer."""
+    try:
+        guidance = answer_guidance(params.guidance, use, form.call_format, form.thought, served.special)
+    except ValueError as error:
+        raise bad_field("tools", str(error)) from error
+    if params.guidance is None:
+        fields.sent_as["guidance"] = "tools"
+    return msgspec.structs.replace(params, guidance=guidance)
+
+
+def shown_to(form: AnswerForm, generation: Generation, served: Served) -> Generation:
+    """With the special tokens in its text that the reader of the answer looks for."""
+    shown = form.shown_special(served.special)
+    return replace(generation, options=replace(generation.options, shown_special=shown)) if shown else generation

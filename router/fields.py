@@ -11,7 +11,7 @@ import msgspec
 from ..wire.sampling_table import ALIASES, TABLE
 from ..wire.sampling_values import READERS
 from .errors import ApiError, bad_field
-from .no_ops import NO_OPS, NOT_BUILT, asks_for_nothing
+from .no_ops import INSTEAD, NO_OPS, NOT_BUILT, asks_for_nothing
 
 T = TypeVar("T")
 SHORTHANDS = frozenset(["dynatemp_range", "dynamic_temperature"])
@@ -92,7 +92,8 @@ def refuse_unbuilt(name: str, value: Any) -> None:
     if asks_for_nothing(name, value):
         return
     shown = json.dumps(NOT_BUILT[name][0] if NOT_BUILT[name] else None)
-    raise bad_field(name, f"not supported yet; leave it out or send {shown}", code="unsupported_field")
+    why = f"an older form that is not supported; {INSTEAD[name]}" if name in INSTEAD else "not supported yet"
+    raise bad_field(name, f"{why}; leave it out or send {shown}", code="unsupported_field")
 
 
 def same(a: Any, b: Any) -> bool:

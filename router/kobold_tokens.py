@@ -59,7 +59,7 @@ def count_tokens(raw: bytes, served: Served) -> dict[str, Any]:
     if (asked.prompt is None) == (asked.messages is None):
         raise bad_field("prompt", "give either prompt or messages")
     if asked.messages is not None:
-        text = render_chat(ChatRequest(messages=asked.messages), served)
+        text = render_chat(ChatRequest(messages=asked.messages), None, served)
         ids = served.tokenizer.encode_chat(text)
     else:
         text = asked.prompt or ""

@@ -10,8 +10,8 @@ NO_OPS: dict[str, str] = {
     "service_tier": "chooses a provider's price",
     "prompt_cache_key": "a hint to a provider's cache; prefixes are found by their content here",
     "prompt_cache_retention": "a hint to a provider's cache",
-    "parallel_tool_calls": "shapes tool calls, which need tools",
-    "include_reasoning": "asks for reasoning apart from the text; there is none apart",
+    "parallel_tool_calls": "shapes tool calls, which only chats have",
+    "include_reasoning": "asks for reasoning apart from the text; only chats have it apart",
     "use_story": "KoboldAI United's own story, which a server without one cannot add",
     "use_memory": "KoboldAI United's own memory, which a server without one cannot add",
     "use_authors_note": "KoboldAI United's own author's note, which a server without one cannot add",
@@ -63,6 +63,9 @@ NOT_BUILT: dict[str, tuple[Any, ...]] = {
     "verbosity": ("", "medium"),
 }
 """Known fields outside sampling that are not built: the values that ask for nothing. `None` is always one."""
+
+INSTEAD = {"functions": "send tools", "function_call": "send tool_choice"}
+"""What took the place of a field that is known but not built."""
 
 
 def asks_for_nothing(name: str, value: Any) -> bool:

@@ -4,6 +4,8 @@ from typing import Any
 
 import msgspec
 
+from .answer import AnswerForm, AnswerReader
+from .chat_answer import delta_json, message_json
 from .chat_request import ChatRequest
 from .errors import ApiError
 from .logprobs_json import chat_logprobs
@@ -17,8 +19,9 @@ from .text_stream import ChoiceText, Generation, Piece, TextStream
 class ChatRenderer:
     """Writes a generation as an assistant's messages."""
 
-    def __init__(self, request: ChatRequest, generation: Generation, served: Served, now: int):
-        """`now`: Unix time, seconds."""
+    def __init__(self, request: ChatRequest, generation: Generation, form: AnswerForm, served: Served, now: int):
+        """`form`: what is to be read out of the text. `now`: Unix time, seconds."""
+        self._form = form
         self._num_choices = generation.num_choices
         self._include_usage = request.include_usage
         self._tokenizer = served.tokenizer
@@ -38,7 +41,15 @@ class ChatRenderer:
             usage_null=self._include_usage,
             logprobs=self._logprobs if self._shows_logprobs else None,
         )
-        self.event = self._chunks.piece
+        self._deltas = ChunkTemplate(
+            head,
+            b'"delta":',
+            b"",
+            usage_null=self._include_usage,
+            logprobs=self._logprobs if self._shows_logprobs else None,
+        )
+        self._readers = [AnswerReader(form) for _ in range(self._num_choices)]
+        self.event = self._chunks.piece if form.is_plain else self._read
         self._roles = ChunkTemplate(
             head, b'"delta":{"role":"assistant","content":', b"}", usage_null=self._include_usage
         )
@@ -57,14 +68,25 @@ class ChatRenderer:
         prompt = prompt_logprobs_of(text, 0, self._tokenizer)
         return msgspec.json.encode({**self._head, "choices": choices, "usage": usage_of(text), **prompt})
 
+    def _read(self, piece: Piece) -> bytes:
+        """The event for a piece; nothing while it may belong to a marker."""
+        reader = self._readers[piece.index]
+        ended = piece.finish_reason is not None
+        part = reader.last(piece.text) if ended else reader.push(piece.text)
+        if not part and not ended and not piece.logprobs:
+            return b""
+        return self._deltas.made_of(piece, delta_json(part), reader.finish_reason(piece.finish_reason))
+
     def _logprobs(self, of: Piece | ChoiceText) -> dict[str, Any]:
         return chat_logprobs(of.logprobs, self._tokenizer)
 
     def _choice(self, choice: ChoiceText) -> dict[str, Any]:
+        reader = AnswerReader(self._form)
+        message = message_json(reader.last("".join(choice.parts)))
         return {
             "index": choice.index,
-            "message": {"role": "assistant", "content": "".join(choice.parts), "refusal": None},
+            "message": message,
             "logprobs": self._logprobs(choice) if self._shows_logprobs else None,
-            "finish_reason": choice.finish_reason,
+            "finish_reason": reader.finish_reason(choice.finish_reason),
             "stop_reason": choice.stop_reason,
         }

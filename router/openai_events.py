@@ -44,19 +44,23 @@ class ChunkTemplate:
         self._openings: dict[int, bytes] = {}
         self._logprobs = logprobs
 
-    def text(self, index: int, text: str, logprobs: Mapping[str, Any] | None = None) -> bytes:
+    def text(self, index: int, text: Any, logprobs: Mapping[str, Any] | None = None) -> bytes:
         if logprobs is None:
             return self._opening(index) + encode(text) + self._unfinished
         return self._ended(index, text, {"logprobs": logprobs, "finish_reason": None})
 
     def piece(self, piece: Piece) -> bytes:
-        if piece.finish_reason is None and self._logprobs is None:
-            return self._opening(piece.index) + encode(piece.text) + self._unfinished
+        return self.made_of(piece, piece.text, piece.finish_reason)
+
+    def made_of(self, piece: Piece, text: Any, finish_reason: str | None) -> bytes:
+        """With `text`, anything JSON has, in the place of the piece's."""
+        if finish_reason is None and self._logprobs is None:
+            return self._opening(piece.index) + encode(text) + self._unfinished
         ending: dict[str, Any] = {"logprobs": self._logprobs and self._logprobs(piece)}
-        ending["finish_reason"] = piece.finish_reason
-        if piece.finish_reason is not None:
+        ending["finish_reason"] = finish_reason
+        if finish_reason is not None:
             ending["stop_reason"] = piece.stop_reason
-        return self._ended(piece.index, piece.text, ending)
+        return self._ended(piece.index, text, ending)
 
     def _opening(self, index: int) -> bytes:
         """All before the text of a choice."""
@@ -65,7 +69,7 @@ class ChunkTemplate:
             opening = self._openings[index] = self._head + b',"choices":[{"index":%d' % index + self._before_text
         return opening
 
-    def _ended(self, index: int, text: str, fields: Mapping[str, Any]) -> bytes:
+    def _ended(self, index: int, text: Any, fields: Mapping[str, Any]) -> bytes:
         ending = b"," + encode(fields)[1:] + b"]" + self._tail
         return b"".join((self._opening(index), encode(text), self._after_text, ending))
 

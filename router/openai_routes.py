@@ -51,9 +51,9 @@ def openai_routes(core: Core, served: Served) -> APIRouter:
     async def chat(request: Request) -> Response:
         raw = await read_body(request, served.max_body_bytes)
         request_id = request_id_of(request.scope)
-        asked, generation = await understand(raw, partial(parse_chat, request_id=request_id, served=served))
+        asked, generation, form = await understand(raw, partial(parse_chat, request_id=request_id, served=served))
         await check_guidance(generation.jobs[0].params.guidance, generation.guided_by, served.grammars)
-        renderer = ChatRenderer(asked, generation, served, int(time.time()))
+        renderer = ChatRenderer(asked, generation, form, served, int(time.time()))
         start = partial(TextStream, core, generation, served.tokenizer)
         return GenerationResponse(start, renderer, stream=asked.stream)
 

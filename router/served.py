@@ -7,7 +7,9 @@ from pathlib import Path
 from .. import __version__
 from ..text.chat_template import ChatTemplate
 from ..text.grammar_cache import GrammarCache
+from ..text.reasoning import ReasoningStyle
 from ..text.tokenizer import Tokenizer
+from ..text.tool_calls.formats import CallFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +34,17 @@ class Served:
     system_fingerprint: str = f"isthmus-{__version__}"
     """Changes whenever the same request and seed could give other tokens."""
 
+    call_format: CallFormat | None = None
+    """How the model writes calls of tools; None: not in a way that is known, and tools are refused."""
+    reasoning: ReasoningStyle | None = None
+    """How it marks its thoughts; None: not at all."""
+
+    special: Mapping[str, int] = field(init=False, repr=False, compare=False)
+    """Ids of special tokens by their text."""
     grammars: GrammarCache = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "special", self.tokenizer.special_texts())
         object.__setattr__(self, "grammars", GrammarCache.of(self.tokenizer))
 
     @property

@@ -17,7 +17,9 @@ import zmq
 from fastapi import FastAPI
 
 from ..text.chat_template import load_chat_template
+from ..text.reasoning import STYLES, detect_style
 from ..text.tokenizer import Tokenizer
+from ..text.tool_calls.formats import FORMATS, detect_format
 from ..wire.curve import ServerKeys
 from ..wire.hub import Hub
 from .access import Access
@@ -57,6 +59,8 @@ def run(
     served_model_names: tuple[str, ...],
     max_model_len: int,
     chat_template: str | None = None,
+    tool_call_parser: str = "auto",
+    reasoning_parser: str = "auto",
     max_logprobs: int = 20,
     max_body_bytes: int = 32 << 20,
     access: Access | None = None,
@@ -80,7 +84,16 @@ def run(
     an address cannot be bound, ValueError if the tokenizer, the chat template or Kobold Lite's page cannot be
     used.
     """
-    served = load_served(text_folder, served_model_names, max_model_len, chat_template, max_logprobs, max_body_bytes)
+    served = load_served(
+        text_folder,
+        served_model_names,
+        max_model_len,
+        chat_template,
+        max_logprobs=max_logprobs,
+        max_body_bytes=max_body_bytes,
+        tool_call_parser=tool_call_parser,
+        reasoning_parser=reasoning_parser,
+    )
     if kobold_lite is not None:
         served = replace(served, kobold_lite=lite_files(kobold_lite))
 
@@ -188,20 +201,27 @@ def load_served(
     names: tuple[str, ...],
     max_model_len: int,
     chat_template: str | None,
-    max_logprobs: int,
-    max_body_bytes: int,
+    *,
+    max_logprobs: int = 20,
+    max_body_bytes: int = 32 << 20,
+    tool_call_parser: str = "auto",
+    reasoning_parser: str = "auto",
 ) -> Served:
     """What the HTTP handlers need of the model. Raises ValueError."""
     tokenizer = Tokenizer.from_folder(folder)
+    template = load_chat_template(folder, chat_template)
+    source = "" if template is None else template.source
     return Served(
         model_names=names,
         tokenizer=tokenizer,
-        chat_template=load_chat_template(folder, chat_template),
+        chat_template=template,
         max_model_len=max_model_len,
         eos_ids=tuple(sorted(tokenizer.eos_ids)),
         created=int(time.time()),
         max_logprobs=max_logprobs,
         max_body_bytes=max_body_bytes,
+        call_format=detect_format(source) if tool_call_parser == "auto" else FORMATS.get(tool_call_parser),
+        reasoning=detect_style(source) if reasoning_parser == "auto" else STYLES.get(reasoning_parser),
     )
 
 

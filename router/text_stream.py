@@ -40,6 +40,8 @@ class TextOptions:
     include_stop: bool = False
     """Whether the stop string or token that ended a choice is part of its text."""
     skip_special_tokens: bool = True
+    shown_special: frozenset[int] = frozenset()
+    """Special tokens that are not skipped: markers of what is read out of the text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,8 @@ class ChoiceText:
         self._num_chars = 0
         self._params = job.params
         self._include_stop = options.include_stop
-        self._detokenizer = Detokenizer(tokenizer, tail, skip_special_tokens=options.skip_special_tokens)
+        skip, shown = options.skip_special_tokens, options.shown_special
+        self._detokenizer = Detokenizer(tokenizer, tail, skip_special_tokens=skip, shown=shown)
         self._matcher = StopMatcher(options.stops, options.include_stop) if options.stops else None
         self._one_by_one = bool(options.stops) or job.params.logprobs is not None
         self._queue = None if job.params.logprobs is None else LogprobQueue(self._detokenizer)

@@ -16,12 +16,19 @@ class Detokenizer:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt_tail_ids: Sequence[int] = (), *, skip_special_tokens: bool = True
+        self,
+        tokenizer: Tokenizer,
+        prompt_tail_ids: Sequence[int] = (),
+        *,
+        skip_special_tokens: bool = True,
+        shown: frozenset[int] = frozenset(),
     ) -> None:
-        """`prompt_tail_ids`: the prompt's last ids (a dozen will do): its text is not repeated, but a character it
+        """`shown`: special tokens that are not skipped.
+
+        `prompt_tail_ids`: the prompt's last ids (a dozen will do): its text is not repeated, but a character it
         leaves unfinished is finished, and a space after it is kept."""
         self._bytes = tokenizer.token_bytes
-        self._skip = tokenizer.special_ids if skip_special_tokens else frozenset()
+        self._skip = tokenizer.special_ids - shown if skip_special_tokens else frozenset()
         self._decoder = codecs.getincrementaldecoder("utf-8")(self._bytes.errors)
         self._strip_left = self._bytes.strip_left
         self.push(prompt_tail_ids)

@@ -13,6 +13,7 @@ from llguidance import LLMatcher, regex_to_lark
 from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark, is_lark_syntax
 
 from ..wire.sampling import Guidance
+from .composed import Composed
 from .structural_tag import StructuralTag, lark_string, structural_tag_to_lark
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ def grammar_of(guidance: Guidance, special: Mapping[str, int]) -> str:
     """llguidance's grammar for it, whose rules are not checked yet. `special`: ids of special tokens by their text."""
     if len(guidance.spec) > MAX_SPEC_CHARS:
         raise GrammarError(f"has {len(guidance.spec)} characters, more than {MAX_SPEC_CHARS}")
+    if guidance.kind == "composed":
+        return composed_grammar(guidance.spec, special)
     if guidance.kind == "structural_tag":
         return structural_tag_grammar(guidance.spec, special)
     try:
@@ -72,6 +75,11 @@ def gbnf_grammar(spec: str) -> str:
 def choice_grammar(spec: str) -> str:
     choices = msgspec.json.decode(spec, type=list[str])
     return LLMatcher.grammar_from_lark("start: " + " | ".join(map(lark_string, choices)))
+
+
+def composed_grammar(spec: str, special: Mapping[str, int]) -> str:
+    composed = msgspec.json.decode(spec, type=Composed)
+    return composed.grammar(grammar_of(composed.answer, special))
 
 
 def structural_tag_grammar(spec: str, special: Mapping[str, int]) -> str:

@@ -21,10 +21,21 @@ class ReasoningStyle:
     always: bool = False
     """The model thinks even where neither the prompt nor the output opens the thought."""
 
-    def is_open(self, prompt: str) -> bool:
-        """Whether the output begins inside the thought."""
+    def begun(self, prompt: str) -> "Thought | None":
+        """The thought that an output after `prompt` begins with, or may begin with; None if it is already over."""
         prompt = prompt.rstrip()
-        return prompt.endswith(self.open) or (self.always and not prompt.endswith(self.close))
+        if prompt.endswith(self.close):
+            return None
+        return Thought(self, self.always or prompt.endswith(self.open))
+
+
+@dataclass(frozen=True, slots=True)
+class Thought:
+    """What an output may begin with."""
+
+    style: ReasoningStyle
+    is_open: bool
+    """It does: the prompt has opened it."""
 
 
 STYLES = {
@@ -53,9 +64,9 @@ class Split(NamedTuple):
 class ReasoningSplitter:
     """One output, in pieces: never half a marker, and no white space next to markers."""
 
-    def __init__(self, style: ReasoningStyle, *, is_open: bool):
-        self._style = style
-        self._is_open = is_open
+    def __init__(self, thought: Thought):
+        self._style = thought.style
+        self._is_open = thought.is_open
         self._undecided = True
         """Whether the output has only begun, and may open the thought itself."""
         self._held = ""

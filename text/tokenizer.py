@@ -75,6 +75,10 @@ class Tokenizer:
         """The token alone, as text; a part of a character shows as U+FFFD."""
         return self.token_bytes[token_id].decode(errors="replace")
 
+    def special_texts(self) -> dict[str, int]:
+        """Ids of special tokens by their text."""
+        return {self.token_text(token_id): token_id for token_id in self.special_ids if token_id < self.vocab_size}
+
     def invalid_id(self, ids: Sequence[int]) -> int | None:
         """The first of `ids` that the model has no embedding for, None if all are fine."""
         if not ids or (min(ids) >= 0 and max(ids) < self.vocab_size):

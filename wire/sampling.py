@@ -54,7 +54,7 @@ Step = Literal[
 DEFAULT_ORDER: tuple[Step, ...] = get_args(Step)
 """Aphrodite's declared one."""
 
-GuidanceKind = Literal["json_schema", "json_object", "regex", "lark", "gbnf", "choice", "structural_tag"]
+GuidanceKind = Literal["json_schema", "json_object", "regex", "lark", "gbnf", "choice", "structural_tag", "composed"]
 
 
 class Guidance(msgspec.Struct, frozen=True, array_like=True):
@@ -62,7 +62,8 @@ class Guidance(msgspec.Struct, frozen=True, array_like=True):
 
     kind: GuidanceKind
     spec: str
-    """The schema, expression or grammar; of `choice` a JSON list of strings; of `json_object` empty."""
+    """The schema, expression or grammar; of `choice` a JSON list of strings; of `json_object` empty.
+    `composed`: see text/composed.py."""
 
 
 TokenId = Annotated[int, Meta(ge=0, le=MAX_INT)]

@@ -83,7 +83,8 @@ FLAGS = """serve model.gguf --prefill 0 --decode 2 --host 0.0.0.0 --port 80 --ma
     --speculative-layers 2 --api-keys a b,c --api-keys-file keys.txt --admin-key root --max-requests-per-minute 60
     --max-concurrent-requests 2 --open-metrics --allowed-origins https://a.example --allowed-methods GET POST
     --allowed-headers authorization --allow-credentials --ssl-keyfile key.pem --ssl-certfile cert.pem
-    --ssl-ca-certs ca.pem --ssl-cert-reqs 2 --max-body-size 1M --zmq-keys zmq --insecure-zmq --log-format json"""
+    --ssl-ca-certs ca.pem --ssl-cert-reqs 2 --max-body-size 1M --zmq-keys zmq --insecure-zmq --log-format json
+    --tool-call-parser hermes --reasoning-parser none"""
 
 
 def test_flags_keep_the_names_users_know() -> None:
@@ -91,7 +92,7 @@ def test_flags_keep_the_names_users_know() -> None:
     assert config == ServeConfig(
         TopologyOptions(prefill=0, decode=2, gpus="1,0", restart=False),
         ModelOptions("model.gguf", 99, "dummy"),
-        HttpOptions("0.0.0.0", 80, ("a", "b"), "t.jinja", 5, 4, 30.0, 2.0, 1 << 20),
+        HttpOptions("0.0.0.0", 80, ("a", "b"), "t.jinja", 5, 4, 30.0, 2.0, 1 << 20, None, "hermes", "none"),
         AccessOptions(("a", "b,c"), "keys.txt", "root", 60, 2, True),
         CorsOptions(("https://a.example",), ("GET", "POST"), ("authorization",), True),
         TlsOptions("key.pem", "cert.pem", "ca.pem", 2),

@@ -142,7 +142,7 @@ CHAT_ONLY = [
     ({"max_completion_tokens": 0}, 400, "max_completion_tokens"),
     ({"max_completion_tokens": 500}, 400, "max_completion_tokens"),
     ({"min_tokens": 200}, 400, "min_tokens"),
-    ({"tools": [{"type": "function"}]}, 400, "tools"),
+    ({"tools": [{"type": "function"}]}, 400, "tools[0].function"),
     ({"response_format": {"type": "json_schema"}}, 400, "response_format"),
     ({"top_logprobs": 3}, 400, "top_logprobs"),
     ({"continue_final_message": True}, 400, "continue_final_message"),
@@ -303,7 +303,8 @@ def test_no_depth_of_nesting_is_more_than_a_bad_request():
 
     def nested(depth: int) -> bytes:
         value = b'{"a":' * depth + b"1" + b"}" * depth
-        return b'{"messages": [{"role": "assistant", "content": "x", "tool_calls": [%b]}]}' % value
+        call = b'{"function": {"name": "f", "arguments": %b}}' % value
+        return b'{"messages": [{"role": "assistant", "content": "x", "tool_calls": [%b]}]}' % call
 
     depths = [*range(1, 900, 100), *range(900, 1010), 5000, 100_000]
     found = asyncio.run(statuses())

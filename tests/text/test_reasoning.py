@@ -1,7 +1,7 @@
 """Thoughts told apart from the answer, however the text is cut."""
 
 import pytest
-from isthmus.text.reasoning import STYLES, ReasoningSplitter, detect_style
+from isthmus.text.reasoning import STYLES, ReasoningSplitter, Thought, detect_style
 
 # style, opened by the prompt, output, reasoning, answer
 OUTPUTS = [
@@ -24,14 +24,14 @@ OUTPUTS = [
 @pytest.mark.parametrize(("name", "is_open", "text", "reasoning", "answer"), OUTPUTS)
 def test_outputs_are_split(name: str, is_open: bool, text: str, reasoning: str, answer: str) -> None:
     for size in (1, 2, 3, 5, len(text) or 1):
-        splitter = ReasoningSplitter(STYLES[name], is_open=is_open)
+        splitter = ReasoningSplitter(Thought(STYLES[name], is_open))
         parts = [splitter.push(text[i : i + size]) for i in range(0, len(text), size)]
         parts.append(splitter.flush())
         assert ("".join(p.reasoning for p in parts), "".join(p.answer for p in parts)) == (reasoning, answer)
 
 
 def test_half_a_marker_is_held_back() -> None:
-    splitter = ReasoningSplitter(STYLES["qwen3"], is_open=True)
+    splitter = ReasoningSplitter(Thought(STYLES["qwen3"], True))
     assert splitter.push("Hm </th") == ("Hm", "")
     assert splitter.push("ing") == (" </thing", "")
 
@@ -40,15 +40,16 @@ PROMPTS = [
     ("qwen3", "<|im_start|>assistant\n<think>\n", True),
     ("qwen3", "<|im_start|>assistant\n", False),
     ("qwen3", "what does <think> mean?<|im_end|>\n<|im_start|>assistant\n", False),
-    ("qwen3", "<|im_start|>assistant\n<think>\n\n</think>\n\n", False),
+    ("qwen3", "<|im_start|>assistant\n<think>\n\n</think>\n\n", None),
     ("deepseek_r1", "<｜Assistant｜>", True),
-    ("deepseek_r1", "<｜Assistant｜><think>\n\n</think>\n\n", False),
+    ("deepseek_r1", "<｜Assistant｜><think>\n\n</think>\n\n", None),
 ]
 
 
 @pytest.mark.parametrize(("name", "prompt", "is_open"), PROMPTS)
-def test_the_prompt_tells_whether_the_thought_is_open(name: str, prompt: str, is_open: bool) -> None:
-    assert STYLES[name].is_open(prompt) == is_open
+def test_the_prompt_tells_whether_the_thought_is_open(name: str, prompt: str, is_open: bool | None) -> None:
+    thought = STYLES[name].begun(prompt)
+    assert (thought and thought.is_open) == is_open
 
 
 @pytest.mark.parametrize(

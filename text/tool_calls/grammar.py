@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..reasoning import ReasoningStyle
+from ..reasoning import Thought
 from ..structural_tag import lark_literal, lark_string
 
 WHITESPACE = r"( |\n[ \t]{0,20})?"
@@ -50,15 +50,6 @@ class CallSyntax:
     def opening(self) -> str:
         """The first character of what is a call, where there is no trigger."""
         return (self.before or self.begin(""))[0]
-
-
-@dataclass(frozen=True, slots=True)
-class Thought:
-    """What comes before calls and answer."""
-
-    style: ReasoningStyle
-    is_open: bool
-    """By the prompt."""
 
 
 def calls_grammar(

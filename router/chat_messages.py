@@ -1,0 +1,91 @@
+"""The messages of a chat, as clients send them and as templates read them."""
+
+import json
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from .errors import bad_field
+
+
+class TextPart(Struct, frozen=True, forbid_unknown_fields=True):
+    type: Literal["text"]
+    text: str
+
+
+class CalledFunction(Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    arguments: str | dict[str, Any] = ""
+    """JSON, or the object itself."""
+
+
+class ToolCall(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A call that an assistant has made."""
+
+    function: CalledFunction
+    id: str | None = None
+    type: Literal["function"] = "function"
+    index: int | None = None
+    """Its place in a stream, which clients may send back."""
+
+
+class Message(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """A message as clients send it, their own earlier answers included. What is null does not reach the template."""
+
+    role: Annotated[str, Meta(min_length=1)]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    """Another name of reasoning_content."""
+    refusal: str | None = None
+    function_call: dict[str, Any] | None = None
+    annotations: list[Any] | None = None
+    audio: dict[str, Any] | None = None
+
+
+def check_messages(messages: Any) -> None:
+    """Raises ApiError (400) where a message, not yet read, holds what no chat here can: a field of its own sentence."""
+    for index, message in enumerate(messages if isinstance(messages, list) else ()):
+        if not isinstance(message, dict):
+            continue
+        if message.get("function_call") is not None:
+            older = "an older form that is not supported; send tool_calls"
+            raise bad_field(f"messages[{index}].function_call", older, code="unsupported_field")
+        content = message.get("content")
+        for part_index, part in enumerate(content if isinstance(content, list) else ()):
+            kind = part.get("type", "text") if isinstance(part, dict) else "text"
+            if kind != "text":
+                at = f"messages[{index}].content[{part_index}].type"
+                raise bad_field(at, f"parts of type {kind!r} are not supported, only text", code="unsupported_field")
+
+
+def template_message(message: Message) -> dict[str, Any]:
+    """As the dict that templates read: `content` is always there, arguments of calls are objects."""
+    fields: dict[str, Any] = msgspec.to_builtins(message)
+    if message.tool_calls:
+        fields["tool_calls"] = [template_call(call) for call in message.tool_calls]
+    if (reasoning := fields.pop("reasoning", None)) is not None:
+        fields.setdefault("reasoning_content", reasoning)
+    return {"content": None, **fields}
+
+
+def template_call(call: ToolCall) -> dict[str, Any]:
+    fields: dict[str, Any] = {"type": "function", **msgspec.to_builtins(call)}
+    fields.pop("index", None)
+    fields["function"]["arguments"] = arguments_object(call.function.arguments)
+    return fields
+
+
+def arguments_object(arguments: str | dict[str, Any]) -> str | dict[str, Any]:
+    """What is no object stays text: a model may have written it, and be shown it again."""
+    if isinstance(arguments, dict):
+        return arguments
+    try:
+        value = json.loads(arguments or "{}")
+    except (ValueError, RecursionError):
+        return arguments
+    return value if isinstance(value, dict) else arguments
