@@ -11,8 +11,6 @@ from ..wire.sampling import SamplingParams
 from .draft_policy import DecodedStep, DraftPolicy
 from .speculator import Experience, Proposer, Speculator
 
-FRUITLESS_LOOKS = 8
-"""After so many, guesses are looked for more rarely, and in one new sequence at a time."""
 MAX_PATIENCE = 8
 """Where nothing was found for long, guesses are looked for so many times more rarely."""
 
@@ -54,8 +52,7 @@ class Speculation:
         if experience.is_searching or experience.had_guess:
             self._num_fruitless = 0 if experience.had_guess else self._num_fruitless + 1
         self._num_steps += 1
-        patience = min(MAX_PATIENCE, 1 + self._num_fruitless // FRUITLESS_LOOKS)
-        experience.num_new = num_rows if patience == 1 else 1
+        patience = min(MAX_PATIENCE, 1 + self._num_fruitless // 8)
         experience.is_searching = self._num_steps % (patience * self._policy.search_steps(num_rows)) == 0
         looks = (experience.is_searching or experience.had_guess) and (is_probe or experience.best_rate >= least)
         experience.least_rate = least if looks else 1.0

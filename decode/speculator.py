@@ -1,6 +1,5 @@
 """Guesses of one sequence's next tokens: who makes them, how sure they are, and how many are wanted."""
 
-import math
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -45,8 +44,6 @@ class Experience:
         """Sequences that had no such guess last time are looked at, too."""
         self.had_guess = False
         """Some sequence had one, since this was last set."""
-        self.num_new: float = math.inf
-        """Sequences that may still be looked at for the first time in this step: all of their tokens are read then."""
         self._of_class: dict[int, Acceptance] = {}
 
     def acceptance(self, of: int) -> Acceptance:
@@ -67,7 +64,6 @@ class Speculator:
         self._own: dict[int, Acceptance] = {}
         self._class: int | None = None
         self._had_guess = False
-        self._is_new = True
         self.limit = limit
         self.wanted = 0
         """Guesses of the next step, as far as they pay."""
@@ -75,7 +71,7 @@ class Speculator:
     def look(self, tokens: Sequence[int]) -> float:
         """How often the guess of what follows `tokens` would be right; 0 if it has none that pays, or is not looked at
         now."""
-        if not self._may_look():
+        if not (self._had_guess or self._experience.is_searching):
             self.wanted = 0
             return 0.0
         self._class = found = self._proposer.look(tokens)
@@ -95,13 +91,6 @@ class Speculator:
     def expects(self, tokens: Sequence[int]) -> bool:
         """Whether it has a guess that pays now."""
         return self._experience.least_rate < 1 and self.look(tokens) > 0
-
-    def _may_look(self) -> bool:
-        experience = self._experience
-        if self._is_new and experience.is_searching and experience.num_new > 0:
-            experience.num_new -= 1
-            self._is_new = False
-        return not self._is_new and (self._had_guess or experience.is_searching)
 
     def learn(self, num_drafts: int, num_right: int) -> None:
         """What came of the last guesses."""

@@ -155,13 +155,3 @@ def test_proposers(make: type[Proposer], guesses: tuple[int, ...]) -> None:
     assert proposer.look(tokens) == 0
     assert proposer.propose(tokens, 3) == guesses
     assert proposer.propose(tokens, 0) == ()
-
-
-def test_no_more_than_so_many_are_looked_at_for_the_first_time() -> None:
-    """The others have no guess, and their turn later."""
-    experience = Experience()
-    experience.least_rate = 0.1
-    speculators = [Speculator(Classified(0), 4, experience) for _ in range(3)]
-    for expected in ([True, False, False], [True, True, False], [True, True, True]):
-        experience.num_new = 1
-        assert [one.look(TOKENS) > 0 for one in speculators] == expected
