@@ -32,7 +32,7 @@ LEAST_RATE = 0.05
 PROBE_GUESSES = 2
 FIRST_PROBE_STEPS, LAST_PROBE_STEPS = 48, 1024
 """Steps between two tries of guesses that do not pay."""
-FIRST_PAUSE_STEPS, LAST_PAUSE_STEPS = 48, 256
+FIRST_PAUSE_STEPS, LAST_PAUSE_STEPS = 16, 128
 """Without guesses, where they have not paid."""
 TRIAL_STEPS = 16
 """With guesses or after them: so many are judged together."""
@@ -46,7 +46,7 @@ RECKON_STEPS = 16
 """Without guesses, after which it is reckoned anew what pays."""
 LOOK_S = 3e-6
 """A look for a guess of one sequence, about."""
-LOOK_SHARE = 0.01
+LOOK_SHARE = 0.02
 """Of a step, that looks may take: it is short where a small model runs on a GPU."""
 RATES = [step / 20 for step in range(1, 20)]
 

@@ -2,9 +2,11 @@
 
 Two sizes of n-grams are kept, each with the last position at which it ended: the longer one finds the better copy, the
 shorter one more. A token costs two insertions and a look at most four lookups, however long the text is. The n-grams of
-a long beginning, a prompt, lie in sorted arrays of 12 bytes each, those that come later in dictionaries.
+a beginning, a prompt, are read one after another at first, as most are looked at a few times only; then they lie in
+dictionaries, or in sorted arrays of 12 bytes each where there are many, as those that come later lie in dictionaries.
 """
 
+from array import array
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +17,8 @@ LONGEST = 16
 """Tokens that are compared."""
 SORTED_FROM = 2048
 """Tokens of a beginning that lies in arrays."""
+FLAT_LOOKS = 16
+"""Lookups in a shorter beginning before it is put in order, which takes about as long."""
 _BITS = 21
 """Of a token id in a key."""
 _MIX, _MASK = 0x9E37_79B9_7F4A_7C15, (1 << SHORT * _BITS) - 1
@@ -87,16 +91,16 @@ class _Past:
     """The n-grams of a text that end before its last token."""
 
     def __init__(self, tokens: Sequence[int]) -> None:
-        ids = np.asarray(tokens, np.uint64)
-        self._short: dict[int, int] | _Sorted = {}
-        self._long: dict[int, int] | _Sorted = {}
+        ids = np.frombuffer(array("Q", tokens), np.uint64)
+        self._short: dict[int, int] | _Sorted | _Flat = {}
+        self._long: dict[int, int] | _Sorted | _Flat = {}
         if len(ids) <= SHORT:
             return
         bits = np.uint64(_BITS)
         with np.errstate(over="ignore"):
             keys = ((ids[:-2] << bits | ids[1:-1]) << bits | ids[2:])[:-1]
             longer = (keys[:-SHORT] * np.uint64(_MIX) & np.uint64(_MASK)) ^ keys[SHORT:]
-        kind = _Sorted if len(ids) >= SORTED_FROM else _last_of
+        kind = _Sorted if len(ids) >= SORTED_FROM else _Flat
         self._short, self._long = kind(keys, SHORT - 1), kind(longer, LONG - 1)
 
     def last_short(self, key: int) -> int | None:
@@ -106,12 +110,28 @@ class _Past:
         return self._long.get(key)
 
 
-def _last_of(keys: np.ndarray, first: int) -> dict[int, int]:
-    return dict(zip(keys.tolist(), range(first, first + len(keys)), strict=True))
+class _Flat:
+    """As a dictionary from keys to the last position of each, the first being at `first`."""
+
+    def __init__(self, keys: np.ndarray, first: int) -> None:
+        self._keys, self._first = keys, first
+        self._num_looks = 0
+        self._last: dict[int, int] = {}
+
+    def get(self, key: int) -> int | None:
+        self._num_looks += 1
+        if self._num_looks > FLAT_LOOKS:
+            if not self._last:
+                self._last = dict(
+                    zip(self._keys.tolist(), range(self._first, self._first + len(self._keys)), strict=True)
+                )
+            return self._last.get(key)
+        found = np.flatnonzero(self._keys == np.uint64(key))
+        return int(found[-1]) + self._first if len(found) else None
 
 
 class _Sorted:
-    """As a dictionary from keys to the last position of each, the first being at `first`."""
+    """As `_Flat`."""
 
     def __init__(self, keys: np.ndarray, first: int) -> None:
         order = np.argsort(keys, kind="stable").astype(np.int32)
