@@ -19,6 +19,7 @@ from .kobold import kobold_routes
 from .kobold_lite import lite_routes
 from .openai_routes import openai_routes
 from .request_id import HEADER, RequestIdMiddleware, request_id_of
+from .responses import responses_routes
 from .samplers_route import samplers_routes
 from .served import Served
 from .status_routes import status_routes
@@ -37,6 +38,7 @@ def create_app(core: Core, served: Served, access: Access | None = None, cors: C
     access.open_pages(served.kobold_lite or ())
     app = FastAPI(title="Isthmus", version=__version__, description="LLM serving, OpenAI and KoboldAI APIs")
     app.include_router(openai_routes(core, served))
+    app.include_router(responses_routes(core, served))
     app.include_router(kobold_routes(core, served, protected=access.needs_key))
     app.include_router(samplers_routes())
     app.include_router(admin_routes(core, access))

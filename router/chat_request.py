@@ -53,7 +53,11 @@ OWN = frozenset(ChatRequest.__struct_fields__)
 
 def parse_chat(raw: bytes, request_id: str, served: Served) -> tuple[ChatRequest, Generation, AnswerForm]:
     """Raises ApiError. Safe in a thread, for large bodies."""
-    fields = take_apart(decode_json(raw), OWN, CHAT_ALIASES)
+    return read_chat(take_apart(decode_json(raw), OWN, CHAT_ALIASES), request_id, served)
+
+
+def read_chat(fields: Fields, request_id: str, served: Served) -> tuple[ChatRequest, Generation, AnswerForm]:
+    """Also of other routes, which say in these fields what they mean. Raises ApiError."""
     check_messages(fields.own.get("messages"))
     take_chat_logprobs(fields)
     request = convert(fields.own, ChatRequest, fields)

@@ -1,0 +1,233 @@
+"""The body of POST /v1/responses, as the chat that it means.
+
+Nothing is kept between requests: a conversation is sent whole, as `input`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from .answer import AnswerForm
+from .chat_request import read_chat
+from .errors import ApiError, bad_field
+from .fields import Fields, convert, decode_json, take_apart
+from .served import Served
+from .text_stream import Generation
+from .tool_fields import MAX_TOOLS, FunctionFields
+
+ALIASES = {"max_output_tokens": "max_tokens"}
+NAMES = {"messages": "input"}
+"""A chat's field, and what it is called here."""
+
+
+class TextItem(Struct, frozen=True, forbid_unknown_fields=True):
+    type: Literal["input_text", "output_text", "text", "reasoning_text", "summary_text"]
+    text: str
+    annotations: list[Any] | None = None
+    logprobs: list[Any] | None = None
+
+
+Texts = str | list[TextItem]
+
+
+class MessageItem(Struct, frozen=True, tag="message", forbid_unknown_fields=True):
+    role: Literal["user", "assistant", "system", "developer"]
+    content: Texts
+    id: str | None = None
+    status: str | None = None
+    phase: str | None = None
+
+
+class CallItem(Struct, frozen=True, tag="function_call", forbid_unknown_fields=True):
+    call_id: str
+    name: str
+    arguments: str
+    id: str | None = None
+    status: str | None = None
+
+
+class ResultItem(Struct, frozen=True, tag="function_call_output", forbid_unknown_fields=True):
+    call_id: str
+    output: Texts
+    id: str | None = None
+    status: str | None = None
+
+
+class ReasoningItem(Struct, frozen=True, tag="reasoning", forbid_unknown_fields=True):
+    summary: list[TextItem] = []
+    content: list[TextItem] | None = None
+    id: str | None = None
+    status: str | None = None
+    encrypted_content: str | None = None
+
+
+Item = MessageItem | CallItem | ResultItem | ReasoningItem
+
+
+class FunctionTool(FunctionFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    type: Literal["function"]
+
+
+class NamedFunction(Struct, frozen=True, forbid_unknown_fields=True):
+    type: Literal["function"]
+    name: str
+
+
+class TextFormat(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
+    description: str | None = None
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class TextConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    format: TextFormat | None = None
+    verbosity: Literal["medium"] | None = None
+
+
+class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
+    include_obfuscation: Literal[False] | None = None
+
+
+class ResponsesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    input: Annotated[str, Meta(min_length=1)] | Annotated[list[Item], Meta(min_length=1)]
+    """What the user says, or the conversation: messages, calls of functions, their results, and thoughts."""
+    model: str | None = None
+    """One of those that /v1/models lists; may be left out."""
+    instructions: str | None = None
+    """A system message before the conversation."""
+    stream: bool = False
+    """Send the answer as events, while it is made."""
+    stream_options: StreamOptions | None = None
+    """Padding of events (include_obfuscation) is not built."""
+    tools: Annotated[list[FunctionTool], Meta(max_length=MAX_TOOLS)] = msgspec.field(default_factory=list)
+    """Functions the model may call, each with a JSON schema of its arguments."""
+    tool_choice: Literal["none", "auto", "required"] | NamedFunction = "auto"
+    """Whether it calls: never, if it wants to, always, or this one function."""
+    parallel_tool_calls: bool = True
+    """Whether one answer may call more than once."""
+    text: TextConfig = TextConfig()
+    """`format`: plain text, JSON, or JSON that a schema describes."""
+    include: list[Literal["reasoning.encrypted_content"]] = msgspec.field(default_factory=list)
+    """Nothing to add: thoughts are in their items as they are."""
+    truncation: Literal["disabled"] = "disabled"
+    """Too long a conversation is refused, never cut."""
+    background: Literal[False] = False
+    """Not built: answers are made while the client waits."""
+    previous_response_id: Literal[None] = None
+    """Not built: nothing is kept, send the whole conversation."""
+    conversation: Literal[None] = None
+    """Not built: nothing is kept, send the whole conversation."""
+
+
+OWN = frozenset(ResponsesRequest.__struct_fields__)
+
+
+def parse_response(raw: bytes, request_id: str, served: Served) -> tuple[ResponsesRequest, Generation, AnswerForm]:
+    """Raises ApiError. Safe in a thread, for large bodies."""
+    fields = take_apart(decode_json(raw), OWN, ALIASES)
+    if isinstance(fields.own.get("input"), list):
+        fields.own["input"] = [typed_item(item) for item in fields.own["input"]]
+    request = convert(fields.own, ResponsesRequest, fields)
+    try:
+        _, generation, form = read_chat(chat_fields(request, fields), request_id, served)
+    except ApiError as error:
+        raise renamed(error) from error
+    return request, generation, form
+
+
+def typed_item(item: Any) -> Any:
+    """Messages may be sent without their type."""
+    return {"type": "message", **item} if isinstance(item, dict) and "role" in item else item
+
+
+def chat_fields(request: ResponsesRequest, fields: Fields) -> Fields:
+    own: dict[str, Any] = {
+        "messages": [*instructions(request), *chat_messages(request.input)],
+        "tools": [chat_tool(tool) for tool in request.tools],
+        "tool_choice": chat_choice(request.tool_choice),
+        "parallel_tool_calls": request.parallel_tool_calls,
+        "response_format": chat_format(request.text.format),
+        "stream": request.stream,
+        "model": request.model,
+    }
+    sent_as = {**fields.sent_as, "response_format": "text.format"}
+    return replace(fields, own={name: value for name, value in own.items() if value is not None}, sent_as=sent_as)
+
+
+def instructions(request: ResponsesRequest) -> list[dict[str, Any]]:
+    return [{"role": "system", "content": request.instructions}] if request.instructions else []
+
+
+def chat_tool(tool: FunctionTool) -> dict[str, Any]:
+    function = msgspec.to_builtins(tool)
+    return {"type": function.pop("type"), "function": function}
+
+
+def chat_choice(choice: str | NamedFunction) -> Any:
+    return choice if isinstance(choice, str) else {"type": "function", "function": {"name": choice.name}}
+
+
+def chat_format(format: TextFormat | None) -> dict[str, Any] | None:
+    if format is None or format.type != "json_schema":
+        return None if format is None else {"type": format.type}
+    named = msgspec.to_builtins(format)
+    return {"type": named.pop("type"), "json_schema": named}
+
+
+def chat_messages(conversation: str | Sequence[Item]) -> Iterator[dict[str, Any]]:
+    """What an assistant thought, said and called in a row is one message."""
+    if isinstance(conversation, str):
+        yield {"role": "user", "content": conversation}
+        return
+    turn: dict[str, Any] = {}
+    for item in conversation:
+        if turn and not goes_on(turn, item):
+            yield turn
+            turn = {}
+        match item:
+            case MessageItem(role="assistant"):
+                turn |= {"role": "assistant", "content": joined(item.content)}
+            case MessageItem():
+                role = "system" if item.role == "developer" else item.role
+                yield {"role": role, "content": joined(item.content)}
+            case ReasoningItem():
+                turn |= {"role": "assistant", "reasoning_content": joined(item.content or item.summary)}
+            case CallItem():
+                turn["role"] = "assistant"
+                turn["tool_calls"] = [*turn.get("tool_calls", ()), chat_call(item)]
+            case ResultItem():
+                yield {"role": "tool", "tool_call_id": item.call_id, "content": joined(item.output)}
+    if turn:
+        yield turn
+
+
+def goes_on(turn: dict[str, Any], item: Item) -> bool:
+    """Whether the assistant's message that has begun takes `item` in: a thought, then text, then calls."""
+    if isinstance(item, CallItem):
+        return True
+    return isinstance(item, MessageItem) and item.role == "assistant" and not turn.keys() & {"content", "tool_calls"}
+
+
+def chat_call(item: CallItem) -> dict[str, Any]:
+    return {"id": item.call_id, "type": "function", "function": {"name": item.name, "arguments": item.arguments}}
+
+
+def joined(content: Texts) -> str:
+    return content if isinstance(content, str) else "\n".join(part.text for part in content)
+
+
+def renamed(error: ApiError) -> ApiError:
+    """With the field's name on this route."""
+    if error.param is None:
+        return error
+    head, dot, rest = error.param.partition("[" if "[" in error.param else ".")
+    name = NAMES.get(head, head) + ("" if head == "messages" else dot + rest.replace("].function", "]"))
+    message = error.message.removeprefix(error.param).removeprefix(": ")
+    other = bad_field(name, message, code=error.code)
+    other.status = error.status
+    return other
