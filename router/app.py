@@ -17,6 +17,7 @@ from .job import Core
 from .key_metrics import KeyMetricsPage
 from .kobold import kobold_routes
 from .kobold_lite import lite_routes
+from .messages import messages_routes
 from .openai_routes import openai_routes
 from .request_id import HEADER, RequestIdMiddleware, request_id_of
 from .responses import responses_routes
@@ -39,6 +40,7 @@ def create_app(core: Core, served: Served, access: Access | None = None, cors: C
     app = FastAPI(title="Isthmus", version=__version__, description="LLM serving, OpenAI and KoboldAI APIs")
     app.include_router(openai_routes(core, served))
     app.include_router(responses_routes(core, served))
+    app.include_router(messages_routes(core, served))
     app.include_router(kobold_routes(core, served, protected=access.needs_key))
     app.include_router(samplers_routes())
     app.include_router(admin_routes(core, access))

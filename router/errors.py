@@ -1,4 +1,5 @@
-"""What a client is told when its request cannot be served, in OpenAI's shape on /v1 and in Kobold's on /api."""
+"""What a client is told when its request cannot be served, in OpenAI's shape on /v1, in Anthropic's on
+/v1/messages, in Kobold's on /api."""
 
 import math
 from typing import Any
@@ -22,6 +23,15 @@ KOBOLD_TYPES = {
     429: "rate_limit",
     503: "service_unavailable",
     504: "timeout",
+}
+ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
 }
 
 MAX_MESSAGE = 1000
@@ -69,8 +79,16 @@ def kobold_error(error: ApiError) -> dict[str, Any]:
     return {"detail": {"msg": error.message, "type": kind, "param": error.param}}
 
 
+def anthropic_error(error: ApiError) -> dict[str, Any]:
+    fallback = "invalid_request_error" if error.status < 500 else "api_error"
+    kind = ANTHROPIC_TYPES.get(error.status, fallback)
+    return {"type": "error", "error": {"type": kind, "message": error.message}}
+
+
 def error_body(path: str, error: ApiError) -> dict[str, Any]:
     """The body for a route at `path`."""
+    if path.startswith("/v1/messages"):
+        return anthropic_error(error)
     return kobold_error(error) if path.startswith("/api/") else openai_error(error)
 
 

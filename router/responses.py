@@ -1,7 +1,6 @@
 """POST /v1/responses."""
 
 import time
-from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -14,9 +13,10 @@ from .bodies import read_body, understand
 from .errors import ApiError, openai_error
 from .guidance_check import check_guidance
 from .job import Core
+from .named_events import events
 from .request_id import request_id_of
 from .request_schema import body_schema
-from .responses_output import ResponseOutput, event_bytes
+from .responses_output import ResponseOutput
 from .responses_request import ALIASES, ResponsesRequest, parse_response
 from .served import Served
 from .sse import GenerationResponse
@@ -114,10 +114,6 @@ class ResponseRenderer:
             "output_tokens_details": {"reasoning_tokens": len(thought)},
             "total_tokens": num_prompt + num_output,
         }
-
-
-def events(fields: Iterable[dict[str, Any]]) -> bytes:
-    return b"".join([event_bytes(each) for each in fields])
 
 
 def status_of(text: TextStream) -> str:

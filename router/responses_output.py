@@ -3,8 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-import msgspec
-
 from .answer import AnswerPart, CallPart
 
 Fields = dict[str, Any]
@@ -14,10 +12,6 @@ KINDS: dict[str, tuple[str, Fields]] = {
     "function_call": ("fc", {}),
 }
 """Of items: how their ids begin, and what else they say."""
-
-
-def event_bytes(fields: Fields) -> bytes:
-    return b"event: " + fields["type"].encode() + b"\ndata: " + msgspec.json.encode(fields) + b"\n\n"
 
 
 class ResponseOutput:

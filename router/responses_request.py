@@ -12,15 +12,15 @@ from msgspec import Meta, Struct
 
 from .answer import AnswerForm
 from .chat_request import read_chat
-from .errors import ApiError, bad_field
+from .errors import ApiError
 from .fields import Fields, convert, decode_json, take_apart
+from .renamed import renamed
 from .served import Served
 from .text_stream import Generation
 from .tool_fields import MAX_TOOLS, FunctionFields
 
 ALIASES = {"max_output_tokens": "max_tokens"}
-NAMES = {"messages": "input"}
-"""A chat's field, and what it is called here."""
+NAMES = (("messages", "input"), (".function", ""))
 
 
 class TextItem(Struct, frozen=True, forbid_unknown_fields=True):
@@ -136,7 +136,7 @@ def parse_response(raw: bytes, request_id: str, served: Served) -> tuple[Respons
     try:
         _, generation, form = read_chat(chat_fields(request, fields), request_id, served)
     except ApiError as error:
-        raise renamed(error) from error
+        raise renamed(error, NAMES) from error
     return request, generation, form
 
 
@@ -219,15 +219,3 @@ def chat_call(item: CallItem) -> dict[str, Any]:
 
 def joined(content: Texts) -> str:
     return content if isinstance(content, str) else "\n".join(part.text for part in content)
-
-
-def renamed(error: ApiError) -> ApiError:
-    """With the field's name on this route."""
-    if error.param is None:
-        return error
-    head, dot, rest = error.param.partition("[" if "[" in error.param else ".")
-    name = NAMES.get(head, head) + ("" if head == "messages" else dot + rest.replace("].function", "]"))
-    message = error.message.removeprefix(error.param).removeprefix(": ")
-    other = bad_field(name, message, code=error.code)
-    other.status = error.status
-    return other

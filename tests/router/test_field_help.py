@@ -6,7 +6,14 @@ from isthmus.router.fake_core import FakeCore
 from isthmus.router.field_help import field_help
 from isthmus.tests.router.edge import ask
 
-PATHS = ["/v1/completions", "/v1/chat/completions", "/v1/responses", "/api/v1/generate", "/api/extra/generate/stream"]
+PATHS = [
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/api/v1/generate",
+    "/api/extra/generate/stream",
+]
 
 
 class Parent(msgspec.Struct):

@@ -181,7 +181,7 @@ REFUSED = [
     ({"tools": [{"type": "web_search"}]}, 400, "tools[0].type"),
     ({"tools": [NOW, NOW]}, 400, "tools[1].name"),
     ({"tools": [{**NOW, "parameters": {"type": "x"}}]}, 400, "tools[0].parameters.type"),
-    ({"tool_choice": {"type": "function", "name": "x"}, "tools": [NOW]}, 400, "tool_choice.function.name"),
+    ({"tool_choice": {"type": "function", "name": "x"}, "tools": [NOW]}, 400, "tool_choice.name"),
     ({"text": {"format": {"type": "json_schema", "name": "n"}}}, 400, "text.format"),
     ({"messages": []}, 400, "messages"),
 ]

@@ -17,7 +17,7 @@ from isthmus.text.tool_calls.formats import FORMATS
 
 PATH = "/v1/chat/completions"
 USER = {"role": "user", "content": "hi"}
-WEATHER = {
+WEATHER: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "weather",

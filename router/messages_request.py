@@ -1,0 +1,182 @@
+"""The body of Anthropic's POST /v1/messages, as the chat that it means."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from .answer import AnswerForm
+from .chat_request import read_chat
+from .errors import ApiError
+from .fields import Fields, convert, decode_json, take_apart
+from .openai_request import MAX_STOPS, StopString
+from .renamed import renamed
+from .served import Served
+from .text_stream import Generation
+from .tool_fields import MAX_TOOLS
+
+NAMES = ((".function.parameters", ".input_schema"), (".function", ""))
+Cache = dict[str, Any] | None
+"""A hint to a provider's cache; prefixes are found by their content here."""
+
+
+class TextBlock(Struct, frozen=True, tag="text", forbid_unknown_fields=True):
+    text: str
+    cache_control: Cache = None
+    citations: list[Any] | None = None
+
+
+class ThinkingBlock(Struct, frozen=True, tag="thinking", forbid_unknown_fields=True):
+    thinking: str
+    signature: str = ""
+
+
+class ToolUseBlock(Struct, frozen=True, tag="tool_use", forbid_unknown_fields=True):
+    id: str
+    name: str
+    input: dict[str, Any]
+    cache_control: Cache = None
+
+
+class ToolResultBlock(Struct, frozen=True, tag="tool_result", forbid_unknown_fields=True):
+    tool_use_id: str
+    content: str | list[TextBlock] = ""
+    is_error: bool = False
+    """Templates have no place for it: the content says so itself."""
+    cache_control: Cache = None
+
+
+Block = TextBlock | ThinkingBlock | ToolUseBlock | ToolResultBlock
+
+
+class ChatMessage(Struct, frozen=True, forbid_unknown_fields=True):
+    role: Literal["user", "assistant"]
+    content: str | Annotated[list[Block], Meta(min_length=1)]
+
+
+class CustomTool(Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    input_schema: dict[str, Any]
+    description: str | None = None
+    strict: bool | None = None
+    type: Literal["custom"] | None = None
+    cache_control: Cache = None
+
+
+class Choice(Struct, frozen=True, forbid_unknown_fields=True):
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool = False
+
+
+class Thinking(Struct, frozen=True, forbid_unknown_fields=True):
+    type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: int | None = None
+    """A hint that no model here is told."""
+    display: str | None = None
+
+
+class MessagesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    messages: Annotated[list[ChatMessage], Meta(min_length=1)]
+    """The conversation: text, thoughts, uses of tools and their results."""
+    model: str | None = None
+    """One of those that /v1/models lists; may be left out."""
+    system: str | list[TextBlock] = ""
+    """What the model is told before the conversation."""
+    stop_sequences: Annotated[list[StopString], Meta(max_length=MAX_STOPS)] = msgspec.field(default_factory=list)
+    """End the text before any of these strings."""
+    stream: bool = False
+    """Send the answer as events, while it is made."""
+    tools: Annotated[list[CustomTool], Meta(max_length=MAX_TOOLS)] = msgspec.field(default_factory=list)
+    """Tools the model may use, each with a JSON schema of its input."""
+    tool_choice: Choice = Choice("auto")
+    """Whether it does: if it wants to, in any case, this one, or never."""
+    thinking: Thinking | None = None
+    """Whether the model thinks before it answers, for templates that know `enable_thinking`."""
+
+
+OWN = frozenset(MessagesRequest.__struct_fields__)
+
+
+def parse_messages(
+    raw: bytes, request_id: str, served: Served, *, counted: bool = False
+) -> tuple[MessagesRequest, Generation, AnswerForm]:
+    """`counted`: only the prompt's tokens matter, and max_tokens may be missing. Raises ApiError. Safe in a thread,
+    for large bodies."""
+    fields = take_apart(decode_json(raw), OWN, {})
+    request = convert(fields.own, MessagesRequest, fields)
+    if "max_tokens" not in fields.sampling and not counted:
+        raise ApiError(400, "max_tokens: missing", param="max_tokens")
+    try:
+        _, generation, form = read_chat(chat_fields(request, fields), request_id, served)
+    except ApiError as error:
+        raise renamed(error, NAMES) from error
+    return request, generation, form
+
+
+def chat_fields(request: MessagesRequest, fields: Fields) -> Fields:
+    choice = request.tool_choice
+    own: dict[str, Any] = {
+        "messages": list(chat_messages(request)),
+        "tools": [chat_tool(tool) for tool in request.tools],
+        "tool_choice": chat_choice(choice),
+        "parallel_tool_calls": not choice.disable_parallel_tool_use,
+        "stop": request.stop_sequences,
+        "stream": request.stream,
+        "model": request.model,
+    }
+    if request.thinking is not None:
+        own["chat_template_kwargs"] = {"enable_thinking": request.thinking.type != "disabled"}
+    return replace(fields, own={name: value for name, value in own.items() if value is not None})
+
+
+def chat_tool(tool: CustomTool) -> dict[str, Any]:
+    function = {"name": tool.name, "description": tool.description, "parameters": tool.input_schema}
+    return {"type": "function", "function": {**function, "strict": tool.strict}}
+
+
+def chat_choice(choice: Choice) -> Any:
+    if choice.type == "tool":
+        if choice.name is None:
+            raise ApiError(400, "tool_choice.name: missing", param="tool_choice.name")
+        return {"type": "function", "function": {"name": choice.name}}
+    return {"any": "required"}.get(choice.type, choice.type)
+
+
+def chat_messages(request: MessagesRequest) -> Iterator[dict[str, Any]]:
+    if system := joined(request.system):
+        yield {"role": "system", "content": system}
+    for message in request.messages:
+        blocks: Sequence[Block] = message.content if isinstance(message.content, list) else [TextBlock(message.content)]
+        yield from results_of(blocks)
+        said = said_in(message.role, blocks)
+        if len(said) > 1:
+            yield said
+
+
+def results_of(blocks: Sequence[Block]) -> Iterator[dict[str, Any]]:
+    for block in blocks:
+        if isinstance(block, ToolResultBlock):
+            yield {"role": "tool", "tool_call_id": block.tool_use_id, "content": joined(block.content)}
+
+
+def said_in(role: str, blocks: Sequence[Block]) -> dict[str, Any]:
+    """The message without the results in it."""
+    message: dict[str, Any] = {"role": role}
+    if texts := [block for block in blocks if isinstance(block, TextBlock)]:
+        message["content"] = joined(texts)
+    if thoughts := [block.thinking for block in blocks if isinstance(block, ThinkingBlock)]:
+        message["reasoning_content"] = "\n".join(thoughts)
+    if uses := [block for block in blocks if isinstance(block, ToolUseBlock)]:
+        message["tool_calls"] = [chat_call(use) for use in uses]
+    return message
+
+
+def chat_call(use: ToolUseBlock) -> dict[str, Any]:
+    return {"id": use.id, "type": "function", "function": {"name": use.name, "arguments": use.input}}
+
+
+def joined(content: str | Sequence[TextBlock]) -> str:
+    return content if isinstance(content, str) else "\n".join(block.text for block in content)
