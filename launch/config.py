@@ -70,7 +70,8 @@ class HttpOptions:
     )
     tool_call_parser: str = option(
         "auto",
-        "how the model writes calls of tools; auto tells it by the chat template. Others: none, " + ", ".join(FORMATS),
+        "how the model writes calls of tools; auto tells it by the chat template, and takes hermes for one "
+        "without tools. Others: none, " + ", ".join(FORMATS),
         metavar="NAME",
         parse=one_of("auto", "none", *FORMATS),
     )

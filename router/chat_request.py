@@ -1,12 +1,14 @@
 """The body of POST /v1/chat/completions."""
 
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from ..text.chat_template import ChatTemplateError
+from ..text.reasoning import detect_style
+from ..text.tool_calls.prompt import knows_tools, told_of_tools
 from ..wire.sampling import SamplingParams
 from .answer import AnswerForm
 from .answer_guidance import answer_guidance
@@ -20,6 +22,7 @@ from .text_stream import Generation
 from .tool_fields import ToolChoice, Tools, ToolUse, tool_use
 
 CHAT_ALIASES = {**ALIASES, "max_completion_tokens": "max_tokens"}
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 
 class ChatRequest(OpenAiRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,6 +41,9 @@ class ChatRequest(OpenAiRequest, frozen=True, kw_only=True, forbid_unknown_field
     so does `strict` in a function."""
     parallel_tool_calls: bool = True
     """Whether one answer may call more than once."""
+    reasoning_effort: Effort | None = None
+    """How long the model thinks, for templates that know `reasoning_effort`; none: not at all, for those that know
+    `enable_thinking`."""
     include_reasoning: bool = True
     """Show what the model thinks before it answers, in reasoning_content."""
     logprobs: bool = False
@@ -86,16 +92,38 @@ def render_chat(request: ChatRequest, use: ToolUse | None, served: Served) -> st
         raise bad_field("messages", "the model has no chat template; start the server with --chat-template")
     if request.add_generation_prompt and request.continue_final_message:
         raise bad_field("continue_final_message", "needs add_generation_prompt false")
+    messages = [template_message(message) for message in request.messages]
+    tools = [] if use is None else [msgspec.to_builtins(tool) for tool in request.tools]
+    if served.call_format is not None and not knows_tools(served.chat_template.source) and speaks_of_tools(request):
+        messages, tools = told_of_tools(messages, tools, served.call_format), []
     try:
         return served.chat_template.render(
-            [template_message(message) for message in request.messages],
-            tools=None if use is None else [msgspec.to_builtins(tool) for tool in request.tools],
+            messages,
+            tools=tools or None,
             add_generation_prompt=request.add_generation_prompt,
             continue_final_message=request.continue_final_message,
-            template_kwargs=request.chat_template_kwargs,
+            template_kwargs={**effort_of(request, served.chat_template.source), **request.chat_template_kwargs},
         )
     except ChatTemplateError as error:
         raise bad_field("messages", str(error)) from error
+
+
+def effort_of(request: ChatRequest, template: str) -> dict[str, Any]:
+    """As the template's variables. Raises ApiError (400) if it knows none for it."""
+    effort = request.reasoning_effort
+    if effort is None:
+        return {}
+    if effort == "none" and "enable_thinking" in template:
+        return {"enable_thinking": False}
+    if "reasoning_effort" in template:
+        return {"reasoning_effort": effort}
+    if effort == "none" and detect_style(template) is None:
+        return {}  # it does not think anyway
+    raise bad_field("reasoning_effort", f"the model's chat template does not know {effort!r}; leave it out")
+
+
+def speaks_of_tools(request: ChatRequest) -> bool:
+    return bool(request.tools) or any(message.role == "tool" or message.tool_calls for message in request.messages)
 
 
 def answer_form(request: ChatRequest, use: ToolUse | None, prompt: str, served: Served) -> AnswerForm:

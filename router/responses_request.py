@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from .answer import AnswerForm
-from .chat_request import read_chat
+from .chat_request import Effort, read_chat
 from .errors import ApiError
 from .fields import Fields, convert, decode_json, take_apart
 from .renamed import renamed
@@ -20,7 +20,7 @@ from .text_stream import Generation
 from .tool_fields import MAX_TOOLS, FunctionFields
 
 ALIASES = {"max_output_tokens": "max_tokens"}
-NAMES = (("messages", "input"), (".function", ""))
+NAMES = (("messages", "input"), ("reasoning_effort", "reasoning.effort"), (".function", ""))
 
 
 class TextItem(Struct, frozen=True, forbid_unknown_fields=True):
@@ -84,6 +84,12 @@ class TextFormat(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=
     strict: bool | None = None
 
 
+class Reasoning(Struct, frozen=True, forbid_unknown_fields=True):
+    effort: Effort | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
+    """Thoughts are shown whole, in their items."""
+
+
 class TextConfig(Struct, frozen=True, forbid_unknown_fields=True):
     format: TextFormat | None = None
     verbosity: Literal["medium"] | None = None
@@ -112,6 +118,8 @@ class ResponsesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Whether one answer may call more than once."""
     text: TextConfig = TextConfig()
     """`format`: plain text, JSON, or JSON that a schema describes."""
+    reasoning: Reasoning = Reasoning()
+    """`effort`: how long the model thinks, for templates that know it."""
     include: list[Literal["reasoning.encrypted_content"]] = msgspec.field(default_factory=list)
     """Nothing to add: thoughts are in their items as they are."""
     truncation: Literal["disabled"] = "disabled"
@@ -151,6 +159,7 @@ def chat_fields(request: ResponsesRequest, fields: Fields) -> Fields:
         "tools": [chat_tool(tool) for tool in request.tools],
         "tool_choice": chat_choice(request.tool_choice),
         "parallel_tool_calls": request.parallel_tool_calls,
+        "reasoning_effort": request.reasoning.effort,
         "response_format": chat_format(request.text.format),
         "stream": request.stream,
         "model": request.model,

@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from ..text.chat_template import load_chat_template
 from ..text.reasoning import STYLES, detect_style
 from ..text.tokenizer import Tokenizer
-from ..text.tool_calls.formats import FORMATS, detect_format
+from ..text.tool_calls.formats import FORMATS, default_format
 from ..wire.curve import ServerKeys
 from ..wire.hub import Hub
 from .access import Access
@@ -220,7 +220,7 @@ def load_served(
         created=int(time.time()),
         max_logprobs=max_logprobs,
         max_body_bytes=max_body_bytes,
-        call_format=detect_format(source) if tool_call_parser == "auto" else FORMATS.get(tool_call_parser),
+        call_format=default_format(source) if tool_call_parser == "auto" else FORMATS.get(tool_call_parser),
         reasoning=detect_style(source) if reasoning_parser == "auto" else STYLES.get(reasoning_parser),
     )
 

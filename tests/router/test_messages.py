@@ -148,7 +148,7 @@ def test_a_conversation_becomes_messages():
         {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": "x", "is_error": True}]},
     ]
     core = saying("x")
-    template = ChatTemplate("{% for m in messages %}{{ m | tojson }}\n{% endfor %}", {})
+    template = ChatTemplate("{# with tools #}{% for m in messages %}{{ m | tojson }}\n{% endfor %}", {})
     assert post(core, {"messages": conversation}, chat_template=template).status_code == 200
     thought = {"reasoning_content": "Hm.", "thinking": "Hm."}  # the second name is transformers' doing
     call = {"id": "t1", "type": "function", "function": {"name": "now", "arguments": {"a": 1}}}

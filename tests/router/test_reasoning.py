@@ -78,6 +78,32 @@ def test_grammars_begin_after_the_thought(body, good, bad):
     assert [text for text in bad if accepted(core, text)] == []
 
 
+KNOWS = ChatTemplate("[{{ reasoning_effort }}]", {})
+EFFORTS = [
+    ("low", KNOWS, "[low]"),
+    ("none", KNOWS, "[none]"),
+    ("none", ChatTemplate("[{{ enable_thinking }}]", {}), "[False]"),
+    ("none", ChatTemplate("[]", {}), "[]"),
+    ("low", ChatTemplate("[]", {}), None),
+    ("none", ChatTemplate("<think>", {}), None),
+]
+
+
+@pytest.mark.parametrize(("effort", "template", "prompt"), EFFORTS)
+def test_an_effort_reaches_a_template_that_knows_it(effort, template, prompt):
+    for path, body in [
+        (PATH, {"messages": [USER], "reasoning_effort": effort}),
+        ("/v1/responses", {"input": "hi", "reasoning": {"effort": effort}}),
+    ]:
+        core = saying("ok")
+        reply = ask(core, "POST", path, json=body, served_with={**SETTINGS, "chat_template": template})
+        if prompt is None:
+            param = "reasoning_effort" if path == PATH else "reasoning.effort"
+            assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
+        else:
+            assert list(core.streams[0].job.prompt_ids) == ids(prompt)
+
+
 @pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
 def test_earlier_thoughts_reach_the_template(name):
     core = saying("ok")
@@ -93,5 +119,9 @@ def test_a_server_tells_formats_by_the_template(tmp_path):
     assert (told.call_format, told.reasoning) == (FORMATS["hermes"], STYLES["qwen3"])
     plain = load_served(tmp_path, ("m",), 100, template, tool_call_parser="none", reasoning_parser="none")
     assert (plain.call_format, plain.reasoning) == (None, None)
+    untold = load_served(tmp_path, ("m",), 100, TEMPLATE)
+    assert (untold.call_format, untold.reasoning) == (FORMATS["hermes"], None)
+    unknown = load_served(tmp_path, ("m",), 100, "{{ tools }}")
+    assert unknown.call_format is None
     other = load_served(tmp_path, ("m",), 100, template, tool_call_parser="mistral", reasoning_parser="granite")
     assert (other.call_format, other.reasoning) == (FORMATS["mistral"], STYLES["granite"])

@@ -128,7 +128,7 @@ def test_a_conversation_becomes_messages():
         {"role": "user", "content": "ok"},
     ]
     core = saying("x")
-    template = ChatTemplate("{% for m in messages %}{{ m | tojson }}\n{% endfor %}", {})
+    template = ChatTemplate("{# with tools #}{% for m in messages %}{{ m | tojson }}\n{% endfor %}", {})
     thought = {"reasoning_content": "Hm.", "thinking": "Hm."}  # the second name is transformers' doing
     assert post(core, {"input": conversation}, chat_template=template).status_code == 200
     lines = prompt_of(core).splitlines()

@@ -14,6 +14,8 @@ from isthmus.text.chat_template import ChatTemplate
 from isthmus.text.grammar_compiler import next_tokens
 from isthmus.text.reasoning import ReasoningStyle
 from isthmus.text.tool_calls.formats import FORMATS
+from isthmus.text.tool_calls.parser import CallParser
+from isthmus.text.tool_calls.source import CallBegin
 
 PATH = "/v1/chat/completions"
 USER = {"role": "user", "content": "hi"}
@@ -143,6 +145,42 @@ def test_earlier_calls_and_their_results_reach_the_template():
     assert post(core, {"messages": messages, "tools": []}).status_code == 200
     shown = '[{"type": "function", "function": {"name": "now", "arguments": {"a": [1]}}, "id": "c1"}]'
     assert prompt_of(core) == f"user:hi\nassistant:None{shown}\ntool:noonc1\n"
+
+
+UNTOLD = ChatTemplate("{% for m in messages %}{{ m.role }}:{{ m.content }}\n{% endfor %}", {})
+
+
+@pytest.mark.parametrize("system", [True, False])
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_template_without_tools_is_told_in_words(name, system):
+    """Earlier calls are written as the model is asked to write them, and would be read."""
+    form = FORMATS[name]
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Paris"}'}}
+    messages = [
+        *([{"role": "system", "content": "Be brief."}] if system else []),
+        USER,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "rain"},
+        {"role": "user", "content": "and?"},
+    ]
+    core = saying("ok")
+    assert post(core, {"messages": messages}, chat_template=UNTOLD, call_format=form).status_code == 200
+    prompt = prompt_of(core)
+    assert prompt.startswith("system:Be brief.\n\nYou can call" if system else "system:You can call")
+    assert json.dumps(WEATHER["function"]) in prompt
+    _, after = prompt.split("\nuser:hi\nassistant:")
+    written, rest = after.split("\nuser:")
+    assert rest == "The function's result:\nrain\n\nand?\n"
+    parser = CallParser(form.read, ["weather"])
+    begin, *arguments = [*parser.push(written), *parser.flush()]
+    assert begin == CallBegin("weather")
+    assert "".join(part.text for part in arguments) == '{"city": "Paris"}'
+
+
+def test_a_template_without_tools_is_left_alone_where_there_are_none():
+    core = saying("ok")
+    post(core, {"tools": []}, chat_template=UNTOLD)
+    assert prompt_of(core) == "user:hi\n"
 
 
 def test_arguments_are_shown_as_they_were_made():

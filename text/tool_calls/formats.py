@@ -112,4 +112,9 @@ def detect_format(template: str) -> CallFormat | None:
         return DEEPSEEK_V3 if deepseek.FENCE_BEGIN in template else DEEPSEEK_V31
     if "<function=" in template:  # XML between the markers of Hermes, as Qwen3-Coder writes it
         return None
-    return next((call_format for sign, call_format in SIGNS if sign in template), None)
+    return next((form for sign, form in SIGNS if sign in template), None)
+
+
+def default_format(template: str) -> CallFormat | None:
+    """Also for a template without tools: the model is told of them in words, and may answer in any format."""
+    return detect_format(template) or (None if "tools" in template else HERMES)
