@@ -41,7 +41,7 @@ class ChatRequest(OpenAiRequest, frozen=True, kw_only=True, forbid_unknown_field
     so does `strict` in a function."""
     parallel_tool_calls: bool = True
     """Whether one answer may call more than once."""
-    reasoning_effort: Effort | None = None
+    reasoning_effort: Effort | Literal[""] | None = None
     """How long the model thinks, for templates that know `reasoning_effort`; none: not at all, for those that know
     `enable_thinking`."""
     include_reasoning: bool = True
@@ -111,7 +111,7 @@ def render_chat(request: ChatRequest, use: ToolUse | None, served: Served) -> st
 def effort_of(request: ChatRequest, template: str) -> dict[str, Any]:
     """As the template's variables. Raises ApiError (400) if it knows none for it."""
     effort = request.reasoning_effort
-    if effort is None:
+    if not effort:
         return {}
     if effort == "none" and "enable_thinking" in template:
         return {"enable_thinking": False}

@@ -112,6 +112,10 @@ def test_earlier_thoughts_reach_the_template(name):
     assert list(core.streams[0].job.prompt_ids) == ids("[Hm.]")
 
 
+def test_an_empty_effort_is_as_good_as_left_out():
+    assert post(saying("ok"), {"reasoning_effort": ""}).status_code == 200
+
+
 def test_a_server_tells_formats_by_the_template(tmp_path):
     template = "{{ '<tool_call><think>' }}"
     TOKENIZER._backend.save(str(tmp_path / "tokenizer.json"))
