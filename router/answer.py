@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from msgspec import Struct
 
@@ -38,8 +39,8 @@ class AnswerForm:
     thought: Thought | None = None
     call_format: CallFormat | None = None
     """None: nothing may be called."""
-    names: tuple[str, ...] = ()
-    """Of the functions there are."""
+    schemas: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Of the arguments of the functions there are, by their names."""
     shows_reasoning: bool = True
 
     @property
@@ -62,7 +63,7 @@ class AnswerReader:
         self.num_calls = 0
         self._form = form
         self._thought = None if form.thought is None else ReasoningSplitter(form.thought)
-        self._calls = None if form.call_format is None else CallParser(form.call_format.read, form.names)
+        self._calls = None if form.call_format is None else CallParser(form.call_format.read, form.schemas)
 
     def push(self, text: str) -> AnswerPart:
         split = Split("", text) if self._thought is None else self._thought.push(text)

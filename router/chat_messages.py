@@ -64,13 +64,14 @@ def check_messages(messages: Any) -> None:
 
 
 def template_message(message: Message) -> dict[str, Any]:
-    """As the dict that templates read: `content` is always there, arguments of calls are objects."""
+    """As the dict that templates read: `content` is always text, since many look into it without asking,
+    and arguments of calls are objects."""
     fields: dict[str, Any] = msgspec.to_builtins(message)
     if message.tool_calls:
         fields["tool_calls"] = [template_call(call) for call in message.tool_calls]
     if (reasoning := fields.pop("reasoning", None)) is not None:
         fields.setdefault("reasoning_content", reasoning)
-    return {"content": None, **fields}
+    return {"content": "", **fields}
 
 
 def template_call(call: ToolCall) -> dict[str, Any]:

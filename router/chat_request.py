@@ -134,7 +134,7 @@ def answer_form(request: ChatRequest, use: ToolUse | None, prompt: str, served: 
     return AnswerForm(
         thought=None if served.reasoning is None else served.reasoning.begun(prompt),
         call_format=None if use is None else served.call_format,
-        names=() if use is None else use.names,
+        schemas={} if use is None else use.schemas,
         shows_reasoning=request.include_reasoning,
     )
 

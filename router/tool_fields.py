@@ -1,6 +1,6 @@
 """The fields of a chat that say which tools there are and whether they must be called."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -44,7 +44,9 @@ class ToolUse:
     """What an answer may call."""
 
     functions: tuple[Function, ...]
-    names: tuple[str, ...]
+    """With the schemas that their calls are held to."""
+    schemas: Mapping[str, Mapping[str, Any]]
+    """Of the arguments of all functions, by their names."""
     must_call: bool
     parallel: bool
     strict: bool
@@ -64,8 +66,8 @@ def tool_use(tools: Sequence[Tool], choice: ToolChoice, *, parallel: bool) -> To
     if not chosen:
         raise bad_field("tool_choice.function.name", f"there is no function {named!r} in tools")
     strict = any(tool.function.strict for tool in tools)
-    names = tuple(each.name for each in functions)
-    return ToolUse(chosen, names, must_call=choice != "auto", parallel=parallel and named is None, strict=strict)
+    schemas = {tool.function.name: tool.function.parameters or {} for tool in tools}
+    return ToolUse(chosen, schemas, must_call=choice != "auto", parallel=parallel and named is None, strict=strict)
 
 
 def called_function(tool: Tool, choice: ToolChoice) -> Function:

@@ -144,7 +144,7 @@ def test_earlier_calls_and_their_results_reach_the_template():
     core = saying("ok")
     assert post(core, {"messages": messages, "tools": []}).status_code == 200
     shown = '[{"type": "function", "function": {"name": "now", "arguments": {"a": [1]}}, "id": "c1"}]'
-    assert prompt_of(core) == f"user:hi\nassistant:None{shown}\ntool:noonc1\n"
+    assert prompt_of(core) == f"user:hi\nassistant:{shown}\ntool:noonc1\n"
 
 
 UNTOLD = ChatTemplate("{% for m in messages %}{{ m.role }}:{{ m.content }}\n{% endfor %}", {})
@@ -171,7 +171,7 @@ def test_a_template_without_tools_is_told_in_words(name, system):
     _, after = prompt.split("\nuser:hi\nassistant:")
     written, rest = after.split("\nuser:")
     assert rest == "The function's result:\nrain\n\nand?\n"
-    parser = CallParser(form.read, ["weather"])
+    parser = CallParser(form.read, {"weather": {}})
     begin, *arguments = [*parser.push(written), *parser.flush()]
     assert begin == CallBegin("weather")
     assert "".join(part.text for part in arguments) == '{"city": "Paris"}'

@@ -79,7 +79,7 @@ def write(form: CallFormat, calls: Sequence[tuple[str, str]]) -> str:
 
 
 def read(form: CallFormat, text: str) -> list[tuple[str, Any]]:
-    parser = CallParser(form.read, [function.name for function in FUNCTIONS])
+    parser = CallParser(form.read, {function.name: function.schema for function in FUNCTIONS})
     events: list[Event] = [*parser.push(text), *parser.flush()]
     assert all(isinstance(event, CallBegin | Arguments) for event in events), text
     calls: list[list[str]] = []
@@ -92,11 +92,13 @@ def read(form: CallFormat, text: str) -> list[tuple[str, Any]]:
 
 
 def arguments(form: CallFormat, days: str) -> str:
+    if form.name == "qwen3_coder":
+        return f"<parameter=city>\nParis\n</parameter>\n<parameter=days>\n{days}\n</parameter>\n"
     return f'city="Paris", days={days}' if form.name == "pythonic" else f'{{"city": "Paris", "days": {days}}}'
 
 
 def none(form: CallFormat) -> str:
-    return "" if form.name == "pythonic" else "{}"
+    return "" if form.name in ("pythonic", "qwen3_coder") else "{}"
 
 
 each_format = pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
@@ -203,3 +205,15 @@ def test_arguments_in_python_may_leave_out_what_is_optional() -> None:
 def test_what_python_cannot_express_is_told(schema: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="the format of this model's calls"):
         guidance(FORMATS["pythonic"], functions=[Function("f", schema)])
+
+
+def test_strings_in_markup_end_where_their_tag_does() -> None:
+    schema = {"properties": {"s": {"type": "string"}, "n": {"type": "null"}}, "required": ["s"]}
+    form = FORMATS["qwen3_coder"]
+    guide = guidance(form, functions=[Function("f", schema)], parallel=False)
+    text = '<parameter=s>\n"a"\n</parameter> <b>\n</parameter>\n'
+    assert accepts(guide, form.syntax.begin("f") + text + form.syntax.end)
+    assert accepts(guide, form.syntax.begin("f") + text + "<parameter=n>\nnull\n</parameter>\n" + form.syntax.end)
+    assert not accepts(guide, form.syntax.begin("f") + "<parameter=n>\nnull\n</parameter>\n" + form.syntax.end)
+    with pytest.raises(ValueError, match="maxLength of the string 's'"):
+        guidance(form, functions=[Function("f", {"properties": {"s": {"type": "string", "maxLength": 3}}})])

@@ -4,15 +4,22 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 import pytest
 from isthmus.text.tool_calls.formats import FORMATS, detect_format
 from isthmus.text.tool_calls.parser import CallParser
 from isthmus.text.tool_calls.source import Arguments, CallBegin, Content, Event
 
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "f": {"properties": {"a": {"type": "integer"}, "s": {"type": "string"}, "u": {"type": ["string", "null"]}}},
+    "g": {},
+}
 Calls = list[tuple[str, str]]
 F, G = ("f", '{"a": 1}'), ("g", "{}")
 FENCED = "<｜tool▁call▁begin｜>function<｜tool▁sep｜>{}\n```json\n{}\n```<｜tool▁call▁end｜>"
+XML = "<tool_call>\n<function={}>\n{}</function>\n</tool_call>"
+PARAMETER = "<parameter={}>\n{}\n</parameter>\n"
 V31 = "<｜tool▁call▁begin｜>{}<｜tool▁sep｜>{}<｜tool▁call▁end｜>"
 
 # format, output, content, calls
@@ -51,6 +58,23 @@ READ: list[tuple[str, str, str, Calls]] = [
         "",
         [("f", '{"s": "it\'s, \\")", "t": [true, null], "u": {"k": [1.5, "\\\\d"]}, "v": null}')],
     ),
+    ("qwen3_coder", XML.format("f", PARAMETER.format("a", 1)), "", [F]),
+    ("qwen3_coder", "Hm.\n" + XML.format("f", PARAMETER.format("a", 1)) + "\n" + XML.format("g", ""), "Hm.", [F, G]),
+    (
+        "qwen3_coder",
+        XML.format(
+            "f", PARAMETER.format("s", '12\n "<b>"\n') + PARAMETER.format("a", "x") + PARAMETER.format("n", "[1]")
+        ),
+        "",
+        [("f", '{"s": "12\\n \\"<b>\\"\\n", "a": "x", "n": [1]}')],
+    ),
+    (
+        "qwen3_coder",
+        XML.format("f", PARAMETER.format("u", "null") + "<parameter=s>é</parameter>"),
+        "",
+        [("f", '{"u": null, "s": "é"}')],
+    ),
+    ("qwen3_coder", "<tool_call><function=g></function>", "", [G]),
     (
         "deepseek_v3",
         "Ok<｜tool▁calls▁begin｜>" + FENCED.format(*F) + "\n" + FENCED.format(*G) + "<｜tool▁calls▁end｜>",
@@ -80,6 +104,9 @@ KEPT = [
     ("pythonic", "[f(a=1"),
     ("pythonic", "[f(1)]"),
     ("deepseek_v3", "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function"),
+    ("qwen3_coder", "<tool_call>{}</tool_call>"),
+    ("qwen3_coder", "<tool_call><function=f>oops"),
+    ("qwen3_coder", "<tool_call><function=f><parameter=a>1"),
 ]
 # Calls whose arguments go wrong after their first key: they end there, and the rest is content
 CUT: list[tuple[str, str, str, Calls]] = [
@@ -88,6 +115,7 @@ CUT: list[tuple[str, str, str, Calls]] = [
     ("hermes", '<tool_call>{"name": "f", "arguments": {"a": "x', "", [("f", '{"a": "x')]),
     ("mistral_args", '[TOOL_CALLS]f[ARGS]{"a": [1', "", [("f", '{"a": [1')]),
     ("pythonic", "[f(a=1, b=c)]", ", b=c)]", [F]),
+    ("qwen3_coder", "<tool_call><function=f><parameter=a>1</parameter>oops", "oops", [F]),
     ("llama3_json", '{"name": "g"}; {"x": 1}', '; {"x": 1}', [G]),
 ]
 ALL = [*READ, *CUT, *((name, text, text, []) for name, text in KEPT)]
@@ -107,7 +135,7 @@ def folded(events: Sequence[Event]) -> tuple[str, Calls]:
 
 
 def parse(name: str, pieces: Sequence[str]) -> tuple[str, Calls]:
-    parser = CallParser(FORMATS[name].read, ["f", "g"])
+    parser = CallParser(FORMATS[name].read, SCHEMAS)
     events = [event for piece in pieces for event in parser.push(piece)]
     return folded([*events, *parser.flush()])
 
@@ -148,7 +176,7 @@ def test_random_markup_is_read_the_same_however_it_is_cut(name: str) -> None:
 
 
 def test_arguments_come_as_they_are_written() -> None:
-    parser = CallParser(FORMATS["hermes"].read, ["f"])
+    parser = CallParser(FORMATS["hermes"].read, SCHEMAS)
     assert parser.push('Hm. <tool_call>{"name": "f", "arguments":') == [Content("Hm.")]
     assert folded([CallBegin(""), *parser.push(' {"city": "Par')][1:]) == ("", [("f", '{"city": "Par')])
     assert parser.push('is"') == [Arguments("is"), Arguments('"')]
@@ -156,7 +184,7 @@ def test_arguments_come_as_they_are_written() -> None:
 
 def test_a_long_argument_costs_no_more_a_character() -> None:
     """What has been read is dropped."""
-    parser = CallParser(FORMATS["hermes"].read, ["f"])
+    parser = CallParser(FORMATS["hermes"].read, SCHEMAS)
     parser.push('<tool_call>{"name": "f", "arguments": {"a": "')
     for _ in range(20_000):
         parser.push("x")
@@ -165,7 +193,7 @@ def test_a_long_argument_costs_no_more_a_character() -> None:
 
 TEMPLATES = [
     ("{{ '<tool_call>' }}", "hermes"),
-    ("{{ '<tool_call><function=' }}", None),
+    ("{{ '<tool_call><function=' }}", "qwen3_coder"),
     ('Respond in the format {"name": function name, "parameters": dictionary}', "llama3_json"),
     ("<|python_tag|>", "llama3_json"),
     ("[AVAILABLE_TOOLS][TOOL_CALLS] [", "mistral"),

@@ -6,8 +6,8 @@ import string
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from . import deepseek, hermes, llama3, mistral, pythonic
-from .grammar import CallSyntax, python_arguments
+from . import deepseek, hermes, llama3, mistral, pythonic, qwen3_coder
+from .grammar import CallSyntax, markup_arguments, markup_text, python_arguments, python_text
 from .parser import Read
 
 ALPHANUMERIC = string.ascii_letters + string.digits
@@ -63,8 +63,23 @@ MISTRAL_ARGS = CallFormat(
 PYTHONIC = CallFormat(
     "pythonic",
     pythonic.read_pythonic,
-    CallSyntax(lambda name: f"{name}(", ")", between=", ", before="[", after="]", arguments=python_arguments),
+    CallSyntax(
+        lambda name: f"{name}(", ")", between=", ", before="[", after="]", arguments=python_arguments, write=python_text
+    ),
     (pythonic.BEGIN, pythonic.END),
+)
+QWEN3_CODER = CallFormat(
+    "qwen3_coder",
+    qwen3_coder.read_qwen3_coder,
+    CallSyntax(
+        lambda name: f"<tool_call>\n<function={name}>\n",
+        "</function>\n</tool_call>",
+        between="\n",
+        trigger="<tool_call>",
+        arguments=markup_arguments,
+        write=markup_text,
+    ),
+    (hermes.BEGIN, hermes.END),
 )
 DEEPSEEK_V3 = CallFormat(
     "deepseek_v3",
@@ -93,7 +108,8 @@ DEEPSEEK_V31 = CallFormat(
     deepseek.MARKERS,
 )
 FORMATS = {
-    each.name: each for each in (HERMES, LLAMA3_JSON, MISTRAL, MISTRAL_ARGS, PYTHONIC, DEEPSEEK_V3, DEEPSEEK_V31)
+    each.name: each
+    for each in (HERMES, LLAMA3_JSON, MISTRAL, MISTRAL_ARGS, PYTHONIC, QWEN3_CODER, DEEPSEEK_V3, DEEPSEEK_V31)
 }
 SIGNS: tuple[tuple[str, CallFormat], ...] = (
     ("[ARGS]", MISTRAL_ARGS),
@@ -101,6 +117,7 @@ SIGNS: tuple[tuple[str, CallFormat], ...] = (
     (pythonic.BEGIN, PYTHONIC),
     (llama3.TAG, LLAMA3_JSON),
     ('{"name": function name, "parameters":', LLAMA3_JSON),
+    (qwen3_coder.FUNCTION, QWEN3_CODER),
     (hermes.BEGIN, HERMES),
 )
 """What the templates of each format contain, the telling ones first."""
@@ -110,8 +127,6 @@ def detect_format(template: str) -> CallFormat | None:
     """The format that a chat template asks for; None if it is none of ours."""
     if deepseek.ALL_BEGIN in template:
         return DEEPSEEK_V3 if deepseek.FENCE_BEGIN in template else DEEPSEEK_V31
-    if "<function=" in template:  # XML between the markers of Hermes, as Qwen3-Coder writes it
-        return None
     return next((form for sign, form in SIGNS if sign in template), None)
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from ..reasoning import Thought
 from ..structural_tag import lark_literal, lark_string
+from .qwen3_coder import is_string
 
 WHITESPACE = r"( |\n[ \t]{0,20})?"
 """Between the tokens of the arguments' JSON: bounded, since models may write spaces until their tokens end."""
@@ -32,6 +33,10 @@ def json_arguments(function: Function, rule: str, special: Special) -> list[str]
     return [f"{rule}: %json {json.dumps(schema)}"]
 
 
+def json_text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
 @dataclass(frozen=True, slots=True)
 class CallSyntax:
     """How a format writes calls: `before`, calls with `between` between them, `after`."""
@@ -45,6 +50,8 @@ class CallSyntax:
     trigger: str = ""
     """What announces calls after any text. Without one an answer that begins like a call is one, and no other is."""
     arguments: ArgumentsRule = json_arguments
+    write: Callable[[Mapping[str, Any]], str] = json_text
+    """Arguments as the model writes them, where it has to be shown."""
 
     @property
     def opening(self) -> str:
@@ -128,6 +135,50 @@ def answer_grammar(thought: Thought, special: Special) -> str:
 
 def python_arguments(function: Function, rule: str, special: Special) -> list[str]:
     """`a=1, b="x"`, in the order of the schema's properties. Values are JSON's, which readers of the format take."""
+
+    def value(name: str, schema: Mapping[str, Any]) -> str:
+        if not name.isidentifier():
+            raise ValueError(f"the property {name!r} is no name in the format of this model's calls")
+        return f"{lark_string(name + '=')} %json {json.dumps(schema)}"
+
+    return members(function, rule, value, separator=", ")
+
+
+def python_text(arguments: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={json_text(value)}" for name, value in arguments.items())
+
+
+TEXT_ONLY = frozenset(["type", "description", "title", "default", "examples", "$defs"])
+
+
+def markup_arguments(function: Function, rule: str, special: Special) -> list[str]:
+    """`<parameter=a>` and so on, in the order of the schema's properties. Strings stand there without quotes."""
+
+    def value(name: str, schema: Mapping[str, Any]) -> str:
+        begin, end = lark_literal(f"<parameter={name}>\n", special), lark_string("\n</parameter>\n")
+        if not is_string(schema):
+            return f"{begin} %json {json.dumps(schema)} {end}"
+        if choices := schema.get("enum", [schema["const"]] if "const" in schema else []):
+            return f"{begin} ({' | '.join(map(lark_string, choices))}) {end}"
+        if unknown := sorted(schema.keys() - TEXT_ONLY):
+            raise ValueError(
+                f"{unknown[0]} of the string {name!r} cannot be expressed in the format of this model's calls"
+            )
+        return f"{begin} {rule}_text"
+
+    text = f"{rule}_text[lazy]: {TEXT} {lark_string(chr(10) + '</parameter>' + chr(10))}"
+    return [text, *members(function, rule, value, separator="")]
+
+
+def markup_text(arguments: Mapping[str, Any]) -> str:
+    texts = ((name, value if isinstance(value, str) else json_text(value)) for name, value in arguments.items())
+    return "".join(f"<parameter={name}>\n{text}\n</parameter>\n" for name, text in texts)
+
+
+def members(
+    function: Function, rule: str, value: Callable[[str, Mapping[str, Any]], str], *, separator: str
+) -> list[str]:
+    """Properties one after another, those that are optional or not. `value`: what is written for one, as Lark."""
     known = {"type", "properties", "required", "additionalProperties", "description", "title", "$defs", "$schema"}
     if unknown := sorted(function.schema.keys() - known):
         raise ValueError(f"{unknown[0]} cannot be expressed in the format of this model's calls, only properties")
@@ -135,12 +186,11 @@ def python_arguments(function: Function, rule: str, special: Special) -> list[st
     properties = dict(function.schema.get("properties", {}))
     rules = [f"{rule}: {rule}_first_0"]
     for index, (name, schema) in enumerate(properties.items()):
-        if not name.isidentifier():
-            raise ValueError(f"the property {name!r} is no name in the format of this model's calls")
-        inner = {**definitions, **(schema if isinstance(schema, dict) else {})}
-        rules.append(f"{rule}_value_{index}: {lark_string(name + '=')} %json {json.dumps(inner)}")
+        rules.append(
+            f"{rule}_value_{index}: {value(name, {**definitions, **(schema if isinstance(schema, dict) else {})})}"
+        )
         left_out = name not in function.schema.get("required", ())
-        for part, lead in (("first", ""), ("more", '", " ')):
+        for part, lead in (("first", ""), ("more", f"{lark_string(separator)} " if separator else "")):
             skip = f" | {rule}_{part}_{index + 1}" if left_out else ""
             rules.append(f"{rule}_{part}_{index}: {lead}{rule}_value_{index} {rule}_more_{index + 1}{skip}")
     return [*rules, f"{rule}_first_{len(properties)}:", f"{rule}_more_{len(properties)}:"]

@@ -1,6 +1,7 @@
 """Calls of tools in an output that comes in pieces."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from .source import Event, Source, Steps
 
@@ -14,9 +15,9 @@ class CallParser:
     Never gives out half a marker. A call that cannot be read is content, its markers included.
     """
 
-    def __init__(self, read: Read, names: Sequence[str]):
-        """`names`: of the functions that may be called."""
-        self._source = Source(names)
+    def __init__(self, read: Read, schemas: Mapping[str, Mapping[str, Any]]):
+        """`schemas`: of the arguments of the functions there are, by their names."""
+        self._source = Source(schemas)
         self._steps = read(self._source)
 
     def push(self, text: str) -> list[Event]:

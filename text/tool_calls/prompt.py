@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .formats import CallFormat
-from .grammar import json_arguments
 
 Message = Mapping[str, Any]
 
@@ -30,7 +29,7 @@ def told_of_tools(
 
 def instructions(tools: Sequence[Mapping[str, Any]], form: CallFormat) -> str:
     functions = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
-    values = '{"argument": value}' if form.syntax.arguments is json_arguments else "argument=value"
+    values = form.syntax.write({"argument": "value"})
     form_of_call = call_text("name", values, form)
     return (
         f"You can call functions. There are these, each with a JSON schema of its arguments:\n{functions}\n\n"
@@ -58,10 +57,8 @@ def as_text(message: Message, form: CallFormat) -> dict[str, Any]:
 def arguments_text(call: Mapping[str, Any], form: CallFormat) -> str:
     arguments = call["function"]["arguments"]
     if isinstance(arguments, str):
-        return arguments
-    if form.syntax.arguments is json_arguments:
-        return json.dumps(arguments, ensure_ascii=False)
-    return ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in arguments.items())
+        return arguments  # no JSON object: as it was made
+    return form.syntax.write(arguments)
 
 
 def joined_users(messages: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:

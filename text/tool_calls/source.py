@@ -5,8 +5,8 @@ cut: they look at more only by waiting for it.
 """
 
 import re
-from collections.abc import Callable, Generator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, TypeVar
 
 from msgspec import Struct
 
@@ -37,13 +37,13 @@ Event = Content | CallBegin | Arguments
 class Source:
     """What has come, how far it has been read, and what has been made of it."""
 
-    def __init__(self, names: Sequence[str]):
-        """`names`: of the functions there are."""
+    def __init__(self, schemas: Mapping[str, Mapping[str, Any]]):
+        """`schemas`: of the arguments of the functions there are, by their names."""
+        self.schemas = schemas
         self.position = 0
         self.ended = False
         self.events: list[Event] = []
         self._text = ""
-        self._names = frozenset(names)
         self._content = Trimmer(left=False)
         self._after_call = False
 
@@ -51,7 +51,7 @@ class Source:
         self._text += text
 
     def knows(self, name: str) -> bool:
-        return name in self._names
+        return name in self.schemas
 
     # Reading
 
