@@ -47,7 +47,8 @@ class GgufFile:
         """Raises ValueError if the file is broken or holds a type that the gguf package cannot dequantize."""
         header = read_gguf(path)
         self._tensors = {hf_name(tensor.name): tensor for tensor in header.tensors}
-        self._data = np.memmap(path, np.uint8, mode="r", offset=header.data_offset)
+        mapped = np.memmap(path, np.uint8, mode="r", offset=header.data_offset)
+        self._data = np.asarray(mapped)  # slices of a plain array cost far less, and there are many
         self._heads = _permuted_heads(config)
         self.shapes: Mapping[str, Shape] = {name: tensor.shape[::-1] for name, tensor in self._tensors.items()}
         _check_types(header.tensors)

@@ -53,13 +53,15 @@ def load_engine(
     kv_memory_bytes: int | None = None,
     speculation: SpeculationConfig | None = None,
     draft: Checkpoint | None = None,
+    model: Llama | None = None,
 ) -> TorchEngine:
     """`config` is a parsed config.json, `weights` a .gguf file or a folder with safetensors (None for `dummy`).
 
     `dtype` is "auto", "float32" or "bfloat16"; `load_format` "auto" or "dummy". The pool has `num_blocks` blocks, or
     as many as `kv_memory_bytes` hold. `speculation` says what guesses in the engine, if anything does, `draft` is its
-    smaller model; of eagle it names the head's folder, and what the head keeps is a part of every block. Raises
-    ValueError, with a sentence, on what cannot be loaded.
+    smaller model; of eagle it names the head's folder, and what the head keeps is a part of every block. `model` is one
+    that `load_model` has made of the same: engines of a process may share it, as none writes to it. Raises ValueError,
+    with a sentence, on what cannot be loaded.
     """
     sizes = ModelConfig.from_hf(config)
     resolved = DTYPES[resolve_dtype(dtype)]
@@ -69,7 +71,7 @@ def load_engine(
         head = EagleConfig.from_folder(_head_folder(speculation), sizes)
         per_block += head.cache_elements(block_size) * resolved.itemsize
     pool = _pool(sizes, _num_blocks(num_blocks, kv_memory_bytes, per_block), block_size, resolved)
-    model = load_model(sizes, weights, resolved, load_format)
+    model = model or load_model(sizes, weights, resolved, load_format)
     proposer: Proposer | None = None
     follower: HeadFollower | None = None
     if speculation.method == "first-layers":

@@ -7,7 +7,9 @@ each other; such ties are counted.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import gguf
@@ -18,10 +20,12 @@ from isthmus.engine.config import ModelConfig
 from isthmus.engine.cuda.parts import CudaParts
 from isthmus.engine.cuda.runtime import HostRuntime
 from isthmus.engine.load import Checkpoint, load_engine, load_model
+from isthmus.engine.models.llama import Llama
 from isthmus.engine.speculation_config import SpeculationConfig
 from isthmus.engine.worker import Loaded
 from isthmus.kernels.philox import gumbel_noise
 from isthmus.tests.engine.cuda_tiny import LADDER, engine_around
+from isthmus.tests.helpers import demo_model_path
 from isthmus.text.gguf_config import gguf_config
 from isthmus.text.gguf_metadata import read_gguf
 from isthmus.text.phrases import Phrases
@@ -29,6 +33,7 @@ from isthmus.wire.messages import Fingerprint
 from isthmus.wire.noise import DRAW, philox_key
 from isthmus.wire.sampling import SamplingParams
 from torch import Tensor
+from transformers.initialization import no_init_weights
 
 NEAR_TIE = 1e-3
 BLOCK_SIZE = 16
@@ -83,10 +88,15 @@ class Reference:
     num_checked: int = 0
     num_ties: int = 0
     _logits: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+    _loading: Lock = field(default_factory=Lock)
 
     @property
     def checkpoint(self) -> Checkpoint:
         return Checkpoint(self.config, self.weights)
+
+    @cached_property
+    def _ours(self) -> Llama:
+        return load_model(ModelConfig.from_hf(self.config), self.weights, torch.float32)
 
     def load(
         self,
@@ -97,8 +107,11 @@ class Reference:
         draft: Checkpoint | None = None,
         num_blocks: int = 256,
     ) -> Loaded:
-        """What a worker is given to load the same model with Isthmus. `speculation`, `draft`: as in `load_engine`."""
+        """What a worker is given to load the same model with Isthmus; the weights are read once, whoever asks.
+        `speculation`, `draft`: as in `load_engine`."""
         sizes = ModelConfig.from_hf(self.config)
+        with self._loading:
+            model = self._ours
         engine = load_engine(
             self.config,
             self.weights,
@@ -109,6 +122,7 @@ class Reference:
             sampler=Sampler(sizes.vocab_size, phrases=phrases),
             speculation=speculation,
             draft=draft,
+            model=model,
         )
         name = Fingerprint(str(self.weights), "", repr(sizes.rope), sizes.num_layers, sizes.vocab_size, BLOCK_SIZE)
         return Loaded(engine, name, min(sizes.max_position_embeddings, engine.num_blocks * BLOCK_SIZE))
@@ -166,11 +180,13 @@ def noise(seed: int, choice: int, num_positions: int, vocab_size: int) -> Tensor
     return gumbel_noise(keys, positions, torch.zeros_like(positions), ids, stream=DRAW)
 
 
-def demo_reference(path: Path) -> Reference:
+@cache
+def demo_reference() -> Reference:
     """The demo model in transformers: weights dequantized by the gguf package, llama.cpp's order of Q and K undone."""
-    header = read_gguf(path)
-    config = gguf_config(header)
-    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config)).float().eval()
+    path = demo_model_path()
+    config = gguf_config(read_gguf(path))
+    with no_init_weights():
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config)).float().eval()
     state = {}
     for tensor in gguf.GGUFReader(path).tensors:
         weight = torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type).copy()).float()
@@ -179,7 +195,7 @@ def demo_reference(path: Path) -> Reference:
             weight = interleaved_to_halves(weight, model.config.head_dim)
         state[name] = weight
     state.setdefault("lm_head.weight", state["model.embed_tokens.weight"])
-    model.load_state_dict(state)
+    model.load_state_dict(state)  # strictly: nothing is left as it was not initialised
     return Reference(model, path, config)
 
 

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import deepcopy
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -170,10 +171,10 @@ def test_texts_survive_their_workers(flags: tuple[str, ...], expected: list[str]
 @pytest.mark.gpu
 def test_bfloat16_errs_no_more_than_transformers() -> None:
     """Logits of a long prompt's last position, against float32's."""
-    reference = demo_reference(demo_model_path())
+    reference = demo_reference()
     runtime, sizes = CudaRuntime(0), ModelConfig.from_hf(reference.config)
     ids = torch.randint(sizes.vocab_size, (600,), generator=torch.Generator().manual_seed(1)).tolist()
-    model = reference.model.cuda()
+    model = deepcopy(reference.model).cuda()
     with torch.inference_mode():
         exact = model(torch.tensor([ids]).cuda()).logits[0, -1].cpu()
         theirs = model.to(torch.bfloat16)(torch.tensor([ids]).cuda()).logits[0, -1].float().cpu()

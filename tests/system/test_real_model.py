@@ -9,7 +9,6 @@ from typing import Any
 import openai
 import pytest
 import torch
-from isthmus.tests.helpers import demo_model_path
 from isthmus.tests.oracle import Reference, demo_reference
 from isthmus.tests.serving import Serve, serving
 from isthmus.text.resolve import resolve
@@ -17,7 +16,7 @@ from isthmus.text.tokenizer import Tokenizer
 
 LONG = "An isthmus is a narrow strip of land that joins two larger ones. " * 12
 PROMPTS = ["The capital of France is", LONG + "In short,", LONG + "The best known one is", "def add(a, b):\n"]
-NUM_TOKENS = 24
+NUM_TOKENS = 16
 
 
 @pytest.fixture(scope="module", params=["0", "1"], ids=["aggregated", "1P1D"])
@@ -35,7 +34,7 @@ def client(serve: Serve) -> Iterator[openai.OpenAI]:
 
 @pytest.fixture(scope="module")
 def demo() -> Reference:
-    return demo_reference(demo_model_path())
+    return demo_reference()
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,8 @@ from isthmus.engine.speculation_config import SpeculationConfig
 from isthmus.engine.worker import Loaded
 from isthmus.tests.helpers import demo_model_path
 from isthmus.tests.local_cluster import Ask, Heard, LocalCluster
-from isthmus.tests.oracle import Reference
+from isthmus.tests.oracle import demo_reference
 from isthmus.tests.system.speculating import TOPOLOGIES, assert_same, counts_of, guess_always
-from isthmus.text.gguf_config import gguf_config
-from isthmus.text.gguf_metadata import read_gguf
 from isthmus.text.resolve import resolve
 from isthmus.text.tokenizer import Tokenizer
 from isthmus.wire.sampling import SamplingParams
@@ -31,8 +29,7 @@ SAMPLERS = (
 
 @pytest.fixture(scope="module")
 def load() -> Callable[..., Loaded]:
-    path = demo_model_path()
-    return partial(Reference(None, path, gguf_config(read_gguf(path))).load, num_blocks=NUM_BLOCKS)
+    return partial(demo_reference().load, num_blocks=NUM_BLOCKS)
 
 
 @pytest.fixture(scope="module")
