@@ -180,42 +180,56 @@ def test_who_wants_no_guesses_gets_none_beside_others(models: Models) -> None:
     assert 0 < stats.num_draft_tokens < 30
 
 
-@pytest.mark.parametrize("topology", TOPOLOGIES)
-@pytest.mark.parametrize("method", ["ngram", "itself"])
-def test_clients_that_leave(models: Models, method: str, topology: str) -> None:
-    """In the middle of what was guessed; what they heard is the beginning of what they would have heard."""
+def leaving_asks() -> list[Ask]:
     rng = random.Random(8)
     prompts = [[rng.randrange(384) for _ in range(20)] for _ in range(12)] + [[1, 2, 3] * 9] * 4
     params = SamplingParams(temperature=0.5, max_tokens=40, ignore_eos=True)
-    asks = [
+    return [
         Ask(prompt, msgspec.structs.replace(params, seed=number), 1 + number % 2)
         for number, prompt in enumerate(prompts)
     ]
-    expected = plainly(models, asks)
+
+
+@pytest.fixture(scope="module")
+def stayed(models: Models) -> Outputs:
+    return plainly(models, leaving_asks())
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+@pytest.mark.parametrize("method", ["ngram", "itself"])
+def test_clients_that_leave(models: Models, stayed: Outputs, method: str, topology: str) -> None:
+    """In the middle of what was guessed; what they heard is the beginning of what they would have heard."""
+    asks = leaving_asks()
     leaving = [replace(ask, cancel_after=None if i % 3 == 0 else 1 + 2 * i) for i, ask in enumerate(asks)]
     load, config = models.load(method)
     with LocalCluster(load, num_prefill=TOPOLOGIES[topology], speculation=config, max_num_seqs=64) as cluster:
         heard = cluster.ask(leaving)
-        assert cluster.ask(asks[:3]) == expected[:3]  # by now, whatever was cancelled has ended
+        assert cluster.ask(asks[:3]) == stayed[:3]  # by now, whatever was cancelled has ended
         assert counts_of(cluster).num_draft_tokens > 0
-    for ask, outputs, whole in zip(leaving, heard, expected, strict=True):
+    for ask, outputs, whole in zip(leaving, heard, stayed, strict=True):
         for output, full in zip(outputs, whole, strict=True):
             assert output == (full if ask.cancel_after is None else full[: len(output)])
 
 
-@pytest.mark.parametrize("topology", TOPOLOGIES)
-@pytest.mark.parametrize("method", METHODS)
-def test_a_pool_that_is_too_small(models: Models, method: str, topology: str) -> None:
-    """Sequences are preempted while they have guesses, and begin anew."""
+def crowding_asks() -> list[Ask]:
     rng = random.Random(9)
     prompts = [[rng.randrange(384) for _ in range(rng.choice((3, 15, 30)))] for _ in range(10)] + [[4, 5] * 8] * 4
     params = SamplingParams(temperature=0.7, max_tokens=60, ignore_eos=True, mirostat_mode=2, repetition_penalty=1.1)
     asks = [Ask(prompt, msgspec.structs.replace(params, seed=number)) for number, prompt in enumerate(prompts)]
-    asks[-4:] = [Ask(ask.prompt_ids, SamplingParams(temperature=0, seed=1, max_tokens=60)) for ask in asks[-4:]]
-    expected = plainly(models, asks)
+    return asks[:-4] + [Ask(ask.prompt_ids, SamplingParams(temperature=0, seed=1, max_tokens=60)) for ask in asks[-4:]]
+
+
+@pytest.fixture(scope="module")
+def roomy(models: Models) -> Outputs:
+    return plainly(models, crowding_asks())
+
+
+@pytest.mark.parametrize(("method", "topology"), [("another model", "1P1D"), *SOME_PATHS])
+def test_a_pool_that_is_too_small(models: Models, roomy: Outputs, method: str, topology: str) -> None:
+    """Sequences are preempted while they have guesses, and begin anew."""
     load, config = models.load(method, num_blocks=20)
     with LocalCluster(load, num_prefill=TOPOLOGIES[topology], speculation=config, max_num_seqs=14) as cluster:
-        assert cluster.ask(asks) == expected
+        assert cluster.ask(crowding_asks()) == roomy
         stats = counts_of(cluster)
     assert stats.num_preemptions > 0
     assert stats.num_draft_tokens > 0
