@@ -15,24 +15,23 @@ import signal
 import sys
 import time
 
-from isthmus.kvtransfer import cuda_ipc, nccl
-from isthmus.kvtransfer.block_mover import BlockMover
 from isthmus.kvtransfer.open import open_receiver, open_sender
-from isthmus.kvtransfer.pair_group import PairGroup
 from isthmus.kvtransfer.transport import Piece, Read, Receiver, Sender
 from isthmus.tests.kvtransfer.blocks import BLOCK, Source
-from isthmus.tests.kvtransfer.pools import MemfdMapper, PoolSource, SharedPool
 
+POOLED = ("cuda_ipc", "nccl")
+"""What endpoints and transports begin with that need `pool_child`."""
 DELIVERY_S = 0.1
 
 
 def send(endpoint: str, transfer_id: str, num_blocks: int, number: signal.Signals, sending: bool) -> None:
     first, second = num_blocks // 2, num_blocks - num_blocks // 2
+    source: Source
     sender: Sender
-    if endpoint.startswith(("cuda_ipc:", "nccl:")):
-        shared = SharedPool()
-        source: Source = PoolSource(transfer_id, shared)
-        sender = stopping_sender(endpoint, shared, number, sending)
+    if endpoint.startswith(POOLED):
+        from isthmus.tests.kvtransfer import pool_child
+
+        source, sender = pool_child.open_stopping(endpoint, transfer_id, lambda: halt(number), sending=sending)
         last = source.piece(first, second, True)
     else:
         source, sender = Source(transfer_id), open_sender()
@@ -70,43 +69,12 @@ def stopping_read(source: Source, number: signal.Signals) -> Read:
     return read
 
 
-def stopping_sender(endpoint: str, shared: SharedPool, number: signal.Signals, sending: bool) -> Sender:
-    """Stops in its second move."""
-    moves = iter(range(100))
-
-    class StoppingMover(BlockMover):
-        def store(self, block_ids, peer_address, peer_shape, peer_block_ids, **options):
-            half = len(block_ids) // 2
-            super().store(block_ids[:half], peer_address, peer_shape, peer_block_ids[:half], **options)
-            if next(moves) == 1:
-                halt(number)
-            super().store(block_ids[half:], peer_address, peer_shape, peer_block_ids[half:], **options)
-
-        def gather(self, *arguments, **options):
-            if not sending and next(moves) == 1:
-                halt(number)
-            return super().gather(*arguments, **options)
-
-    class StoppingGroup(PairGroup):
-        def start_send(self, buffer, **options):
-            if sending and next(moves) == 2:  # after the first byte of the pair, and the first piece
-                halt(number)
-            return super().start_send(buffer, **options)
-
-    cuda_ipc.BlockMover = nccl.BlockMover = StoppingMover  # type: ignore[misc]
-    nccl.PairGroup = StoppingGroup  # type: ignore[misc]
-    if endpoint.startswith("nccl:"):
-        return nccl.open_nccl_sender(shared.pool)
-    return cuda_ipc.open_ipc_sender(shared.pool, mapper=MemfdMapper())
-
-
 def receive(transport: str) -> None:
     receiver: Receiver
-    shared = SharedPool()
-    if transport == "cuda_ipc":
-        receiver = cuda_ipc.open_ipc_receiver(shared.pool, lambda: None, mapper=MemfdMapper(shared))
-    elif transport == "nccl":
-        receiver = nccl.open_nccl_receiver(shared.pool, lambda: None)
+    if transport in POOLED:
+        from isthmus.tests.kvtransfer import pool_child
+
+        receiver = pool_child.open_receiver(transport)
     else:
         receiver = open_receiver(lambda: None, transports=[transport])
     print(receiver.endpoint, flush=True)

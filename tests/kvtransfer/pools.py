@@ -17,7 +17,7 @@ from isthmus.kvtransfer.device_pool import DevicePool
 from isthmus.tests.kvtransfer.blocks import BLOCK, Source, content
 from torch import Tensor
 
-NUM_BLOCKS = 16384
+NUM_BLOCKS = 4096
 NUM_LAYERS = 2
 SHAPE = (NUM_LAYERS, NUM_BLOCKS, 1, 2, 4, 16)
 POISON = 0xFE  # a byte that no content has many of
