@@ -1,15 +1,16 @@
 """How often guesses are accepted: with the target's noise, with noise of their own, and at best (1 − TV).
 
 The target writes text under each law (temperature, top-p); at each position of it, the distributions of target and
-draft, both after that law, give the three acceptances in closed form (see coupling.py), which are averaged. Drafts are
-the target's own first layers with its final norm and head, the whole target at a higher temperature, and the target in
-bf16: from far to near. Guessing under the accepted text is what a drafter does, too: a guess counts only if all before
-it were accepted.
+draft, both after that law, give the acceptances (see coupling.py), which are averaged; also what a second guess adds.
+Drafts are the target's own first layers with its final norm and head, the whole target at a higher temperature, and the
+target in bf16: from far to near. Guessing under the accepted text is what a drafter does, too: a guess counts only if
+all before it were accepted.
 """
 
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,16 +25,18 @@ from ..engine.plan import Row
 from ..launch.demo_model import cache_dir, ensure_demo_model
 from ..text.resolve import resolve
 from ..text.tokenizer import Tokenizer
-from .coupling import optimum, own_noise, shared_noise
+from .coupling import optimum, own_noise, second_guess, shared_noise
 from .report import command_line, cpu_model, versions
 from .sampled_text import TASKS, Law, Text, block_table, pool_for, prompts_of, sample_texts
 
 LAYERS = (10, 15, 20, 25)
+NUM_DRAWS = 16
+"""A position, where nothing is in closed form."""
 HOTTER = 1.5
 """What the temperature of the draft named so is multiplied by."""
 HEADER = (
-    "| draft | temperature | top-p | positions | coupled | independent | 1 − TV | coupled ÷ optimum |\n"
-    "|---|---|---|---|---|---|---|---|"
+    "| draft | temperature | top-p | positions | coupled | independent | 1 − TV | coupled ÷ optimum | second guess |\n"
+    "|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -42,18 +45,19 @@ class Acceptance:
     """Sums over positions, of one draft under one law."""
 
     num_positions: int = 0
-    sums: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))
-    """Of shared noise, own noise, optimum."""
+    sums: Tensor = field(default_factory=lambda: torch.zeros(4, dtype=torch.float64))
+    """Of shared noise, own noise, optimum, a second guess."""
 
     def add(self, p: Tensor, q: Tensor) -> None:
         """The target's and the draft's distribution at each position, fp64 [N, V]."""
         self.num_positions += len(p)
-        self.sums += torch.stack([measure(p, q).sum() for measure in (shared_noise, own_noise, optimum)])
+        second = partial(second_guess, num_draws=NUM_DRAWS, seed=self.num_positions)
+        self.sums += torch.stack([measure(p, q).sum() for measure in (shared_noise, own_noise, optimum, second)])
 
     def line(self, draft: str, law: Law) -> str:
         """Of the table."""
-        shared, own, best = (self.sums / self.num_positions).tolist()
-        numbers = f"{self.num_positions} | {shared:.3f} | {own:.3f} | {best:.3f} | {shared / best:.3f}"
+        shared, own, best, second = (self.sums / self.num_positions).tolist()
+        numbers = f"{self.num_positions} | {shared:.3f} | {own:.3f} | {best:.3f} | {shared / best:.3f} | {second:.3f}"
         return f"| {draft} | {law.temperature:g} | {law.top_p:g} | {numbers} |"
 
 

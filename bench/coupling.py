@@ -1,6 +1,6 @@
-"""How often a guess drawn from q equals the token drawn from p, in closed form.
+"""How often a guess drawn from q equals the token drawn from p, in closed form but for a second guess.
 
-Distributions are fp64 [N, V], one position a row; results are fp64 [N], probabilities. Nothing is sampled.
+Distributions are fp64 [N, V], one position a row; results are fp64 [N], probabilities.
 """
 
 import torch
@@ -33,3 +33,15 @@ def optimum(p: Tensor, q: Tensor) -> Tensor:
     """The most that any joint law of the two reaches, 1 − TV = Σ min(pᵢ, qᵢ): what rejection sampling accepts
     (Leviathan et al., 2023), which draws again from the rest of p and so ties the output to the guess."""
     return torch.minimum(p, q).sum(-1)
+
+
+def second_guess(p: Tensor, q: Tensor, num_draws: int, seed: int) -> Tensor:
+    """How often the token is what q would have drawn next, had its first guess been left out, with the same noise: what
+    a tree with two branches adds to `shared_noise`. An average over draws."""
+    generator, hits = torch.Generator().manual_seed(seed), torch.zeros(len(p), dtype=torch.float64)
+    for _ in range(num_draws):
+        noise = -torch.empty(p.shape).exponential_(generator=generator).log()
+        token = (p.log() + noise).argmax(-1)
+        _, guesses = (q.log() + noise).topk(2, dim=-1)
+        hits += guesses[:, 1] == token
+    return hits / num_draws

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from isthmus.bench.coupled_drafts import HOTTER, Drafts, logits_after, main, measure_law
-from isthmus.bench.coupling import optimum, own_noise, shared_noise
+from isthmus.bench.coupling import optimum, own_noise, second_guess, shared_noise
 from isthmus.bench.sampled_text import TASKS, Law, Text, sample_texts
 from isthmus.engine.config import ModelConfig
 from isthmus.engine.load import load_model
@@ -49,6 +49,15 @@ def test_shares_of_draws(case: int) -> None:
         share, probability = float((guesses == target).double().mean()), float(expected)
         variance = max(probability * (1 - probability), 0.0)
         assert share == pytest.approx(probability, abs=4 * (variance / NUM_DRAWS) ** 0.5 + 1e-9)
+
+
+def test_a_second_guess_of_two_tokens_is_the_other_one() -> None:
+    """And of a sure guess there is none."""
+    p, q = torch.tensor([[0.9, 0.1], [0.5, 0.5]]).double(), torch.tensor([[0.1, 0.9], [0.5, 0.5]]).double()
+    second = second_guess(p, q, NUM_DRAWS, SEED)
+    torch.testing.assert_close(second, 1 - shared_noise(p, q), rtol=0, atol=0.015)
+    sure = torch.tensor([[1.0, 0.0, 0.0]]).double()
+    assert second_guess(sure, sure, 50, SEED) == 0
 
 
 def test_every_pair_of_tokens() -> None:
@@ -140,8 +149,9 @@ def test_drafts_of_a_law(model: Llama, rounded: Llama) -> None:
     found = measure_law(Drafts(model, rounded, [1]), texts, law)
     assert list(found) == ["first 1 of 2 layers", f"target, temperature × {HOTTER:g}", "target in bf16"]
     assert {acceptance.num_positions for acceptance in found.values()} == {20}
-    shared, own, best = torch.stack([acceptance.sums / 20 for acceptance in found.values()]).unbind(-1)
+    shared, own, best, second = torch.stack([acceptance.sums / 20 for acceptance in found.values()]).unbind(-1)
     assert ((own < shared) & (shared <= best)).all()
+    assert ((second > 0) & (second <= 1 - shared)).all()
     assert shared[2] > 0.9
     assert found["target in bf16"].line("x", law).startswith("| x | 0.7 | 0.9 | 20 | 0.9")
     hot = [
