@@ -236,7 +236,7 @@ def table(text: str) -> list[list[str]]:
 
 
 def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--batches", "2", "--temperatures", "0", "--tasks", "edit", "--tokens", "20", "--random-rounds", "0"]
+    options = ["--batches", "2", "--temperatures", "0", "--tasks", "edit", "--tokens", "10", "--random-rounds", "0"]
     threads = ["--threads", str(torch.get_num_threads())]
     main(["--model", str(demo_model_path()), "--methods", "ngram", "first-layers", "--fixed", *options, *threads])
     found = table(capsys.readouterr().out)
@@ -248,7 +248,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_table_of_samplers(capsys: pytest.CaptureFixture[str]) -> None:
     threads = ["--threads", str(torch.get_num_threads())]
-    main(["--model", str(demo_model_path()), "--sampler", "--sampler-batch", "2", "--guesses", "2", *threads])
+    main(["--model", str(demo_model_path()), "--sampler", "--sampler-batch", "1", "--guesses", "2", *threads])
     found = table(capsys.readouterr().out)
     assert [line[1] for line in found][:2] == ["greedy", "defaults"]
     assert all(float(line[4]) == 3 for line in found)

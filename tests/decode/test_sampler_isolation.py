@@ -121,7 +121,7 @@ def assert_alone_as_together(params, vocab_size, only=None):
     return logits, together
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.lists(mixtures, min_size=32, max_size=32))
 def test_any_mixture_is_the_same_alone_and_among_31_others(params):
     assert_alone_as_together(params, 700)
