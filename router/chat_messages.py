@@ -1,6 +1,8 @@
 """The messages of a chat, as clients send them and as templates read them."""
 
 import json
+import re
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -63,15 +65,32 @@ def check_messages(messages: Any) -> None:
                 raise bad_field(at, f"parts of type {kind!r} are not supported, only text", code="unsupported_field")
 
 
-def template_message(message: Message) -> dict[str, Any]:
-    """As the dict that templates read: `content` is always text, since many look into it without asking,
-    and arguments of calls are objects."""
+TESTS_FOR_NONE = re.compile(r"""(?<!reasoning_)content['"]?\]? is (not )?none""")
+
+
+def template_messages(messages: Sequence[Message], template: str) -> Iterator[list[dict[str, Any]]]:
+    """The conversation as the dicts that templates read, in the ways they want calls, the likeliest first: arguments
+    as an object or as its text. Content that is null is empty text, but for templates that ask whether it is none."""
+    null = None if TESTS_FOR_NONE.search(template) else ""
+    yield [template_message(message, null) for message in messages]
+    if any(message.tool_calls for message in messages):
+        yield [with_text_arguments(template_message(message, null)) for message in messages]
+
+
+def template_message(message: Message, null: str | None) -> dict[str, Any]:
     fields: dict[str, Any] = msgspec.to_builtins(message)
     if message.tool_calls:
         fields["tool_calls"] = [template_call(call) for call in message.tool_calls]
     if (reasoning := fields.pop("reasoning", None)) is not None:
         fields.setdefault("reasoning_content", reasoning)
-    return {"content": "", **fields}
+    return {"content": null, **fields}
+
+
+def with_text_arguments(message: dict[str, Any]) -> dict[str, Any]:
+    for call in message.get("tool_calls", ()):
+        if not isinstance(call["function"]["arguments"], str):
+            call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)
+    return message
 
 
 def template_call(call: ToolCall) -> dict[str, Any]:

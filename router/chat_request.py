@@ -1,5 +1,6 @@
 """The body of POST /v1/chat/completions."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -12,7 +13,7 @@ from ..text.tool_calls.prompt import knows_tools, told_of_tools
 from ..wire.sampling import SamplingParams
 from .answer import AnswerForm
 from .answer_guidance import answer_guidance
-from .chat_messages import Message, check_messages, template_message
+from .chat_messages import Message, check_messages, template_messages
 from .errors import bad_field
 from .fields import Fields, convert, decode_json, take_apart
 from .logprob_fields import put_chat_logprobs, take_chat_logprobs
@@ -92,20 +93,36 @@ def render_chat(request: ChatRequest, use: ToolUse | None, served: Served) -> st
         raise bad_field("messages", "the model has no chat template; start the server with --chat-template")
     if request.add_generation_prompt and request.continue_final_message:
         raise bad_field("continue_final_message", "needs add_generation_prompt false")
-    messages = [template_message(message) for message in request.messages]
+    kwargs = {**effort_of(request, served.chat_template.source), **request.chat_template_kwargs}
+    refusals: list[ChatTemplateError] = []
+    for messages in template_messages(request.messages, served.chat_template.source):
+        try:
+            return render(messages, request, use, served, kwargs)
+        except ChatTemplateError as error:
+            refusals.append(error)
+    raise bad_field("messages", str(refusals[0])) from refusals[0]
+
+
+def render(
+    messages: list[dict[str, Any]],
+    request: ChatRequest,
+    use: ToolUse | None,
+    served: Served,
+    kwargs: Mapping[str, Any],
+) -> str:
+    """Raises ChatTemplateError."""
+    template, call_format = served.chat_template, served.call_format
+    assert template is not None
     tools = [] if use is None else [msgspec.to_builtins(tool) for tool in request.tools]
-    if served.call_format is not None and not knows_tools(served.chat_template.source) and speaks_of_tools(request):
-        messages, tools = told_of_tools(messages, tools, served.call_format), []
-    try:
-        return served.chat_template.render(
-            messages,
-            tools=tools or None,
-            add_generation_prompt=request.add_generation_prompt,
-            continue_final_message=request.continue_final_message,
-            template_kwargs={**effort_of(request, served.chat_template.source), **request.chat_template_kwargs},
-        )
-    except ChatTemplateError as error:
-        raise bad_field("messages", str(error)) from error
+    if call_format is not None and not knows_tools(template.source) and speaks_of_tools(request):
+        messages, tools = told_of_tools(messages, tools, call_format), []
+    return template.render(
+        messages,
+        tools=tools or None,
+        add_generation_prompt=request.add_generation_prompt,
+        continue_final_message=request.continue_final_message,
+        template_kwargs=kwargs,
+    )
 
 
 def effort_of(request: ChatRequest, template: str) -> dict[str, Any]:

@@ -183,6 +183,29 @@ def test_a_template_without_tools_is_left_alone_where_there_are_none():
     assert prompt_of(core) == "user:hi\n"
 
 
+CALLED = {"id": "c1", "type": "function", "function": {"name": "now", "arguments": '{"a": 1}'}}
+WAYS = [
+    ("{{ m.tool_calls[0].function.arguments + '!' }}", '{"a": 1}!'),
+    ("{{ m.tool_calls[0].function.arguments.a }}", "1"),
+    ("{% if m.content is not none %}said{% endif %}", ""),
+    ("{% if m.reasoning_content is not none %}{{ '</think>' in m.content }}{% endif %}", "False"),
+    ("{{ m['content'] + '.' }}", "."),
+    ("{{ raise_exception('never') }}", None),
+]
+
+
+@pytest.mark.parametrize(("source", "prompt"), WAYS, ids=[row[0] for row in WAYS])
+def test_templates_get_calls_in_the_way_they_want_them(source, prompt):
+    core = saying("ok")
+    template = ChatTemplate("{# tools #}{% for m in messages %}" + source + "{% endfor %}x", {})
+    messages = [{"role": "assistant", "content": None, "tool_calls": [CALLED]}]
+    reply = post(core, {"messages": messages}, chat_template=template)
+    if prompt is None:
+        assert (reply.status_code, "never" in reply.json()["error"]["message"]) == (400, True)
+    else:
+        assert prompt_of(core) == prompt + "x"
+
+
 def test_arguments_are_shown_as_they_were_made():
     assert arguments_object('{"a": 1}') == {"a": 1}
     assert arguments_object({"a": 1}) == {"a": 1}
