@@ -21,7 +21,17 @@ OPEN_FOLDERS = ("/ui/",)
 ADMIN_FOLDER = "/admin/"
 DATA_FOLDERS = ("/v1/", "/api/", ADMIN_FOLDER)
 NOT_COUNTED = frozenset(
-    ("abort", "check", "detokenize", "json_to_grammar", "last_logprobs", "props", "tokencount", "tokenize")
+    (
+        "abort",
+        "check",
+        "count_tokens",
+        "detokenize",
+        "json_to_grammar",
+        "last_logprobs",
+        "props",
+        "tokencount",
+        "tokenize",
+    )
 )
 """Last parts of the paths of POST routes that generate nothing: clients call them between, or during, those that do."""
 ANONYMOUS = "anonymous"
