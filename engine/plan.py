@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from ..wire.logprobs import TokenLogprobs
+from ..wire.messages import Pooling
 
 IN_FLIGHT = -1
 """In `Row.token_ids`: the token that the plan in flight samples for this sequence."""
@@ -85,6 +86,8 @@ class Row:
     keep_logits: bool = False
     """Return the last position's logits (fp32, [vocab]) in the result: prefill ships them to decode."""
     prompt_logprobs: Scoring | None = None
+    pooling: Pooling | None = None
+    """Tell what this row adds to its prompt's pooled vector."""
     num_drafts: int = 0
     """The last so many of `token_ids` are guesses, known ones or all `DRAFT`; the one before them is the sequence's
     last token. Draws are made in order, each only if those before it gave what was guessed."""
@@ -139,6 +142,10 @@ class Result:
     """Of each draw, what `SequenceSeed.state` must be to go on after its token; empty where all are."""
     prompt_logprobs: Mapping[int, Sequence[TokenLogprobs]] = field(default_factory=dict)
     """Of rows with `prompt_logprobs`: seq_id -> one for each of `Scoring.targets`."""
+    pooled: Mapping[int, Any] = field(default_factory=dict)
+    """Of rows with `pooling`: seq_id -> float32 numpy array, [hidden size] or [number of labels]. "mean": the sum over
+    the row's tokens, which the scheduler adds up and divides; "last" and "score": of its last token; "cls": of its
+    first, which is the prompt's where `start` is 0."""
 
     @property
     def drawn(self) -> Iterator[tuple[int, TokenLogprobs | None, bytes]]:

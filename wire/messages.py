@@ -15,13 +15,16 @@ from msgspec import Struct
 from .logprobs import TokenLogprobs
 from .sampling import SamplingParams
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 MAX_CONTROL_BYTES = 64 << 20
 """Largest control message a peer may send; the largest is a Reserve or Prefill with its prompt."""
 
 Role = Literal["prefill", "decode"]
 WorkerState = Literal["loading", "ready", "draining"]
 FinishReason = Literal["stop", "length"]
+Pooling = Literal["last", "mean", "cls", "score"]
+"""One vector of a whole prompt, of the model's last hidden states after its final norm: the last token's, the mean over
+all tokens, the first token's; or the scores of a classification head."""
 
 
 class CacheGroup(Struct, frozen=True):
@@ -182,6 +185,8 @@ class Reserve(Struct, frozen=True, tag="reserve"):
     remote: bool
     """True: a prefill worker will send the KV. False: compute it here."""
     eos_ids: tuple[int, ...] = ()
+    pooling: Pooling | None = None
+    """Of a prompt after which nothing is drawn: answer with a `Pooled`."""
 
 
 class Prefill(Struct, frozen=True, tag="prefill"):
@@ -203,6 +208,8 @@ class Prefill(Struct, frozen=True, tag="prefill"):
     prompt_logprobs: int | None = None
     """Likeliest tokens to name beside each token of the prompt, all of which is then computed. They are sent with the
     KV, or to the router where nothing is sent."""
+    pooling: Pooling | None = None
+    """Of a prompt whose KV is not sent: answer with a `Pooled`."""
 
 
 class Cancel(Struct, frozen=True, tag="cancel"):
@@ -273,6 +280,14 @@ class PromptLogprobs(Struct, frozen=True, tag="prompt_logprobs"):
     """As `logprobs.pack_logprobs` packs them."""
 
 
+class Pooled(Struct, frozen=True, tag="pooled"):
+    """What `pooling` asked for, as it left the model: neither scaled nor shortened. Before the end of the placement."""
+
+    placement: int
+    values: bytes
+    """Little-endian float32: [hidden size], of "score" [number of labels]."""
+
+
 # Prefill to router.
 
 
@@ -322,6 +337,7 @@ FromWorker = (
     | Declined
     | Tokens
     | PromptLogprobs
+    | Pooled
     | Prefilled
     | Credit
     | Failed
