@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from ..decode.guidance import make_guides
+from ..engine.heap import settle
 from ..engine.speculation_config import Method, SpeculationConfig
 from ..launch.config import ModelOptions
 from ..launch.model import find_model
@@ -140,6 +141,7 @@ def compare(maker: EngineMaker, asker: Asker, options: argparse.Namespace) -> No
     for method in options.methods:
         decoders[method] = maker.decoder(config_of(method, options), fixed=options.fixed)
     warm(decoders, asker, options.batches)
+    settle()
     print(f"\n{HEADER}", flush=True)
     for number, case in enumerate(cases(asker, options)):
         for line in lines(case, measure(case, decoders, backwards=number % 2 == 1)):

@@ -32,7 +32,7 @@ def run_prefill(config: PrefillConfig, lifeline: Lifeline) -> int:
     from ..prefill.worker import make_worker
 
     def on_ready() -> None:
-        stop_on_signals(worker)
+        begin_service(worker)
         lifeline.ready()
 
     place = find_place(config.engine, config.device, config.place)
@@ -61,7 +61,7 @@ def run_decode(config: DecodeConfig, lifeline: Lifeline) -> int:
     from ..decode.worker import make_worker
 
     def on_ready() -> None:
-        stop_on_signals(worker)
+        begin_service(worker)
         lifeline.ready()
 
     place = find_place(config.engine, config.device, config.place)
@@ -113,6 +113,13 @@ def set_environment() -> None:
 
 def default_name(role: str) -> str:
     return f"{role}-{socket.gethostname()}-{os.getpid()}"
+
+
+def begin_service(worker: "Worker") -> None:
+    from ..engine.heap import settle
+
+    stop_on_signals(worker)
+    settle()
 
 
 def stop_on_signals(worker: "Worker") -> None:

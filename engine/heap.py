@@ -1,0 +1,10 @@
+"""The garbage collector, kept away from what lives as long as the process."""
+
+import gc
+
+
+def settle() -> None:
+    """To be called once all is loaded: what lives now is not looked through again. With torch and a model in the
+    process a full collection takes 0.1 s, in the middle of everyone's tokens."""
+    gc.collect()
+    gc.freeze()
