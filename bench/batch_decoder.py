@@ -6,7 +6,7 @@ steps without prompts are measured, from the end of the step before to their own
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Protocol
 
@@ -86,6 +86,22 @@ class Run:
     steps: Steps
 
 
+Turns = Generator[None, None, Run]
+
+
+def run_all(many: Iterable[Turns]) -> list[Run]:
+    """Turn about, until all have ended: what slows the machine down for a moment hits all of them."""
+    going, runs = dict(enumerate(many)), dict[int, Run]()
+    while going:
+        for number, turns in list(going.items()):
+            try:
+                next(turns)
+            except StopIteration as end:
+                runs[number] = end.value
+                del going[number]
+    return [run for _, run in sorted(runs.items())]
+
+
 @dataclass(slots=True)
 class BatchDecoder:
     """Lives as long as a worker does: what it has learnt of guesses, and cached of prompts, it keeps between runs."""
@@ -116,16 +132,21 @@ class BatchDecoder:
 
     def run(self, requests: Sequence[Request], batch: int) -> Run:
         """Answers all, `batch` of them at a time. Raises RuntimeError if one is not served."""
+        return run_all([self.turns(requests, batch)])[0]
+
+    def turns(self, requests: Sequence[Request], batch: int) -> Turns:
+        """As `run`, stopping after each turn of the worker's loop: so that others can take theirs in between, which an
+        engine that overlaps must not have."""
         first, waiting = self._num_placements, deque(requests)
         guessed, steps = self._guessed(), Steps()
-        end_s = time.monotonic()
         while waiting or self._open:
+            start_s = time.monotonic()
             while waiting and len(self._open) < batch:
                 self._place(waiting.popleft())
             done, num_tokens = self._turn()
-            start_s, end_s = end_s, time.monotonic()
             if done is not None and only_decodes(done):
-                steps += _measured(done, num_tokens, end_s - start_s)
+                steps += _measured(done, num_tokens, time.monotonic() - start_s)
+            yield
         self._turn()  # ended sequences may stand in a step that was launched ahead
         outputs = [self._outputs.pop(placement) for placement in range(first, self._num_placements)]
         return Run(outputs, steps + _difference(self._guessed(), guessed))

@@ -1,6 +1,6 @@
 """Speculation beside none: inter-token latency and acceptance, for each method, kind of task and size of the batch.
 
-A decode worker's scheduler and engine, without sockets, answer the same requests for each method, in alternating order.
+A decode worker's scheduler and engine, without sockets, answer the same requests for each method, turn about.
 Speculation decides for itself how much to guess, and goes on learning from case to case, as a worker's does. Steps
 with prompts in them are left out. Last come random prompts at a high temperature, where nothing can be guessed: what
 speculation costs there.
@@ -24,7 +24,7 @@ from ..engine.speculation_config import Method, SpeculationConfig
 from ..launch.config import ModelOptions
 from ..launch.model import find_model
 from ..text.tokenizer import Tokenizer
-from .batch_decoder import BatchDecoder, Request, Run, Steps
+from .batch_decoder import BatchDecoder, Request, Run, Steps, run_all
 from .report import command_line, cpu_model, versions
 from .sampled_text import TASKS
 from .sampler_share import HEADER as SAMPLER_HEADER
@@ -97,11 +97,16 @@ def warm(decoders: dict[str, BatchDecoder], asker: Asker, batches: Sequence[int]
 
 
 def measure(case: Case, decoders: dict[str, BatchDecoder], *, backwards: bool) -> dict[str, Measured]:
-    """Of each method, by name; they take turns in one order, then in the other."""
+    """Of each method, by name; they take turns in one order, then in the other: step by step, or, where an engine
+    launches its next step ahead, round by round."""
     found = {name: Measured() for name in decoders}
     for requests in case.rounds:
-        for name in reversed(decoders) if backwards else decoders:
-            found[name].add(decoders[name].run(requests, case.batch))
+        names = list(reversed(decoders) if backwards else decoders)
+        turns = [decoders[name].turns(requests, case.batch) for name in names]
+        overlap = any(decoder.engine.overlaps for decoder in decoders.values())
+        runs = [run_all([one])[0] for one in turns] if overlap else run_all(turns)
+        for name, run in zip(names, runs, strict=True):
+            found[name].add(run)
         backwards = not backwards
     return found
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from isthmus.bench import batch_decoder
-from isthmus.bench.batch_decoder import BatchDecoder, Request, Run, Steps, only_decodes
+from isthmus.bench.batch_decoder import BatchDecoder, Request, Run, Steps, Turns, only_decodes, run_all
 from isthmus.bench.fixed_speculation import FixedSpeculation
 from isthmus.bench.sampled_text import Law, sample_texts
 from isthmus.bench.sampler_share import Replay, Stopwatch, TimedEngine, TimedSampler
@@ -93,6 +93,18 @@ def test_steps_without_prompts_are_measured(monkeypatch: pytest.MonkeyPatch, ove
         assert run.steps.step_s == pytest.approx(STEP_S)
         decoder.check()
         assert not engine.known
+
+
+def test_turn_about_each_is_measured_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(batch_decoder, "time", clock)
+    decoders = [BatchDecoder(ClockEngine(clock, overlaps=False), max_num_seqs=4, max_model_len=40) for _ in range(2)]
+    many = [[request(tiny.prompt(9, seed=seed)) for seed in range(number)] for number in (3, 1)]
+    runs = run_all(one.turns(requests, 4) for one, requests in zip(decoders, many, strict=True))
+    for run, requests in zip(runs, many, strict=True):
+        assert run.outputs == [[TOKEN] * NUM_TOKENS] * len(requests)
+        assert run.steps.step_s == pytest.approx(STEP_S)
+    assert clock.now_s == pytest.approx(100 + 2 * (PROMPT_S + (NUM_TOKENS - 1) * STEP_S), abs=STEP_S / 2)
 
 
 def test_what_is_not_served_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,23 +208,33 @@ def test_a_line_of_the_table(pace: float, ratio: str, verdict: str) -> None:
     assert cells[1][10:] == [f"{ratio} ×", f"{ratio}–{ratio}", verdict, "3 of 4"]
 
 
-def test_methods_take_turns() -> None:
+@pytest.mark.parametrize(
+    ("overlaps", "there", "back"),
+    [
+        (False, ["off", "ngram"] * 2, ["ngram", "off"] * 2),
+        (True, ["off"] * 2 + ["ngram"] * 2, ["ngram"] * 2 + ["off"] * 2),
+    ],
+)
+def test_methods_take_turns(overlaps: bool, there: list[str], back: list[str]) -> None:
+    """Step by step, or round by round where a step is launched ahead of the one before it."""
     order: list[str] = []
 
     @dataclass
     class Named(BatchDecoder):
         name: str = ""
 
-        def run(self, requests: Sequence[Request], batch: int) -> Run:
-            order.append(self.name)
+        def turns(self, requests: Sequence[Request], batch: int) -> Turns:
+            for _ in range(2):
+                order.append(self.name)
+                yield
             return Run([], Steps())
 
     decoders: dict[str, BatchDecoder] = {
-        name: Named(ClockEngine(Clock(), overlaps=False), 1, 8, name=name) for name in ("off", "ngram")
+        name: Named(ClockEngine(Clock(), overlaps), 1, 8, name=name) for name in ("off", "ngram")
     }
     measure(Case("chat", 0, 1, [[], [], []]), decoders, backwards=False)
     measure(Case("chat", 0, 1, [[]]), decoders, backwards=True)
-    assert order == ["off", "ngram", "ngram", "off", "off", "ngram", "ngram", "off"]
+    assert order == there + back + there + back
 
 
 def test_requests() -> None:
