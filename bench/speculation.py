@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -43,7 +44,7 @@ MIN_REQUESTS = 2
 WARM_TOKENS = 12
 HEADER = (
     "| prompts | T | batch | method | tok/s a sequence | ms a step | tokens a row | guessed a row | right | "
-    "right a guessing row | ÷ off | of rounds | ≥ 1 ÷ 1.03 | same output |\n|" + 14 * "---|"
+    "right a guessing row | ÷ off | lowest, median, highest round | ≥ 1 ÷ 1.03 | same output |\n|" + 14 * "---|"
 )
 
 
@@ -75,9 +76,9 @@ class Measured:
         return pace_ratio(self.steps, off.steps)
 
     def spread(self, off: "Measured") -> str:
-        """The ratio's lowest and highest over rounds: how far to trust it."""
+        """The ratio's lowest, median and highest over rounds: how far to trust it."""
         ratios = [pace_ratio(mine, its) for mine, its in zip(self.rounds, off.rounds, strict=True)]
-        return f"{min(ratios):.2f}–{max(ratios):.2f}" if len(ratios) > 1 else "–"
+        return f"{min(ratios):.2f} {median(ratios):.2f} {max(ratios):.2f}" if len(ratios) > 1 else "–"
 
 
 def cases(asker: Asker, options: argparse.Namespace) -> Iterator[Case]:
