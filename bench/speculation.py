@@ -144,6 +144,8 @@ def num_same(outputs: Sequence[Sequence[int]], others: Sequence[Sequence[int]]) 
 def compare(maker: EngineMaker, asker: Asker, options: argparse.Namespace) -> None:
     """Prints the table, line by line."""
     decoders = {"off": maker.decoder(SpeculationConfig())}
+    if options.control:
+        decoders["off again"] = maker.decoder(SpeculationConfig())
     for method in options.methods:
         decoders[method] = maker.decoder(config_of(method, options), fixed=options.fixed)
     warm(decoders, asker, options.batches)
@@ -207,6 +209,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--random-rounds", type=int, default=4, help="of random prompts; 0 leaves them out")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--control", action="store_true", help="a second engine without guesses, to see what is chance")
     parser.add_argument("--quick", action="store_true", help="a check that all runs, in under a minute")
     parser.add_argument("--sampler", action="store_true", help="measure drawing and masks instead")
     parser.add_argument("--sampler-batch", type=int, default=64)

@@ -260,12 +260,14 @@ def table(text: str) -> list[list[str]]:
 def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--batches", "2", "--temperatures", "0", "--tasks", "edit", "--tokens", "10", "--random-rounds", "0"]
     threads = ["--threads", str(torch.get_num_threads())]
-    main(["--model", str(demo_model_path()), "--methods", "ngram", "first-layers", "--fixed", *options, *threads])
+    methods = ["--methods", "ngram", "first-layers", "--fixed", "--control"]
+    main(["--model", str(demo_model_path()), *methods, *options, *threads])
     found = table(capsys.readouterr().out)
-    assert [line[:4] for line in found] == [["edit", "0", "2", name] for name in ("off", "ngram", "first-layers")]
+    names = ("off", "off again", "ngram", "first-layers")
+    assert [line[:4] for line in found] == [["edit", "0", "2", name] for name in names]
     assert all(float(line[4]) > 0 and float(line[5]) > 0 for line in found)
-    assert float(found[0][6]) == 1 < float(found[1][6])
-    assert [line[13] for line in found[1:]] == ["2 of 2"] * 2
+    assert float(found[0][6]) == float(found[1][6]) == 1 < float(found[2][6])
+    assert [line[13] for line in found[1:]] == ["2 of 2"] * 3
 
 
 def test_the_table_of_samplers(capsys: pytest.CaptureFixture[str]) -> None:
