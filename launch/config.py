@@ -9,7 +9,7 @@ from typing import Literal
 from ..text.reasoning import STYLES
 from ..text.tool_calls.formats import FORMATS
 from ..wire.sampling import MAX_SPECULATIVE_TOKENS
-from .option import at_least, fraction, indices, num_bytes, one_of, option, seconds
+from .option import at_least, fraction, indices, metrics_prefix, num_bytes, one_of, option, seconds
 
 DEFAULT_PORT = 2242
 DEFAULT_WORKER_ADDRESS = "tcp://127.0.0.1:2243"
@@ -144,6 +144,18 @@ class TlsOptions:
         "clients' certificates: 0 none is asked for, 1 one that is shown must be good, 2 all need one",
         metavar="NUM",
         parse=at_least(0, 2),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TelemetryOptions:
+    """Metrics and traces"""
+
+    metrics_prefix: str = option(
+        "isthmus",
+        "what names in /metrics begin with, before a colon: vllm makes them those of dashboards for vLLM",
+        metavar="NAME",
+        parse=metrics_prefix,
     )
 
 
@@ -367,6 +379,7 @@ class ServeConfig:
     access: AccessOptions
     cors: CorsOptions
     tls: TlsOptions
+    telemetry: TelemetryOptions
     routing: RoutingOptions
     data: DataOptions
     curve: CurveOptions
@@ -385,6 +398,7 @@ class RouterConfig:
     access: AccessOptions
     cors: CorsOptions
     tls: TlsOptions
+    telemetry: TelemetryOptions
     routing: RoutingOptions
     curve: CurveOptions
     exposure: ExposureOptions

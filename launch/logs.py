@@ -15,7 +15,8 @@ LogFormat = Literal["text", "json"]
 class JsonFormatter(logging.Formatter):
     """An object a line: time (ISO 8601, UTC), level, logger, message; the id of the request and the exception, if any.
 
-    The id is the record's `request_id`, as given with `extra`, else that of the running task.
+    The id is the record's `request_id`, as given with `extra`, else that of the running task. What else a record tells
+    for programs is its `facts`, a dict.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -27,7 +28,8 @@ class JsonFormatter(logging.Formatter):
             "request_id": getattr(record, "request_id", None) or request_id.get(),
             "exception": self.formatException(record.exc_info) if record.exc_info else "",
         }
-        return json.dumps({name: value for name, value in about.items() if value})
+        facts = getattr(record, "facts", {})
+        return json.dumps({**{name: value for name, value in about.items() if value}, **facts})
 
 
 def set_up(level: str, log_format: LogFormat = "text") -> None:

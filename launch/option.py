@@ -56,6 +56,13 @@ def fraction(text: str) -> float:
     return value
 
 
+def metrics_prefix(text: str) -> str:
+    """What a metric's name may begin with: https://prometheus.io/docs/concepts/data_model/."""
+    if not re.fullmatch(r"[a-zA-Z_:][a-zA-Z0-9_:]*", text):
+        raise ValueError("must be letters, digits, _ and :, and not begin with a digit")
+    return text
+
+
 def indices(text: str) -> str:
     """`0,2`: stays text, so that it is written on a command line as it was read; `split_indices` takes it apart."""
     split_indices(text)

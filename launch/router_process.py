@@ -36,6 +36,7 @@ def run_router(config: RouterConfig, lifeline: Lifeline) -> int:
             access=access,
             cors=make_cors(config.cors),
             tls=make_tls(config.tls),
+            metrics_prefix=config.telemetry.metrics_prefix,
             worker_keys=router_keys(config.curve),
             max_waiting=http.max_waiting,
             request_timeout_s=http.request_timeout_s or None,

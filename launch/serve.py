@@ -149,6 +149,7 @@ def process_specs(settled: Settled) -> list[ProcessSpec]:
         access,
         config.cors,
         config.tls,
+        config.telemetry,
         config.routing,
         config.curve,
         config.exposure,

@@ -1,6 +1,7 @@
 """The router's HTTP application."""
 
 import logging
+from collections.abc import Sequence
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
@@ -13,13 +14,17 @@ from .admin_routes import admin_routes
 from .auth import AuthMiddleware
 from .cors import ANY_SITE, Cors, add_cors
 from .errors import ApiError, error_response
+from .exchange import ExchangeMiddleware, Observer
 from .job import Core
 from .key_metrics import KeyMetricsPage
 from .kobold import kobold_routes
 from .kobold_lite import lite_routes
 from .messages import messages_routes
 from .openai_routes import openai_routes
-from .request_id import HEADER, RequestIdMiddleware, request_id_of
+from .page import DEFAULT_PREFIX, Page
+from .request_id import HEADER, request_id_of
+from .request_log import RequestLog, UsageCount
+from .request_usage import RequestUsage, RequestUsagePage
 from .responses import responses_routes
 from .samplers_route import samplers_routes
 from .served import Served
@@ -32,10 +37,19 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 CLIENT_CLOSED_REQUEST = 499
 
 
-def create_app(core: Core, served: Served, access: Access | None = None, cors: Cors = ANY_SITE) -> FastAPI:
+def create_app(
+    core: Core,
+    served: Served,
+    access: Access | None = None,
+    cors: Cors = ANY_SITE,
+    *,
+    metrics_prefix: str = DEFAULT_PREFIX,
+    observers: Sequence[Observer] = (),
+) -> FastAPI:
     """OpenAI's routes below /v1, Kobold's below /api, health, version and metrics, and the pages. Without `access` all
-    but the admin's routes are open."""
+    but the admin's routes are open. `observers` are told of every request, before those of metrics and log."""
     access = access or Access()
+    usage = RequestUsage()
     access.open_pages(served.kobold_lite or ())
     app = FastAPI(title="Isthmus", version=__version__, description="LLM serving, OpenAI and KoboldAI APIs")
     app.include_router(openai_routes(core, served))
@@ -45,12 +59,16 @@ def create_app(core: Core, served: Served, access: Access | None = None, cors: C
     app.include_router(samplers_routes())
     app.include_router(admin_routes(core, access))
     app.include_router(status_routes(core))
-    add_service_routes(app, core, KeyMetricsPage(access))
+    pages = (
+        RequestUsagePage(usage, model=served.name, prefix=metrics_prefix),
+        KeyMetricsPage(access, prefix=metrics_prefix),
+    )
+    add_service_routes(app, core, pages)
     app.include_router(ui_routes())
     app.include_router(lite_routes(served.kobold_lite) if served.kobold_lite else home_routes())
     app.add_middleware(AuthMiddleware, access=access)
     add_cors(app, cors)  # around the keys: a page is told why it was refused, and asks first without one
-    app.add_middleware(RequestIdMiddleware)
+    app.add_middleware(ExchangeMiddleware, observers=(*observers, UsageCount(usage), RequestLog()))
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(ClientDisconnect, on_disconnect)
@@ -58,7 +76,9 @@ def create_app(core: Core, served: Served, access: Access | None = None, cors: C
     return app
 
 
-def add_service_routes(app: FastAPI, core: Core, key_metrics: KeyMetricsPage) -> None:
+def add_service_routes(app: FastAPI, core: Core, pages: Sequence[Page]) -> None:
+    """`pages`: of metrics, besides the core's."""
+
     @app.get("/health", tags=["service"])
     async def health() -> Response:
         """200 once a decode worker is ready, 503 before."""
@@ -77,7 +97,7 @@ def add_service_routes(app: FastAPI, core: Core, key_metrics: KeyMetricsPage) ->
 
     @app.get("/metrics", tags=["service"])
     async def metrics() -> Response:
-        return Response(core.metrics() + key_metrics.render(), media_type=METRICS_TYPE)
+        return Response(core.metrics() + b"".join([page.render() for page in pages]), media_type=METRICS_TYPE)
 
 
 async def on_api_error(request: Request, error: Exception) -> Response:

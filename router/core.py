@@ -17,10 +17,12 @@ from ..wire.messages import Fingerprint
 from .dispatch import Waiting, decide
 from .job import Job, JobError
 from .ledger import Ledger
-from .metrics import Gauges, Metrics, MetricsPage
+from .metrics import Gauges, Metrics
+from .metrics_page import MetricsPage
+from .page import DEFAULT_PREFIX
 from .placement import Placement, Request, blocks_needed
 from .sequence import Entry, Sequence
-from .snapshot import take_snapshot, worker_gauges
+from .snapshot import link_gauges, take_snapshot, worker_gauges
 from .stream import JobStream
 from .timelines import Timeline, take_timelines
 from .topology import Topology, take_topology
@@ -53,7 +55,7 @@ class RouterCore:
         max_bypass_s: float = 5.0,
         heartbeat_interval_s: float = 1.0,
         deadlines: Deadlines | None = None,
-        metrics_prefix: str = "isthmus",
+        metrics_prefix: str = DEFAULT_PREFIX,
         clock: Callable[[], float] = time.monotonic,
     ):
         deadlines = deadlines or Deadlines()
@@ -255,4 +257,5 @@ class RouterCore:
 
     def _gauges(self) -> Gauges:
         workers = tuple(worker_gauges(w) for w in self.registry)
-        return Gauges(self.ledger.num_running, len(self.ledger.waiting), workers)
+        links = tuple(link_gauges(pair, link) for pair, link in self.ledger.rates.links.items())
+        return Gauges(self.ledger.num_running, len(self.ledger.waiting), workers, links)

@@ -1,13 +1,12 @@
 """What /metrics shows of each API key, by its name."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+from prometheus_client.core import Metric
 
 from .access import Access
 from .accounts import Account
+from .page import DEFAULT_PREFIX, Page
 
 COUNTERS: tuple[tuple[str, str, Callable[[Account], int]], ...] = (
     ("key_requests", "Requests.", lambda a: a.num_requests),
@@ -17,45 +16,20 @@ COUNTERS: tuple[tuple[str, str, Callable[[Account], int]], ...] = (
 """Name, help, and what one account has counted."""
 
 
-class KeyMetricsPage(Collector):
-    """Renders the accounts as Prometheus text."""
+class KeyMetricsPage(Page):
+    """Renders the accounts."""
 
-    def __init__(self, access: Access, *, prefix: str = "isthmus"):
+    def __init__(self, access: Access, *, prefix: str = DEFAULT_PREFIX):
         self._access = access
-        self._prefix = prefix
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
-
-    def render(self) -> bytes:
-        return generate_latest(self._registry)
-
-    def describe(self) -> Iterable[Metric]:
-        return ()
+        super().__init__(prefix, {})
 
     def collect(self) -> Iterator[Metric]:
+        accounts = list(self._access)
         for name, help_text, count in COUNTERS:
-            family = CounterMetricFamily(self._name(name), help_text, labels=["key"])
-            for account in self._access:
-                family.add_metric([account.name], count(account))
-            yield family
-        yield self._running()
-        yield self._refused()
-        yield CounterMetricFamily(
-            self._name("unauthorized_requests"), "Without a key that is known.", value=self._access.num_unauthorized
-        )
-
-    def _running(self) -> Metric:
-        family = GaugeMetricFamily(self._name("key_requests_running"), "That are being answered.", labels=["key"])
-        for account in self._access:
-            family.add_metric([account.name], account.num_running)
-        return family
-
-    def _refused(self) -> Metric:
-        family = CounterMetricFamily(self._name("key_requests_refused"), "Over a limit.", labels=["key", "limit"])
-        for account in self._access:
-            for limit, count in account.num_refused.items():
-                family.add_metric([account.name, limit], count)
-        return family
-
-    def _name(self, name: str) -> str:
-        return f"{self._prefix}:{name}"
+            yield self.counters(name, help_text, ["key"], [([a.name], count(a)) for a in accounts])
+        running = [([a.name], a.num_running) for a in accounts]
+        yield self.gauges("key_requests_running", "That are being answered.", ["key"], running)
+        refused = [([a.name, limit], count) for a in accounts for limit, count in a.num_refused.items()]
+        yield self.counters("key_requests_refused", "Over a limit.", ["key", "limit"], refused)
+        unauthorized = self._access.num_unauthorized
+        yield self.counter("unauthorized_requests", "Without a key that is known.", unauthorized)

@@ -29,7 +29,7 @@ from ..wire.messages import (
 from ..wire.sampling import SamplingParams
 from .history import History, Record
 from .job import Job, JobError, JobTimings, NewTokens
-from .metrics import Metrics
+from .metrics import Metrics, Path
 from .rates import TransferRates
 from .sequence import Attempt, Entry, Sequence, Sink, WorkerId
 from .states import State
@@ -147,6 +147,7 @@ class Ledger:
             self._next_placement, entry, decode, prefill, data_endpoint, entry.prompt + head.as_choice().output, now
         )
         self._next_placement += 1
+        self.metrics.num_placements[path_of(attempt)] += 1
         for sequence in group_of(head, max_choices):
             self.waiting.remove(sequence)
             sequence.move(State.PREFILLING if decode is None else State.RESERVED)
@@ -329,6 +330,7 @@ class Ledger:
 
     def _learn(self, attempt: Attempt, decode: WorkerId, message: Prefilled) -> None:
         assert attempt.prefill is not None
+        self.metrics.transfer_bytes.observe(message.transfer_bytes)
         self.rates.record(
             attempt.prefill,
             decode,
@@ -365,7 +367,8 @@ class Ledger:
         attempt = self._leave(sequence, state)
         if attempt is not None:
             self._settle(attempt, [sequence], decode_knows=state is State.DONE)
-        self.metrics.count_finished(finish_reason, len(sequence.output))
+        decode_s = 0.0 if entry.first_token_at is None else sequence.token_at - entry.first_token_at
+        self.metrics.count_finished(finish_reason, len(sequence.output), decode_s)
         self.throughput.count(1, now)
         entry.num_open -= 1
         if not entry.num_open:
@@ -381,6 +384,7 @@ class Ledger:
         self.metrics.e2e_s.observe(now - entry.submitted_at)
         if entry.answered_by is not None:
             self.metrics.observe_stages(timings(entry, now), transferred=entry.prefilled_at is not None)
+        self.metrics.longest_generation_tokens.observe(max(len(s.output) for s in entry.sequences))
         entry.sequences.clear()
 
     def _requeue(self, sequence: Sequence) -> None:
@@ -466,6 +470,12 @@ class Ledger:
         for worker in (attempt.decode, attempt.prefill):
             if worker is not None:
                 self._by_worker.get(worker, {}).pop(attempt.placement, None)
+
+
+def path_of(attempt: Attempt) -> Path:
+    if attempt.decode is None:
+        return "prefill"
+    return "decode" if attempt.prefill is None else "prefill-decode"
 
 
 def may_compute(sequence: Sequence, attempt: Attempt, worker: WorkerId) -> bool:

@@ -2,14 +2,18 @@
 
 import secrets
 
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from ..wire import log_context
+from starlette.datastructures import Headers
+from starlette.types import Scope
 
 HEADER = "x-request-id"
 MAX_LENGTH = 128
 _KEY = "isthmus.request_id"
+
+
+def enter_request_id(scope: Scope, headers: Headers) -> str:
+    """Decides which it is."""
+    request_id = scope[_KEY] = clean_request_id(headers.get(HEADER))
+    return request_id
 
 
 def request_id_of(scope: Scope) -> str:
@@ -22,22 +26,3 @@ def clean_request_id(given: str | None) -> str:
     if given and len(given) <= MAX_LENGTH and given.isascii() and given.isprintable():
         return given
     return secrets.token_hex(16)
-
-
-class RequestIdMiddleware:
-    def __init__(self, app: ASGIApp):
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        request_id = scope[_KEY] = clean_request_id(Headers(scope=scope).get(HEADER))
-        log_context.request_id.set(request_id)
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[HEADER] = request_id
-            await send(message)
-
-        await self._app(scope, receive, send_with_id)

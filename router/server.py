@@ -28,6 +28,7 @@ from .core import RouterCore
 from .cors import ANY_SITE, Cors
 from .job import JobError
 from .kobold_lite import lite_files
+from .page import DEFAULT_PREFIX
 from .served import Served
 from .tls import Tls
 from .workers import Deadlines
@@ -66,6 +67,7 @@ def run(
     access: Access | None = None,
     cors: Cors = ANY_SITE,
     tls: Tls | None = None,
+    metrics_prefix: str = DEFAULT_PREFIX,
     worker_keys: ServerKeys | None = None,
     max_waiting: int = 1000,
     request_timeout_s: float | None = 600.0,
@@ -98,7 +100,7 @@ def run(
         served = replace(served, kobold_lite=lite_files(kobold_lite))
 
     def make_server(core: RouterCore) -> HttpServer:
-        return HttpServer(create_app(core, served, access, cors), tls)
+        return HttpServer(create_app(core, served, access, cors, metrics_prefix=metrics_prefix), tls)
 
     with bound(host, port) as http, opened(worker_address, worker_keys) as hub:
         addresses = Addresses(host, http.getsockname()[1], hub.address)
@@ -114,6 +116,7 @@ def run(
                 local_prefill_max_tokens=local_prefill_max_tokens,
                 max_bypass_s=max_bypass_s,
                 deadlines=deadlines,
+                metrics_prefix=metrics_prefix,
             )
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -4,8 +4,9 @@ import re
 from dataclasses import dataclass
 
 from ..wire.messages import Fingerprint, WorkerStats
+from ..wire.worker_link import name_in
 from .ledger import Ledger
-from .metrics import WorkerGauges
+from .metrics import LinkGauges, WorkerGauges
 from .placement import (
     DEFAULT_DECODE_STEP_S,
     DEFAULT_PREFILL_TOKENS_PER_S,
@@ -14,6 +15,8 @@ from .placement import (
     PrefillView,
     Snapshot,
 )
+from .rates import Link
+from .sequence import WorkerId
 from .states import State
 from .workers import Registry, Worker
 
@@ -109,6 +112,8 @@ def worker_gauges(worker: Worker) -> WorkerGauges:
         role=worker.hello.role,
         num_running=stats.num_running,
         num_waiting=stats.num_waiting,
+        block_size=worker.ready.fingerprint.block_size if worker.ready else 0,
+        num_blocks=num_blocks,
         kv_cache_usage=stats.num_blocks_used / num_blocks if num_blocks else 0.0,
         prefix_cache_queries=stats.prefix_query_tokens,
         prefix_cache_hits=stats.prefix_hit_tokens,
@@ -120,3 +125,8 @@ def worker_gauges(worker: Worker) -> WorkerGauges:
         num_accepted_tokens=stats.num_accepted_tokens,
         num_accepted_per_position=stats.num_accepted_per_position,
     )
+
+
+def link_gauges(pair: tuple[WorkerId, WorkerId], link: Link) -> LinkGauges:
+    prefill, decode = map(name_in, pair)
+    return LinkGauges(prefill, decode, link.num_transfers, link.num_bytes, link.value)

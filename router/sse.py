@@ -15,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from .accounts import count_tokens
 from .errors import ApiError, from_job_error
+from .exchange import exchange_of
 from .job import JobError
 from .request_id import request_id_of
 from .text_stream import Piece, TextStream
@@ -61,6 +62,7 @@ class GenerationResponse(Response):
     ):
         """`start` submits the generation; it may raise JobError. `during` is entered while that runs."""
         super().__init__()
+        self._failed = False
         self._during = during
         self._start = start
         self._renderer = renderer
@@ -71,6 +73,8 @@ class GenerationResponse(Response):
             text = self._start()
         except JobError as error:
             raise from_job_error(error) from error
+        exchange = exchange_of(scope)
+        exchange.generating(text, stream=self._stream)
         watcher = asyncio.ensure_future(until_disconnect(receive))
         watcher.add_done_callback(lambda _: text.cancel())
         try:
@@ -81,13 +85,20 @@ class GenerationResponse(Response):
                 else:
                     await self._send_whole(scope, receive, send, text, watcher)
         finally:
-            reasons = [str(choice.finish_reason) for choice in text.choices if choice.finish_reason]
-            outcome = "disconnected" if watcher.done() and len(reasons) < len(text.choices) else ",".join(reasons)
+            exchange.outcome = self._outcome(text, disconnected=watcher.done())
             watcher.cancel()
             text.cancel()
-            num_prompt, num_output = text.generation.num_prompt_tokens, text.num_output_tokens
-            count_tokens(scope, num_prompt, num_output)
-            log.info("%s: %d prompt tokens, %d tokens, %s", request_id_of(scope), num_prompt, num_output, outcome)
+            count_tokens(scope, text.generation.num_prompt_tokens, text.num_output_tokens)
+
+    def _outcome(self, text: TextStream, *, disconnected: bool) -> str:
+        reasons = [choice.finish_reason for choice in text.choices if choice.finish_reason]
+        if len(reasons) == len(text.choices):
+            return ",".join(reasons)
+        return "error" if self._failed else "disconnected" if disconnected else "aborted"
+
+    def _failure(self, error: JobError) -> ApiError:
+        self._failed = True
+        return from_job_error(error)
 
     async def _send_whole(
         self, scope: Scope, receive: Receive, send: Send, text: TextStream, watcher: "asyncio.Future[None]"
@@ -96,7 +107,7 @@ class GenerationResponse(Response):
             while await text.next() is not None:
                 pass
         except JobError as error:
-            raise from_job_error(error) from error
+            raise self._failure(error) from error
         if not watcher.done():
             await Response(self._renderer.whole(text), media_type="application/json")(scope, receive, send)
 
@@ -104,7 +115,7 @@ class GenerationResponse(Response):
         try:
             pieces = await text.next()
         except JobError as error:
-            raise from_job_error(error) from error
+            raise self._failure(error) from error
         if watcher.done():
             return
         await send({"type": "http.response.start", "status": 200, "headers": list(EVENT_HEADERS)})
@@ -121,9 +132,10 @@ class GenerationResponse(Response):
                 return
             body = self._renderer.closing(text)
         except JobError as error:
-            body = self._renderer.error(from_job_error(error))
+            body = self._renderer.error(self._failure(error))
         except Exception:
             # The edge of the stream's loop: the client must not take a cut text for a whole one.
+            self._failed = True
             log.exception("%s: stream failed", request_id_of(scope))
             body = self._renderer.error(ApiError(500, "internal error"))
         if not watcher.done():

@@ -10,16 +10,20 @@ from typing import Any
 
 import jsonschema
 import pytest
-from isthmus.router.job import JobTimings
-from isthmus.router.metrics import Gauges, Metrics, MetricsPage, WorkerGauges
+from isthmus.router.job import Job, JobTimings
+from isthmus.router.metrics import Gauges, LinkGauges, Metrics, WorkerGauges
+from isthmus.router.metrics_page import MetricsPage
+from isthmus.router.request_usage import RequestUsage, RequestUsagePage
+from isthmus.router.text_stream import Generation, TextOptions
 from isthmus.tests.deploy.containers import ROOT
 from isthmus.tests.deploy.prometheus import PROMETHEUS, Prometheus, scraping
+from isthmus.wire.sampling import Guidance, SamplingParams
 
 DASHBOARD: dict[str, Any] = json.loads((ROOT / "deploy" / "grafana" / "isthmus.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 QUERIES = {f"{p['title']}, {t['refId']}": t["expr"] for p in PANELS for t in p["targets"]}
 VARIABLES = {each["name"]: each for each in DASHBOARD["templating"]["list"]}
-VALUES = {"$__rate_interval": "2s", "$model": ".*", "$worker": ".*"}
+VALUES = {"${prefix}": "isthmus", "$__rate_interval": "2s", "$model": ".*", "$worker": ".*"}
 
 TEXT = {"type": "string", "minLength": 1}
 COUNT = {"type": "integer", "minimum": 0}
@@ -53,7 +57,7 @@ PANEL = {
 VARIABLE = {
     "type": "object",
     "required": ["name", "type", "query"],
-    "properties": {"type": {"enum": ["datasource", "query"]}},
+    "properties": {"type": {"enum": ["datasource", "query", "textbox"]}},
 }
 SCHEMA = {
     "type": "object",
@@ -71,12 +75,20 @@ SCHEMA = {
 """Of what this dashboard uses of Grafana's dashboard model."""
 
 
+PARAMS = SamplingParams(min_p=0.1, guidance=Guidance("regex", "a+"), max_tokens=100)
+ASKED = Generation((Job("r", 0, (1, 2), 1, PARAMS, ()),), TextOptions(stops=("x",)))
+
+
 class BusyRouter:
     """Metrics of a router that gets more to do with every look at them."""
 
     def __init__(self) -> None:
         self._metrics = Metrics()
-        self._page = MetricsPage(self._metrics, self._gauges, model="m")
+        self._usage = RequestUsage()
+        self._pages = (
+            MetricsPage(self._metrics, self._gauges, model="m"),
+            RequestUsagePage(self._usage, model="m"),
+        )
         self._looks = 0
 
     def render(self) -> bytes:
@@ -89,17 +101,22 @@ class BusyRouter:
         metrics.e2e_s.observe(1.1)
         metrics.count_tokens(1, 0.1, first=True)
         metrics.count_tokens(20, 1.0, first=False)
-        metrics.count_finished("stop", 21)
+        metrics.count_finished("stop", 21, 1.0)
+        metrics.num_placements["prefill-decode"] += 1
+        metrics.longest_generation_tokens.observe(21)
         metrics.observe_stages(JobTimings(0.01, 0.07, 0.02, 1.0, 0), transferred=True)
-        return self._page.render()
+        self._usage.count(ASKED, stream=True)
+        return b"".join([page.render() for page in self._pages])
 
     def _gauges(self) -> Gauges:
-        return Gauges(3, 1, (self._worker("p0", "prefill"), self._worker("d0", "decode")))
+        link = LinkGauges("p0", "d0", self._looks, 1000 * self._looks, 1e5)
+        return Gauges(3, 1, (self._worker("p0", "prefill"), self._worker("d0", "decode")), (link,))
 
     def _worker(self, name: str, role: str) -> WorkerGauges:
         looks = self._looks
         return WorkerGauges(
-            worker=name, role=role, num_running=2, num_waiting=1, kv_cache_usage=0.25, prefix_cache_queries=100 * looks,
+            worker=name, role=role, num_running=2, num_waiting=1, block_size=16, num_blocks=8, kv_cache_usage=0.25,
+            prefix_cache_queries=100 * looks,
             prefix_cache_hits=40 * looks, num_transferred_bytes=1000 * looks, transfer_s=0.01 * looks,
             num_expired_leases=looks, num_drafts=looks, num_draft_tokens=4 * looks, num_accepted_tokens=2 * looks,
             num_accepted_per_position=(looks, looks),
@@ -133,7 +150,7 @@ def test_no_query_asks_for_a_metric_that_is_not_there() -> None:
     asked = {
         re.sub(r"_(total|bucket|sum|count)$", "", name)
         for query in QUERIES.values()
-        for name in re.findall(r"isthmus:\w+", query)
+        for name in re.findall(r"isthmus:\w+", filled_in(query))
     }
     assert len(asked) > 20
     assert asked <= families
@@ -170,8 +187,8 @@ def test_legends_name_labels_that_are_there(prometheus: Prometheus) -> None:
 @pytest.mark.parametrize(("variable", "values"), [("model", ["m"]), ("worker", ["d0", "p0"])])
 def test_variables_find_their_values(prometheus: Prometheus, variable: str, values: list[str]) -> None:
     metric, label = re.fullmatch(r"label_values\((\S+), (\w+)\)", VARIABLES[variable]["query"]["query"]).groups()
-    assert prometheus.label_values(metric, label) == values
-    assert {name.strip("$") for name in VALUES} - {"__rate_interval"} <= VARIABLES.keys()
+    assert prometheus.label_values(filled_in(metric), label) == values
+    assert {name.strip("${}") for name in VALUES} - {"__rate_interval"} <= VARIABLES.keys()
 
 
 def test_some_queries_give_what_the_router_does(prometheus: Prometheus) -> None:

@@ -25,6 +25,7 @@ from isthmus.launch.config import (
     RoutingOptions,
     ServeConfig,
     SpeculationOptions,
+    TelemetryOptions,
     TlsOptions,
     TopologyOptions,
 )
@@ -34,7 +35,7 @@ from isthmus.launch.option import num_bytes, split_indices
 WORKER = (EngineOptions(), DeviceOptions(), SpeculationOptions(), PlaceOptions(), FakeEngineOptions(), ProcessOptions())
 PREFILL = PrefillConfig(ModelOptions(), ConnectionOptions(), CurveOptions(), *WORKER)
 DECODE = DecodeConfig(ModelOptions(), ConnectionOptions(), CurveOptions(), DataOptions(), ExposureOptions(), *WORKER)
-EDGE = (AccessOptions(), CorsOptions(), TlsOptions())
+EDGE = (AccessOptions(), CorsOptions(), TlsOptions(), TelemetryOptions())
 ROUTER = RouterConfig(
     ModelOptions(), HttpOptions(), *EDGE, RoutingOptions(), CurveOptions(), ExposureOptions(), ProcessOptions()
 )
@@ -84,7 +85,7 @@ FLAGS = """serve model.gguf --prefill 0 --decode 2 --host 0.0.0.0 --port 80 --ma
     --max-concurrent-requests 2 --open-metrics --allowed-origins https://a.example --allowed-methods GET POST
     --allowed-headers authorization --allow-credentials --ssl-keyfile key.pem --ssl-certfile cert.pem
     --ssl-ca-certs ca.pem --ssl-cert-reqs 2 --max-body-size 1M --zmq-keys zmq --insecure-zmq --log-format json
-    --tool-call-parser hermes --reasoning-parser none"""
+    --tool-call-parser hermes --reasoning-parser none --metrics-prefix vllm"""
 
 
 def test_flags_keep_the_names_users_know() -> None:
@@ -96,6 +97,7 @@ def test_flags_keep_the_names_users_know() -> None:
         AccessOptions(("a", "b,c"), "keys.txt", "root", 60, 2, True),
         CorsOptions(("https://a.example",), ("GET", "POST"), ("authorization",), True),
         TlsOptions("key.pem", "cert.pem", "ca.pem", 2),
+        TelemetryOptions("vllm"),
         RoutingOptions("tcp://127.0.0.1:9", 0),
         DataOptions(kv_transport="zmq"),
         CurveOptions("zmq"),

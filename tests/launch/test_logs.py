@@ -32,6 +32,11 @@ def test_a_line_is_an_object_with_what_it_is_about() -> None:
     assert formatted(record)["request_id"] == "r1"
 
 
+def test_facts_are_members_of_the_object() -> None:
+    record = logging.makeLogRecord({"msg": "m", "facts": {"status": 200, "queue_s": 0.0}})
+    assert formatted(record).items() >= {"message": "m", "status": 200, "queue_s": 0.0}.items()
+
+
 def test_an_exception_is_in_its_line() -> None:
     try:
         raise ZeroDivisionError("by zero")

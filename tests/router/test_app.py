@@ -60,7 +60,7 @@ def test_a_request_id_is_echoed_logged_and_given_to_the_job(caplog):
     assert reply.headers["x-request-id"] == "mine-1"
     assert reply.json()["id"] == "cmpl-mine-1"
     assert core.streams[0].job.request_id == "mine-1"
-    assert "mine-1: 1 prompt tokens, 3 tokens, stop" in caplog.text
+    assert "request mine-1: POST /v1/completions 200, 1 + 3 tokens, stop; queue 0" in caplog.text
     caplog.clear()
     refused = ask(core, "POST", "/v1/completions", json={}, headers={"X-Request-Id": "mine-2"})
     assert refused.headers["x-request-id"] == "mine-2"

@@ -273,6 +273,21 @@ def test_transfers_teach_the_bandwidth_of_their_pair():
     assert ledger.rates.from_prefill(P) == {}
 
 
+def test_placements_transfers_and_the_longest_answer_are_counted():
+    ledger, _, attempt = remote()
+    ledger.on_prefilled(P, prefilled(attempt), 4.0)
+    ledger.on_tokens(D, tokens(attempt, 0, 7, 8), 4.5)
+    ledger.on_tokens(D, tokens(attempt, 2, 9, finish="stop"), 6.5)
+    ledger.submit(make_job(), Sink(), 7.0)
+    place(ledger, first(ledger), now=7.0)
+    metrics = ledger.metrics
+    assert metrics.num_placements == {"prefill-decode": 1, "decode": 1, "prefill": 0}
+    assert (metrics.transfer_bytes.count, metrics.transfer_bytes.sum) == (1, 1000)
+    assert metrics.longest_generation_tokens.sum == 3
+    assert metrics.time_per_output_token_s.sum == 1.0, "two tokens in the two seconds after the first"
+    assert metrics.inference_s.sum == 4.5
+
+
 def warm(prefill, decode, num_choices=1):
     """(ledger, entry, attempt, sink) of a job that wants no token, placed at 2 on one of them."""
     ledger, sink = make_ledger(request_timeout_s=10.0), Sink()

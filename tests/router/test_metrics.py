@@ -2,11 +2,13 @@ from dataclasses import replace
 
 from isthmus.router.histogram import Histogram
 from isthmus.router.job import JobTimings
-from isthmus.router.metrics import Gauges, Metrics, MetricsPage, WorkerGauges
+from isthmus.router.metrics import Gauges, LinkGauges, Metrics, WorkerGauges
+from isthmus.router.metrics_page import MetricsPage
 from prometheus_client.parser import text_string_to_metric_families
 
 DECODE = WorkerGauges(
-    worker="d0", role="decode", num_running=2, num_waiting=1, kv_cache_usage=0.25, prefix_cache_queries=100,
+    worker="d0", role="decode", num_running=2, num_waiting=1, block_size=16, num_blocks=40, kv_cache_usage=0.25,
+    prefix_cache_queries=100,
     prefix_cache_hits=60, num_transferred_bytes=5, transfer_s=0.5, num_expired_leases=3, num_drafts=10,
     num_draft_tokens=30, num_accepted_tokens=12, num_accepted_per_position=(7, 4, 1),
 )  # fmt: skip
@@ -38,7 +40,8 @@ def test_the_page_has_vllms_names():
     metrics.ttft_s.observe(0.03)
     metrics.count_tokens(1, 0.03, first=True)
     metrics.count_tokens(2, 0.04, first=False)
-    metrics.count_finished("stop", 3)
+    metrics.count_finished("stop", 3, 0.04)
+    metrics.count_finished("stop", 1, 0.0)
     metrics.e2e_s.observe(0.07)
     metrics.observe_stages(JobTimings(0.01, 0.015, 0.005, 0.04, 0), transferred=True)
     metrics.observe_stages(JobTimings(0.01, 0.02, 0.0, 0.04, 0), transferred=False)
@@ -47,7 +50,9 @@ def test_the_page_has_vllms_names():
     assert found[("isthmus:num_requests_waiting",)] == 4
     assert found[("isthmus:prompt_tokens_total",)] == 7
     assert found[("isthmus:generation_tokens_total",)] == 3
-    assert found[("isthmus:request_success_total", "stop")] == 1
+    assert found[("isthmus:request_success_total", "stop")] == 2
+    assert found[("isthmus:request_time_per_output_token_seconds_count",)] == 1, "one token has none after it"
+    assert found[("isthmus:request_time_per_output_token_seconds_sum",)] == 0.02
     assert found[("isthmus:request_success_total", "abort")] == 0
     assert found[("isthmus:num_preemptions_total",)] == 0
     assert found[("isthmus:time_to_first_token_seconds_count",)] == 1
@@ -58,6 +63,8 @@ def test_the_page_has_vllms_names():
     assert found[("isthmus:request_transfer_time_seconds_count",)] == 1, "the other one needed no transfer"
     assert found[("isthmus:request_transfer_time_seconds_sum",)] == 0.005
     assert found[("isthmus:request_decode_time_seconds_sum",)] == 0.08
+    assert abs(found[("isthmus:request_inference_time_seconds_sum",)] - 0.12) < 1e-9
+    assert found[("isthmus:cache_config_info", "16", "40", "d0", "decode")] == 1
     assert found[("isthmus:kv_transfer_bytes_total", "d0", "decode")] == 5
     assert found[("isthmus:kv_transfer_seconds_total", "d0", "decode")] == 0.5
     assert found[("isthmus:kv_expired_leases_total", "d0", "decode")] == 3
@@ -84,6 +91,15 @@ def test_drafts_are_counted_for_each_worker_and_position():
         ("vllm:spec_decode_num_draft_tokens_total", "p0", "prefill"): 0,
         ("vllm:spec_decode_num_accepted_tokens_total", "p0", "prefill"): 0,
     }
+
+
+def test_links_are_named_by_their_ends():
+    link = LinkGauges("p0", "d0", num_transfers=2, num_bytes=300, bytes_per_s=1e6)
+    text = MetricsPage(Metrics(), lambda: Gauges(0, 0, (), (link,)), model="m").render().decode()
+    ends = '{decode="d0",model_name="m",prefill="p0"}'
+    assert f"isthmus:kv_link_transfers_total{ends} 2.0" in text
+    assert f"isthmus:kv_link_bytes_total{ends} 300.0" in text
+    assert f"isthmus:kv_link_bytes_per_second{ends} 1e+06" in text
 
 
 def test_another_prefix():

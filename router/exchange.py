@@ -1,0 +1,104 @@
+"""One request and its answer, from the outside: what is logged, counted and traced of it."""
+
+import time
+from collections.abc import Iterable
+from typing import Protocol
+from urllib.parse import quote
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ..wire import log_context
+from .accounts import account_name
+from .request_id import HEADER, enter_request_id
+from .text_stream import TextStream
+
+_KEY = "isthmus.exchange"
+
+
+class Exchange:
+    """Filled in as the request is answered; complete when observers are told that it has ended."""
+
+    def __init__(self, request_id: str, method: str, path: str, headers: Headers):
+        self.request_id = request_id
+        self.method = method
+        self.path = path
+        """As it is sent: in printable ASCII."""
+        self.route = ""
+        """The pattern that the path matches, if any."""
+        self.headers = headers
+        self.started_ns = time.time_ns()
+        """Unix time."""
+        self.ended_ns = 0
+        self.status = 0
+        """Of HTTP; 0 where the client was gone before there was one."""
+        self.key = ""
+        """Name of the API key; empty on routes that ask for none."""
+        self.text: TextStream | None = None
+        """What was generated, where the route generates."""
+        self.stream = False
+        self.submitted_ns = 0
+        """Unix time at which that was asked of the workers."""
+        self.outcome = ""
+        """Of it: finish reasons of all choices, or disconnected, aborted, error."""
+
+    def generating(self, text: TextStream, *, stream: bool) -> None:
+        self.text, self.stream, self.submitted_ns = text, stream, time.time_ns()
+
+    @property
+    def duration_s(self) -> float:
+        return (self.ended_ns - self.started_ns) / 1e9
+
+
+class Observer(Protocol):
+    """Told of every exchange; must neither raise nor wait."""
+
+    def began(self, exchange: Exchange) -> None:
+        """Runs in the context of the request: what is set there is set for all that answers it."""
+
+    def ended(self, exchange: Exchange) -> None: ...
+
+
+def exchange_of(scope: Scope) -> Exchange:
+    exchange: Exchange = scope[_KEY]
+    return exchange
+
+
+class ExchangeMiddleware:
+    """Gives each request its id, on its answer and its log lines, and tells observers of it."""
+
+    def __init__(self, app: ASGIApp, observers: Iterable[Observer] = ()):
+        self._app = app
+        self._observers = tuple(observers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = Headers(scope=scope)
+        request_id = enter_request_id(scope, headers)
+        log_context.request_id.set(request_id)
+        exchange = scope[_KEY] = Exchange(request_id, scope["method"], quote(scope["path"]), headers)
+        for observer in self._observers:
+            observer.began(exchange)
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[HEADER] = request_id
+                exchange.status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            exchange.status = 500  # that answer passes outside the middleware
+            raise
+        finally:
+            self._end(exchange, scope)
+
+    def _end(self, exchange: Exchange, scope: Scope) -> None:
+        exchange.key = account_name(scope)
+        exchange.route = getattr(scope.get("route"), "path", "")
+        exchange.ended_ns = time.time_ns()
+        for observer in self._observers:
+            observer.ended(exchange)
