@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..text.tokenizer import Tokenizer
+from ..wire import log_context
 from ..wire.curve import ClientKeys
 from ..wire.messages import (
     PROTOCOL_VERSION,
@@ -31,6 +32,7 @@ from ..wire.messages import (
     WorkerStats,
 )
 from ..wire.worker_link import RouterLost, WorkerLink, identity
+from .placement_log import PlacementLog
 from .plan import Engine, Handle, Plan, Result
 from .pulse import Pulse
 
@@ -161,6 +163,7 @@ class Worker:
         self._link = WorkerLink(router_address, self._hello, self._pulse.beat, keys=keys, silence_s=router_silence_s)
         self._loaded: Loaded | None = None
         self.role: RoleLoop | None = None
+        self._placements = PlacementLog()
         self._stopping = False
         self._stats_due = 0.0
         self._checked = False
@@ -213,7 +216,7 @@ class Worker:
         )
         self._link.send(Ready(loaded.fingerprint, capacity, role.data_endpoints))
         role.restart(now())
-        role.carry_out(self._link.send)
+        role.carry_out(self._send)
         self._on_ready()
 
     def _loop(self, role: RoleLoop) -> None:
@@ -225,7 +228,7 @@ class Worker:
                 self._on_message(role, message)
             role.poll_transfers(now())
             plan = role.scheduler.plan(now(), step.plan if step else None)
-            role.carry_out(self._link.send)
+            role.carry_out(self._send)
             if plan:
                 self._pulse.working()
             ahead = role.engine.launch(plan) if plan else None
@@ -233,11 +236,15 @@ class Worker:
             for handle in done:
                 role.scheduler.apply(handle.plan, handle.result(), now())
             step = ahead if role.engine.overlaps else None
-            role.carry_out(self._link.send)
+            role.carry_out(self._send)
             resting = not (plan or done)
             self._report(role, resting, quiet=wait_s == IDLE_WAIT_S and not messages)
             soon = role.sending or not role.scheduler.idle
             wait_s = 0.0 if not resting else SOON_S if soon else IDLE_WAIT_S
+
+    def _send(self, message: FromWorker) -> None:
+        self._placements.sent(message)
+        self._link.send(message)
 
     def _drain(self, wait_s: float) -> list[object]:
         """What has come, waiting up to `wait_s` for the first."""
@@ -259,7 +266,11 @@ class Worker:
             case Drain():
                 self._pulse.state = "draining"
                 role.scheduler.on_drain()
-            case Reserve() | Prefill() | Cancel() | Heartbeat():
+            case Reserve() | Prefill():
+                self._placements.received(message)
+                with log_context.about(message.request_id):
+                    role.on_message(message, now())
+            case Cancel() | Heartbeat():
                 role.on_message(message, now())
             case _:
                 self._register(message)

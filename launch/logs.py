@@ -7,17 +7,14 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Literal
 
-from ..wire.log_context import request_id
+from ..wire.log_context import request_id, trace_id
 
 LogFormat = Literal["text", "json"]
 
 
 class JsonFormatter(logging.Formatter):
-    """An object a line: time (ISO 8601, UTC), level, logger, message; the id of the request and the exception, if any.
-
-    The id is the record's `request_id`, as given with `extra`, else that of the running task. What else a record tells
-    for programs is its `facts`, a dict.
-    """
+    """An object a line: time (ISO 8601, UTC), level, logger, message; the ids of the request and of its trace and the
+    exception, if any. What else a record tells for programs is its `facts`, a dict."""
 
     def format(self, record: logging.LogRecord) -> str:
         about = {
@@ -25,17 +22,33 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            "request_id": getattr(record, "request_id", None) or request_id.get(),
+            "request_id": request_of(record),
+            "trace_id": trace_id.get(),
             "exception": self.formatException(record.exc_info) if record.exc_info else "",
         }
         facts = getattr(record, "facts", {})
         return json.dumps({**{name: value for name, value in about.items() if value}, **facts})
 
 
+class TextFormatter(logging.Formatter):
+    """Time of day, level, message, and the id of the request where the message does not name it."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        text, about = super().formatMessage(record), request_of(record)
+        return text if about in text else f"{text} (request {about})"
+
+
+def request_of(record: logging.LogRecord) -> str:
+    """As given with `extra`, else that of the running task; empty where it is about none."""
+    return getattr(record, "request_id", None) or request_id.get()
+
+
 def set_up(level: str, log_format: LogFormat = "text") -> None:
     handler = logging.StreamHandler(sys.stderr)
-    text = logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
-    handler.setFormatter(JsonFormatter() if log_format == "json" else text)
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler])
     if level == "info":
         logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its start and stop are ours to tell

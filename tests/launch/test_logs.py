@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 import pytest
-from isthmus.launch.logs import JsonFormatter, name_json, name_text
+from isthmus.launch.logs import JsonFormatter, TextFormatter, name_json, name_text
 from isthmus.tests.router.edge import ask, saying
 from isthmus.wire import log_context
 
@@ -35,6 +35,18 @@ def test_a_line_is_an_object_with_what_it_is_about() -> None:
 def test_facts_are_members_of_the_object() -> None:
     record = logging.makeLogRecord({"msg": "m", "facts": {"status": 200, "queue_s": 0.0}})
     assert formatted(record).items() >= {"message": "m", "status": 200, "queue_s": 0.0}.items()
+
+
+@pytest.mark.parametrize("formatter", [JsonFormatter(), TextFormatter()])
+def test_what_is_logged_within_a_request_names_it(formatter: logging.Formatter) -> None:
+    with log_context.about("r7"):
+        assert "r7" in formatter.format(logging.makeLogRecord({"msg": "m"}))
+    assert "r7" not in formatter.format(logging.makeLogRecord({"msg": "m"}))
+
+
+def test_a_text_line_names_its_request_once() -> None:
+    record = logging.makeLogRecord({"msg": "request r1: gone", "request_id": "r1", "levelname": "INFO"})
+    assert TextFormatter().format(record).endswith("INFO    request r1: gone")
 
 
 def test_an_exception_is_in_its_line() -> None:
