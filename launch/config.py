@@ -9,7 +9,7 @@ from typing import Literal
 from ..text.reasoning import STYLES
 from ..text.tool_calls.formats import FORMATS
 from ..wire.sampling import MAX_SPECULATIVE_TOKENS
-from .option import at_least, fraction, indices, metrics_prefix, num_bytes, one_of, option, seconds
+from .option import at_least, fraction, indices, metrics_prefix, num_bytes, one_of, option, seconds, traces_url
 
 DEFAULT_PORT = 2242
 DEFAULT_WORKER_ADDRESS = "tcp://127.0.0.1:2243"
@@ -156,6 +156,13 @@ class TelemetryOptions:
         "what names in /metrics begin with, before a colon: vllm makes them those of dashboards for vLLM",
         metavar="NAME",
         parse=metrics_prefix,
+    )
+    otlp_traces_endpoint: str | None = option(
+        None,
+        "where a collector takes OpenTelemetry's traces over HTTP, as in http://127.0.0.1:4318/v1/traces; needs "
+        "isthmus[tracing]. default: no traces",
+        metavar="URL",
+        parse=traces_url,
     )
 
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import field
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 
 def option(
@@ -61,6 +62,14 @@ def metrics_prefix(text: str) -> str:
     if not re.fullmatch(r"[a-zA-Z_:][a-zA-Z0-9_:]*", text):
         raise ValueError("must be letters, digits, _ and :, and not begin with a digit")
     return text
+
+
+def traces_url(text: str) -> str:
+    """The path is OTLP's own where none is given: https://opentelemetry.io/docs/specs/otlp/#otlphttp-request."""
+    url = urlsplit(text)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise ValueError("must be a URL such as http://127.0.0.1:4318/v1/traces")
+    return text if url.path.strip("/") else urlunsplit(url._replace(path="/v1/traces"))
 
 
 def indices(text: str) -> str:

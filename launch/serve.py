@@ -29,6 +29,7 @@ from .speculation import resolve_speculation, to_options
 from .speculative_model import settle_speculation, with_draft
 from .supervisor import GaveUp, StopOnSignals, Supervisor
 from .threads import thread_environment
+from .tracing import check_tracing
 from .workers import WorkerPlan, plan_workers
 from .zmq_keys import host_of, refuse_exposed, router_keys, worker_keys
 
@@ -48,6 +49,7 @@ def serve(config: ServeConfig) -> int:
     """Returns the exit code when told to stop. Raises ConfigError for what cannot work."""
     config = replace(config, access=with_environment(config.access))
     check_security(config)
+    check_tracing(config.telemetry)
     with tempfile.TemporaryDirectory(prefix="isthmus-") as folder:
         settled = settle(config, probe(), Path(folder))
         for worker in settled.workers:

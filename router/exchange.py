@@ -19,9 +19,10 @@ _KEY = "isthmus.exchange"
 class Exchange:
     """Filled in as the request is answered; complete when observers are told that it has ended."""
 
-    def __init__(self, request_id: str, method: str, path: str, headers: Headers):
+    def __init__(self, request_id: str, *, method: str, scheme: str, path: str, headers: Headers):
         self.request_id = request_id
         self.method = method
+        self.scheme = scheme
         self.path = path
         """As it is sent: in printable ASCII."""
         self.route = ""
@@ -78,7 +79,13 @@ class ExchangeMiddleware:
         headers = Headers(scope=scope)
         request_id = enter_request_id(scope, headers)
         log_context.request_id.set(request_id)
-        exchange = scope[_KEY] = Exchange(request_id, scope["method"], quote(scope["path"]), headers)
+        exchange = scope[_KEY] = Exchange(
+            request_id,
+            method=scope["method"],
+            scheme=scope.get("scheme", "http"),
+            path=quote(scope["path"]),
+            headers=headers,
+        )
         for observer in self._observers:
             observer.began(exchange)
 

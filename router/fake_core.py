@@ -6,7 +6,7 @@ from itertools import cycle, islice
 
 from ..wire.logprobs import TokenLogprobs
 from ..wire.messages import FinishReason
-from .job import Job, JobError, JobTimings, NewTokens
+from .job import Job, JobError, JobTimings, JobWorkers, NewTokens
 from .timelines import Timeline
 from .topology import RouterView, Topology
 
@@ -142,6 +142,9 @@ class FakeStream:
 
     def timings(self) -> JobTimings:
         return JobTimings(queue_s=0.0, prefill_s=self._step_s, transfer_s=0.0, decode_s=0.0, num_cached_tokens=0)
+
+    def workers(self) -> JobWorkers:
+        return JobWorkers(prefill=None, decode="fake")
 
 
 def fake_timeline(stream: FakeStream) -> Timeline:

@@ -60,6 +60,14 @@ class JobTimings:
     num_cached_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class JobWorkers:
+    """Names of those of the placement that `JobTimings` is about. None: none took part, or none has answered yet."""
+
+    prefill: str | None
+    decode: str | None
+
+
 class JobError(Exception):
     """The job cannot be served; no more tokens come.
 
@@ -91,6 +99,8 @@ class Stream(Protocol):
         """No more of any choice. Safe in every state, and twice."""
 
     def timings(self) -> JobTimings: ...
+
+    def workers(self) -> JobWorkers: ...
 
 
 class Core(Protocol):

@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+from ..wire import log_context
 from .access import ANONYMOUS
 from .exchange import Exchange
 from .request_usage import RequestUsage
@@ -21,7 +22,9 @@ class RequestLog:
         if log.isEnabledFor(level):
             facts = facts_of(exchange)
             extra = {"request_id": exchange.request_id, "facts": facts}
-            log.log(level, "request %s: %s", exchange.request_id, sentence(facts), extra=extra)
+            trace_id = log_context.trace_id.get()
+            text = sentence(facts) + (f"; trace {trace_id}" if trace_id else "")
+            log.log(level, "request %s: %s", exchange.request_id, text, extra=extra)
 
 
 class UsageCount:

@@ -6,7 +6,7 @@ import logging
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from .access import Access
 from .app import create_app
 from .core import RouterCore
 from .cors import ANY_SITE, Cors
+from .exchange import Observer
 from .job import JobError
 from .kobold_lite import lite_files
 from .page import DEFAULT_PREFIX
@@ -68,6 +69,7 @@ def run(
     cors: Cors = ANY_SITE,
     tls: Tls | None = None,
     metrics_prefix: str = DEFAULT_PREFIX,
+    observers: Sequence[Observer] = (),
     worker_keys: ServerKeys | None = None,
     max_waiting: int = 1000,
     request_timeout_s: float | None = 600.0,
@@ -100,7 +102,8 @@ def run(
         served = replace(served, kobold_lite=lite_files(kobold_lite))
 
     def make_server(core: RouterCore) -> HttpServer:
-        return HttpServer(create_app(core, served, access, cors, metrics_prefix=metrics_prefix), tls)
+        app = create_app(core, served, access, cors, metrics_prefix=metrics_prefix, observers=observers)
+        return HttpServer(app, tls)
 
     with bound(host, port) as http, opened(worker_address, worker_keys) as hub:
         addresses = Addresses(host, http.getsockname()[1], hub.address)

@@ -4,9 +4,10 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from ..wire.logprobs import TokenLogprobs
-from .job import JobError, JobTimings, NewTokens
+from .job import JobError, JobTimings, JobWorkers, NewTokens
 from .ledger import timings
-from .sequence import Entry
+from .sequence import Entry, WorkerId
+from .timelines import name_of
 
 
 class JobStream:
@@ -32,6 +33,8 @@ class JobStream:
         self._arrived: list[NewTokens] = []
         self._error: JobError | None = None
         self._timings = JobTimings(0.0, 0.0, 0.0, 0.0, 0)
+        self._placed: tuple[WorkerId | None, WorkerId | None] = (None, None)
+        """Prefill and decode worker, once the job has ended."""
         self._ended = False
         self._waiter: asyncio.Future[None] | None = None
 
@@ -60,6 +63,10 @@ class JobStream:
     def timings(self) -> JobTimings:
         return self._timings if self.entry is None else timings(self.entry, self._clock())
 
+    def workers(self) -> JobWorkers:
+        prefill, decode = self._placed if self.entry is None else (self.entry.prefill, self.entry.decode)
+        return JobWorkers(name_of(prefill), name_of(decode))
+
     def push(self, tokens: NewTokens) -> None:
         self._arrived.append(tokens)
         self._wake()
@@ -74,6 +81,8 @@ class JobStream:
 
     def _let_go(self) -> None:
         self._timings = self.timings()
+        if self.entry is not None:
+            self._placed = self.entry.prefill, self.entry.decode
         self.entry = None
         self._wake()
 

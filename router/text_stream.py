@@ -1,7 +1,7 @@
 """Tokens to text: detokenized, cut at stop strings, for every choice of a request."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from msgspec import Struct
@@ -11,7 +11,7 @@ from ..text.stop import StopMatcher
 from ..text.tokenizer import Tokenizer
 from ..wire.logprobs import TokenLogprobs
 from ..wire.messages import FinishReason
-from .job import Core, Job, JobError, JobTimings, NewTokens, Stream
+from .job import Core, Job, JobError, JobTimings, JobWorkers, NewTokens, Stream
 from .token_logprobs import LogprobQueue, ScoredToken
 
 TAIL_TOKENS = 16
@@ -254,6 +254,11 @@ class TextStream:
             decode_s=max(t.decode_s for t in each),
             num_cached_tokens=sum(t.num_cached_tokens for t in each),
         )
+
+    def each_job(self) -> Iterator[tuple[Job, JobTimings, JobWorkers]]:
+        """The prompts, and what became of them."""
+        for job, stream in zip(self.generation.jobs, self._streams, strict=True):
+            yield job, stream.timings(), stream.workers()
 
 
 def together(arrived: Sequence[NewTokens]) -> Sequence[NewTokens]:

@@ -85,7 +85,8 @@ FLAGS = """serve model.gguf --prefill 0 --decode 2 --host 0.0.0.0 --port 80 --ma
     --max-concurrent-requests 2 --open-metrics --allowed-origins https://a.example --allowed-methods GET POST
     --allowed-headers authorization --allow-credentials --ssl-keyfile key.pem --ssl-certfile cert.pem
     --ssl-ca-certs ca.pem --ssl-cert-reqs 2 --max-body-size 1M --zmq-keys zmq --insecure-zmq --log-format json
-    --tool-call-parser hermes --reasoning-parser none --metrics-prefix vllm"""
+    --tool-call-parser hermes --reasoning-parser none --metrics-prefix vllm
+    --otlp-traces-endpoint http://127.0.0.1:4318"""
 
 
 def test_flags_keep_the_names_users_know() -> None:
@@ -97,7 +98,7 @@ def test_flags_keep_the_names_users_know() -> None:
         AccessOptions(("a", "b,c"), "keys.txt", "root", 60, 2, True),
         CorsOptions(("https://a.example",), ("GET", "POST"), ("authorization",), True),
         TlsOptions("key.pem", "cert.pem", "ca.pem", 2),
-        TelemetryOptions("vllm"),
+        TelemetryOptions("vllm", "http://127.0.0.1:4318/v1/traces"),
         RoutingOptions("tcp://127.0.0.1:9", 0),
         DataOptions(kv_transport="zmq"),
         CurveOptions("zmq"),
@@ -139,6 +140,13 @@ def test_flags_keep_the_names_users_know() -> None:
         (["prefill", "--speculative-layers", "0"], "--speculative-layers: '0': must be at least 1"),
         (["serve", "--speculative-method", "tree"], "--speculative-method: invalid choice: 'tree'"),
         (["router", "--speculative-method", "ngram"], "unrecognized arguments: --speculative-method"),
+        (["serve", "--metrics-prefix", "2x"], "--metrics-prefix: '2x': must be letters, digits, _ and :"),
+        (["router", "--metrics-prefix", "a-b"], "--metrics-prefix: 'a-b': must be letters, digits, _ and :"),
+        (
+            ["serve", "--otlp-traces-endpoint", "localhost:4317"],
+            "must be a URL such as http://127.0.0.1:4318/v1/traces",
+        ),
+        (["prefill", "--otlp-traces-endpoint", "http://h"], "unrecognized arguments: --otlp-traces-endpoint"),
         (["serve", "--no-enable-chunked-prefill"], "chunked prefill is always on"),
         (["decode", "--no-enable-chunked-prefill"], "chunked prefill is always on"),
         (["bench"], "invalid choice: 'bench'"),

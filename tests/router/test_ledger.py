@@ -6,11 +6,12 @@ from functools import cache
 from zlib import crc32
 
 import pytest
-from isthmus.router.job import Job, JobError, JobTimings
+from isthmus.router.job import Job, JobError, JobTimings, JobWorkers
 from isthmus.router.ledger import MAX_DEATHS, Ledger, timings
 from isthmus.router.metrics import Metrics
 from isthmus.router.sequence import Sequence
 from isthmus.router.states import FINAL, LEGAL_MOVES, State
+from isthmus.router.stream import JobStream
 from isthmus.wire.codec import unpack_ids
 from isthmus.wire.logprobs import TokenLogprobs, pack_logprobs
 from isthmus.wire.messages import (
@@ -271,6 +272,21 @@ def test_transfers_teach_the_bandwidth_of_their_pair():
     assert ledger.rates.bytes_per_token == 500.0, "two of the four tokens were there already"
     ledger.worker_lost(D, 5.0, died=True)
     assert ledger.rates.from_prefill(P) == {}
+
+
+def test_an_ended_stream_knows_who_ran_it():
+    ledger = make_ledger()
+    stream = JobStream(stop=ledger.stop, cancel=ledger.cancel, clock=lambda: 9.0)
+    stream.entry = ledger.submit(make_job(), stream, 1.0)
+    assert stream.workers() == JobWorkers(None, None)
+    attempt = place(ledger, first(ledger), prefill=b"p0#1", decode=b"d0#1", now=2.0)
+    assert stream.workers() == JobWorkers(None, None), "it may still be placed anew"
+    ledger.on_reserved(b"d0#1", Reserved(attempt.placement, 2, "t"))
+    ledger.on_tokens(b"d0#1", tokens(attempt, 0, 7), 4.5)
+    assert stream.workers() == JobWorkers("p0", "d0")
+    ledger.on_tokens(b"d0#1", tokens(attempt, 1, 8, finish="stop"), 6.5)
+    assert stream.entry is None
+    assert stream.workers() == JobWorkers("p0", "d0")
 
 
 def test_placements_transfers_and_the_longest_answer_are_counted():
