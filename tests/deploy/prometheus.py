@@ -66,8 +66,10 @@ def scraping(render: Callable[[], bytes], folder: Path) -> Iterator[Prometheus]:
 
 
 def listening_at(log: Path) -> str:
+    """Once it answers: until then it says 503."""
     deadline = time.monotonic() + PATIENCE_S
-    while not (found := re.search(r"Listening on.* address=(127\.0\.0\.1:[1-9]\d*)", log.read_text())):
+    listening = r"Listening on.* address=(127\.0\.0\.1:[1-9]\d*)(?s:.*)Server is ready to receive web requests"
+    while not (found := re.search(listening, log.read_text())):
         assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.02)
     return found[1]
