@@ -23,13 +23,13 @@ class Exchange:
         self.request_id = request_id
         self.method = method
         self.scheme = scheme
-        self.path = path
-        """As it is sent: in printable ASCII."""
+        self.raw_path = path
+        """As anybody may send it, line ends and all."""
         self.route = ""
         """The pattern that the path matches, if any."""
         self.headers = headers
         self.started_ns = time.time_ns()
-        """Unix time."""
+        """Unix time, as all times of it; it goes on as the monotonic clock does."""
         self.ended_ns = 0
         self.status = 0
         """Of HTTP; 0 where the client was gone before there was one."""
@@ -39,12 +39,24 @@ class Exchange:
         """What was generated, where the route generates."""
         self.stream = False
         self.submitted_ns = 0
-        """Unix time at which that was asked of the workers."""
+        """When that was asked of the workers."""
         self.outcome = ""
         """Of it: finish reasons of all choices, or disconnected, aborted, error."""
+        self._started = time.monotonic_ns()
 
     def generating(self, text: TextStream, *, stream: bool) -> None:
-        self.text, self.stream, self.submitted_ns = text, stream, time.time_ns()
+        self.text, self.stream, self.submitted_ns = text, stream, self._now_ns()
+
+    def end(self) -> None:
+        self.ended_ns = self._now_ns()
+
+    def _now_ns(self) -> int:
+        return self.started_ns + time.monotonic_ns() - self._started
+
+    @property
+    def path(self) -> str:
+        """In printable ASCII, for logs and traces."""
+        return quote(self.raw_path)
 
     @property
     def duration_s(self) -> float:
@@ -83,7 +95,7 @@ class ExchangeMiddleware:
             request_id,
             method=scope["method"],
             scheme=scope.get("scheme", "http"),
-            path=quote(scope["path"]),
+            path=scope["path"],
             headers=headers,
         )
         for observer in self._observers:
@@ -106,6 +118,6 @@ class ExchangeMiddleware:
     def _end(self, exchange: Exchange, scope: Scope) -> None:
         exchange.key = account_name(scope)
         exchange.route = getattr(scope.get("route"), "path", "")
-        exchange.ended_ns = time.time_ns()
+        exchange.end()
         for observer in self._observers:
             observer.ended(exchange)

@@ -28,8 +28,8 @@ class KeyMetricsPage(Page):
         for name, help_text, count in COUNTERS:
             yield self.counters(name, help_text, ["key"], [([a.name], count(a)) for a in accounts])
         running = [([a.name], a.num_running) for a in accounts]
-        yield self.gauges("key_requests_running", "That are being answered.", ["key"], running)
+        yield self.gauges("key_requests_running", "Requests that are being answered.", ["key"], running)
         refused = [([a.name, limit], count) for a in accounts for limit, count in a.num_refused.items()]
-        yield self.counters("key_requests_refused", "Over a limit.", ["key", "limit"], refused)
+        yield self.counters("key_requests_refused", "Requests over a limit.", ["key", "limit"], refused)
         unauthorized = self._access.num_unauthorized
-        yield self.counter("unauthorized_requests", "Without a key that is known.", unauthorized)
+        yield self.counter("unauthorized_requests", "Requests without a key that is known.", unauthorized)

@@ -50,7 +50,11 @@ WORKER_COUNTERS: tuple[tuple[str, str, Callable[[WorkerGauges], float]], ...] = 
     ("prefix_cache_queries", "Prompt tokens looked up.", lambda w: w.prefix_cache_queries),
     ("prefix_cache_hits", "Prompt tokens found cached.", lambda w: w.prefix_cache_hits),
     ("kv_transfer_bytes", "KV bytes sent or received.", lambda w: w.num_transferred_bytes),
-    ("kv_transfer_seconds", "Time that took.", lambda w: w.transfer_s),
+    (
+        "kv_transfer_seconds",
+        "Seconds of it: after computing on prefill, storing on decode workers.",
+        lambda w: w.transfer_s,
+    ),
     ("kv_expired_leases", "Reservations given up.", lambda w: w.num_expired_leases),
     ("spec_decode_num_drafts", "Times that tokens were guessed for a sequence.", lambda w: w.num_drafts),
     ("spec_decode_num_draft_tokens", "Tokens guessed.", lambda w: w.num_draft_tokens),
@@ -73,7 +77,7 @@ class LinkGauges:
 
 LINK_COUNTERS: tuple[tuple[str, str, Callable[[LinkGauges], float]], ...] = (
     ("kv_link_transfers", "Prompts whose KV was sent.", lambda link: link.num_transfers),
-    ("kv_link_bytes", "Their KV.", lambda link: link.num_bytes),
+    ("kv_link_bytes", "Bytes of their KV.", lambda link: link.num_bytes),
 )
 """Name, help, and what one link has carried."""
 

@@ -93,7 +93,7 @@ class MetricsPage(Page):
         for name, help_text, count in LINK_COUNTERS:
             yield self.counters(name, help_text, LINK_LABELS, [(ends(link), count(link)) for link in links])
         rates = [(ends(link), link.bytes_per_s) for link in links]
-        yield self.gauges("kv_link_bytes_per_second", "Of the latest transfers, while they last.", LINK_LABELS, rates)
+        yield self.gauges("kv_link_bytes_per_second", "Bandwidth of the latest transfers.", LINK_LABELS, rates)
 
 
 def about(worker: WorkerGauges) -> tuple[str, str]:

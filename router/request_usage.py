@@ -107,7 +107,7 @@ class RequestUsagePage(Page):
         for name, help_text, label, counts in (
             ("sampler_requests", "Requests with this sampling parameter in use.", "sampler", usage.by_sampler),
             ("guided_requests", "Requests whose output has to match something.", "kind", usage.by_guidance),
-            ("feature_requests", "Requests that ask for this.", "feature", usage.by_feature),
+            ("feature_requests", "Requests that use this part of the APIs.", "feature", usage.by_feature),
         ):
             yield self.counters(name, help_text, [label], rows(counts.items()))
         yield self.histogram("request_params_n", "Choices for each prompt.", usage.num_choices)

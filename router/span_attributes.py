@@ -70,7 +70,7 @@ def generation_attributes(exchange: Exchange, text: TextStream, model: str) -> d
 
 
 def latencies(exchange: Exchange, text: TextStream) -> dict[str, Attribute]:
-    """vLLM's, in seconds: a transfer counts as prefill, as in its P/D setups the first token's worker sees it."""
+    """vLLM's, in seconds. It has none for a transfer, which counts as prefill, so that they add up."""
     stages = text.timings()
     prefill_s = stages.prefill_s + stages.transfer_s
     found: dict[str, Attribute] = {

@@ -67,7 +67,7 @@ class Tracing:
         self._spans: dict[Exchange, Span] = {}
 
     def began(self, exchange: Exchange) -> None:
-        if not is_limited(exchange.method, exchange.path):
+        if not is_limited(exchange.method, exchange.raw_path):
             return
         span = self._spans[exchange] = self._tracer.start_span(
             exchange.method,
