@@ -110,7 +110,7 @@ class ExchangeMiddleware:
         try:
             await self._app(scope, receive, send_with_id)
         except Exception:
-            exchange.status = 500  # that answer passes outside the middleware
+            exchange.status = exchange.status or 500  # that answer passes outside the middleware
             raise
         finally:
             self._end(exchange, scope)

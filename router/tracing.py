@@ -75,7 +75,8 @@ class Tracing:
             kind=self._trace.SpanKind.SERVER,
             start_time=exchange.started_ns,
         )
-        log_context.trace_id.set(self._trace.format_trace_id(span.get_span_context().trace_id))
+        if span.get_span_context().is_valid:  # it is not where the environment disables the SDK
+            log_context.trace_id.set(self._trace.format_trace_id(span.get_span_context().trace_id))
 
     def ended(self, exchange: Exchange) -> None:
         span = self._spans.pop(exchange, None)

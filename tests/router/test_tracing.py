@@ -219,9 +219,25 @@ def collector() -> Iterator[tuple[str, "queue.SimpleQueue[ExportTraceServiceRequ
         server.server_close()
 
 
-def test_a_collector_sees_router_prefill_transfer_and_decode(caplog: pytest.LogCaptureFixture) -> None:
-    """Real workers with the fake engine, real HTTP to the collector; and all that they log carries the request's id."""
-    caplog.set_level(logging.DEBUG, "isthmus.engine.placement_log")
+@pytest.mark.parametrize(("given", "name"), [(None, "isthmus"), ("mine", "mine")])
+def test_the_service_has_a_name(given: str | None, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if given is not None:
+        monkeypatch.setenv("OTEL_SERVICE_NAME", given)
+    with contextlib.closing(Tracing(make_provider("http://127.0.0.1:9/v1/traces"), model="tiny")) as tracing:
+        assert tracing._provider.resource.attributes["service.name"] == name
+
+
+def test_a_disabled_sdk_traces_nothing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "isthmus.router")
+    monkeypatch.setenv("OTEL_SDK_DISABLED", "true")
+    edge = Collected(saying("hi"))
+    assert edge.ask("POST", "/v1/completions", json={"prompt": "a"}).status_code == 200
+    assert edge.spans == []
+    assert "trace" not in caplog.text
+
+
+def test_a_collector_sees_router_prefill_transfer_and_decode() -> None:
+    """Real workers with the fake engine, real HTTP to the collector."""
 
     async def ask(app: Any) -> None:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
@@ -252,6 +268,3 @@ def test_a_collector_sees_router_prefill_transfer_and_decode(caplog: pytest.LogC
     where = [{a.key: a.value.string_value for a in span.attributes} for span in stages[1:]]
     assert (where[0]["isthmus.worker"], where[2]["isthmus.worker"]) == ("prefill-0", "decode-0")
     assert (where[1]["isthmus.from_worker"], where[1]["isthmus.to_worker"]) == ("prefill-0", "decode-0")
-    told = {record.getMessage().split(": ", 1)[1].split()[0] for record in caplog.records}
-    assert told == {"Reserve", "reserved,", "Prefill", "computed"}
-    assert {vars(record)["request_id"] for record in caplog.records} == {"mine"}

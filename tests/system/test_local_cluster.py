@@ -1,5 +1,6 @@
 """Router core, prefill and decode workers together, with the fake engine, whose tokens prove every block they read."""
 
+import logging
 import random
 import time
 
@@ -95,3 +96,13 @@ def wait_until_unused(cluster: LocalCluster) -> None:
     while any(cluster.used_blocks().values()) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert set(cluster.used_blocks().values()) == {0}
+
+
+def test_what_workers_log_of_a_request_names_it(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "isthmus.engine.placement_log")
+    with LocalCluster(fake_load(), num_prefill=1) as cluster:
+        cluster.ask([Ask([1, 2, 3], SamplingParams(seed=1, max_tokens=3))])
+    told = [record.getMessage().split()[2] for record in caplog.records]
+    assert sorted(told) == ["Prefill", "Reserve", "computed", "reserved,"]
+    assert {record.getMessage().split()[1] for record in caplog.records} == {"job-0:"}
+    assert {vars(record)["request_id"] for record in caplog.records} == {"job-0"}
