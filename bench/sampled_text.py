@@ -13,7 +13,7 @@ from ..engine.models.llama import Llama
 from ..engine.plan import Draw, Plan, Row, SequenceSeed
 from ..engine.torch_engine import TorchEngine
 from ..kernels.samplers import keep_top_p, scale
-from ..text.chat_template import load_chat_template
+from ..text.chat_template import ChatTemplate, load_chat_template
 from ..text.tokenizer import Tokenizer
 from ..wire.noise import philox_key
 from ..wire.sampling import SamplingParams
@@ -66,10 +66,14 @@ class Text:
 def prompts_of(tasks: Sequence[str], folder: Path) -> list[list[int]]:
     """Token ids of the named `TASKS`, as the chat template of the model in `folder` puts them; without one, plain."""
     tokenizer, template = Tokenizer.from_folder(folder), load_chat_template(folder)
-    asked = [text for task in tasks for text in TASKS[task]]
+    return [chat_ids(tokenizer, template, text) for task in tasks for text in TASKS[task]]
+
+
+def chat_ids(tokenizer: Tokenizer, template: ChatTemplate | None, text: str) -> list[int]:
+    """A user's message, as the template puts it; without one, plain."""
     if template is None:
-        return [tokenizer.encode(text) for text in asked]
-    return [tokenizer.encode_chat(template.render([{"role": "user", "content": text}])) for text in asked]
+        return tokenizer.encode(text)
+    return tokenizer.encode_chat(template.render([{"role": "user", "content": text}]))
 
 
 def sample_texts(

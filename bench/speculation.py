@@ -34,6 +34,8 @@ from .speculation_engines import EngineMaker
 from .speculation_tasks import RANDOM_TEMPERATURE, Asker
 
 METHODS: tuple[Method, ...] = ("ngram", "first-layers")
+OTHERS: tuple[Method, ...] = ("draft", "eagle")
+"""Methods that need a --speculative-model."""
 MAX_SLOWDOWN = 1.03
 RANDOM_TOKENS = 32
 """A round: short ones alternate often, so that a disturbance hits all methods."""
@@ -160,7 +162,7 @@ def compare(maker: EngineMaker, asker: Asker, options: argparse.Namespace) -> No
 
 def config_of(method: Method, options: argparse.Namespace) -> SpeculationConfig:
     layers = options.layers if method == "first-layers" else None
-    model = options.speculative_model if method == "draft" else None
+    model = options.speculative_model if method in OTHERS else None
     return SpeculationConfig(method, options.guesses, model, layers)
 
 
@@ -196,8 +198,8 @@ def device(options: argparse.Namespace) -> str:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m isthmus.bench.speculation", description=__doc__)
     parser.add_argument("--model", help="MODEL; default: the demo model")
-    parser.add_argument("--methods", nargs="+", default=METHODS, choices=(*METHODS, "draft"))
-    parser.add_argument("--speculative-model", metavar="MODEL", help="of draft")
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=(*METHODS, *OTHERS))
+    parser.add_argument("--speculative-model", metavar="MODEL", help="of draft or eagle")
     parser.add_argument("--layers", type=int, help="of first-layers; default: a third of the model's")
     parser.add_argument("--guesses", type=int, default=4, help="at once, at most")
     parser.add_argument("--fixed", action="store_true", help="guess as many always, whether it pays or not")
@@ -214,8 +216,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sampler", action="store_true", help="measure drawing and masks instead")
     parser.add_argument("--sampler-batch", type=int, default=64)
     options = parser.parse_args(arguments)
-    if "draft" in options.methods and options.speculative_model is None:
-        parser.error("draft needs a --speculative-model")
+    asking = [method for method in options.methods if method in OTHERS]
+    if len(asking) > 1:
+        parser.error(f"{' and '.join(asking)} each need a --speculative-model: measure one at a time")
+    if asking and options.speculative_model is None:
+        parser.error(f"{asking[0]} needs a --speculative-model")
     return quick(options) if options.quick else options
 
 

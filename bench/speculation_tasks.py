@@ -10,7 +10,7 @@ from ..text.chat_template import load_chat_template
 from ..text.tokenizer import Tokenizer
 from ..wire.sampling import Guidance, SamplingParams
 from .batch_decoder import Request
-from .sampled_text import TASKS
+from .sampled_text import TASKS, chat_ids
 
 RANDOM_TEMPERATURE = 1.5
 RANDOM_PROMPT_TOKENS = 32
@@ -76,6 +76,4 @@ class Asker:
     def _prompt(self, text: str, version: int) -> Sequence[int]:
         """Versions after the first say so at their end, so that answers differ and most of the prompt does not."""
         text = text if version == 1 else f"{text} Give me version {version}."
-        if self._template is None:
-            return self._tokenizer.encode(text)
-        return self._tokenizer.encode_chat(self._template.render([{"role": "user", "content": text}]))
+        return chat_ids(self._tokenizer, self._template, text)

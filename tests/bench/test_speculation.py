@@ -270,6 +270,16 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line[13] for line in found[1:]] == ["2 of 2"] * 3
 
 
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [(["draft"], "draft needs a"), (["ngram", "eagle"], "eagle needs a"), (["eagle", "draft"], "one at a time")],
+)
+def test_methods_that_need_a_model(methods: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--methods", *methods])
+    assert message in capsys.readouterr().err
+
+
 def test_the_table_of_samplers(capsys: pytest.CaptureFixture[str]) -> None:
     threads = ["--threads", str(torch.get_num_threads())]
     main(["--model", str(demo_model_path()), "--sampler", "--sampler-batch", "1", "--guesses", "2", *threads])
