@@ -7,6 +7,7 @@ engine made some. In fp32 the counts are equal, but for logits that are as good 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -52,42 +53,40 @@ def guess(
 def check_head(
     folder: Path, maker: EngineMaker, prompts: Sequence[Sequence[int]], num_tokens: int, num_guesses: int
 ) -> Agreement:
-    """`maker`: of fp32 engines on the CPU; answers of `num_tokens` tokens at most."""
+    """`maker`: of fp32 engines on the CPU; answers of `num_tokens` tokens."""
+    outputs, in_engine = answer(folder, maker, prompts, num_tokens, num_guesses)
     model = maker.model
     head, target_ids = load_head(folder, model.config)
     target = FrozenTarget.load(
         model.config, model.path, torch.float32, torch.device("cpu"), head.config.aux_layers, model.load_format
     )
+    accepted: list[int] = []
+    for prompt, output in zip(prompts, outputs, strict=True):
+        token_ids = [*prompt, *output]
+        accepted += walk(guess(head, target_ids, target, token_ids, num_guesses), token_ids, len(prompt))
+    in_training = tuple(sum(count > turn for count in accepted) for turn in range(num_guesses))
+    return Agreement(len(accepted), in_engine, in_training)
+
+
+def answer(
+    folder: Path, maker: EngineMaker, prompts: Sequence[Sequence[int]], num_tokens: int, num_guesses: int
+) -> tuple[list[list[int]], tuple[int, ...]]:
+    """By the engine, and how many guesses were right in each place [num_guesses]."""
     decoder = maker.decoder(SpeculationConfig("eagle", num_guesses, str(folder)), fixed=True)
+    decoder.eos_ids = ()  # right guesses after an end count, too: no answer ends early
     params = SamplingParams(temperature=0.0, max_tokens=num_tokens, seed=0)
     outputs = decoder.run([Request(ids, params) for ids in prompts], batch=1).outputs
     assert decoder.speculation is not None
-    in_training = [0] * num_guesses
-    num_steps = 0
-    for prompt, output in zip(prompts, outputs, strict=True):
-        token_ids = [*prompt, *output]
-        accepted = walk(guess(head, target_ids, target, token_ids, num_guesses), token_ids, len(prompt), num_tokens)
-        num_steps += len(accepted)
-        for count in accepted:
-            in_training[:count] = [right + 1 for right in in_training[:count]]
-    in_engine = decoder.speculation.num_accepted_per_position
-    return Agreement(num_steps, (*in_engine, *[0] * (num_guesses - len(in_engine))), tuple(in_training))
+    right = decoder.speculation.num_accepted_per_position
+    return outputs, (*right, *[0] * (num_guesses - len(right)))
 
 
-def walk(guesses: Sequence[Sequence[int]], token_ids: Sequence[int], prompt_length: int, limit: int) -> list[int]:
-    """Of each step in which an engine guesses while it writes this text, how many of its guesses are right. Its first
-    token comes from the prompt's last position; there are never more guesses than tokens that may still come but one.
-    """
+def walk(guesses: Sequence[Sequence[int]], token_ids: Sequence[int], prompt_length: int) -> list[int]:
+    """Of each step in which an engine guesses while it writes this text, how many of its guesses are right. The first
+    token comes from the prompt's last position; one fewer is guessed than may still come."""
     accepted, known = [], prompt_length + 1
-    while known < len(token_ids):
-        room = prompt_length + limit - known - 1
-        if room > 0:
-            made = guesses[known - 2][:room]
-            right = next(
-                (i for i, token in enumerate(made) if token_ids[known + i : known + i + 1] != [token]), len(made)
-            )
-            accepted.append(right)
-        else:
-            right = 0
-        known += right + 1
+    while (room := len(token_ids) - known - 1) > 0:
+        pairs = zip(guesses[known - 2][:room], token_ids[known:], strict=False)
+        accepted.append(sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)))
+        known += accepted[-1] + 1
     return accepted

@@ -44,11 +44,10 @@ class Writer:
     def write(self, amount: Amount, rng: random.Random) -> list[Text]:
         """In rounds, printing how fast."""
         texts: list[Text] = []
-        start_s, num_tokens = time.monotonic(), 0
-        while num_tokens < amount.num_tokens and (elapsed_s := time.monotonic() - start_s) < amount.seconds:
+        start_s, elapsed_s, num_tokens = time.monotonic(), 0.0, 0
+        while num_tokens < amount.num_tokens and elapsed_s < amount.seconds:
             texts += self._round(rng)
-            num_tokens = sum(len(text.output_ids) for text in texts)
-            elapsed_s = time.monotonic() - start_s
+            num_tokens, elapsed_s = sum(len(text.output_ids) for text in texts), time.monotonic() - start_s
             print(f"{len(texts)} texts, {num_tokens} tokens of answers in {elapsed_s:.0f} s", flush=True)
         return texts
 

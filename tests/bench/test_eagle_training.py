@@ -256,18 +256,18 @@ def test_schedule() -> None:
 
 
 @pytest.mark.parametrize(
-    ("guesses", "limit", "accepted"),
+    ("guesses", "length", "accepted"),
     [
-        ({1: [5, 6, 7], 5: [9, 9, 9]}, 20, [3, 0]),  # all are right; the text ends after the next
-        ({1: [5, 1, 7], 3: [7, 8, 1]}, 20, [1, 2]),
-        ({1: [1, 1, 1], 2: [6, 7, 8]}, 6, [0, 3]),  # the last token needs no row with guesses
-        ({1: [5, 6, 7]}, 4, [2]),
+        ({1: [5, 6, 7], 5: [3, 9, 9]}, 8, [3]),  # of the last token alone nothing is guessed
+        ({1: [5, 1, 7], 3: [7, 8, 1]}, 8, [1, 2]),
+        ({1: [1, 6, 7], 2: [6, 7, 8]}, 8, [0, 3]),
+        ({1: [5, 6, 7]}, 6, [2]),  # there is room for two
     ],
 )
-def test_steps_of_an_engine_that_guesses(guesses: dict[int, list[int]], limit: int, accepted: list[int]) -> None:
-    token_ids = [1, 2, 4, 5, 6, 7, 8, 3][: 2 + limit]
-    table = [guesses.get(root, [0, 0, 0]) for root in range(len(token_ids))]
-    assert walk(table, token_ids, 2, limit) == accepted
+def test_steps_of_an_engine_that_guesses(guesses: dict[int, list[int]], length: int, accepted: list[int]) -> None:
+    token_ids = [1, 2, 4, 5, 6, 7, 8, 3][:length]
+    table = [guesses.get(root, [0, 0, 0]) for root in range(length)]
+    assert walk(table, token_ids, prompt_length=2) == accepted
 
 
 @pytest.fixture(scope="module")
