@@ -29,7 +29,7 @@ from .eagle_training.head import DraftHead
 from .eagle_training.objective import Objective
 from .eagle_training.prompts import PromptMaker
 from .eagle_training.target import FrozenTarget
-from .eagle_training.texts import Text, load_texts, make_batch, save_texts
+from .eagle_training.texts import Text, hold_out, load_texts, make_batch, save_texts
 from .eagle_training.trainer import Length, Trainer
 from .eagle_training.writer import Amount, Writer
 from .report import command_line, versions
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tokenizer = Tokenizer.from_folder(model.resolved.folder)
     print(f"```\n{command_line()}\n```\n{Path(model.resolved.source).name}, {versions(['torch'])}", flush=True)
     texts = find_texts(options, model, tokenizer)
-    held_out, texts = texts[: options.held_out], texts[options.held_out :]
+    held_out, texts = hold_out(texts, options.held_out)
     if not texts or not held_out:
         raise SystemExit(f"{len(held_out)} texts to hold out and {len(texts)} to train on are not enough")
     folder = options.out / "head"
@@ -145,7 +145,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     training.add_argument("--batch-tokens", type=int, default=16_384)
     training.add_argument("--learning-rate", type=float, default=1e-3)
     training.add_argument("--report-seconds", type=float, default=60.0)
-    training.add_argument("--held-out", type=int, default=256, help="texts that are not trained on")
+    training.add_argument("--held-out", type=int, default=256, help="texts that are not trained on, nor their prompts")
     training.add_argument("--checked", type=int, default=4, help="of those, prompts answered by our engine at the end")
     training.add_argument("--check-tokens", type=int, default=48, help="of such an answer, at most")
     return parser.parse_args(arguments)

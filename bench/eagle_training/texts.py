@@ -51,6 +51,13 @@ def load_texts(path: Path) -> list[Text]:
     return [Text(prompt, output) for prompt, output in zip(parts[::2], parts[1::2], strict=True)]
 
 
+def hold_out(texts: Sequence[Text], count: int) -> tuple[list[Text], list[Text]]:
+    """The first `count`, and of the others those with prompts of their own."""
+    held = list(texts[:count])
+    prompts = {tuple(text.prompt_ids) for text in held}
+    return held, [text for text in texts[count:] if tuple(text.prompt_ids) not in prompts]
+
+
 def batches(texts: Sequence[Text], max_tokens: int, rng: random.Random) -> Iterator[Batch]:
     """All texts once, in batches of similar lengths, in random order. `max_tokens`: of a batch, filled up, unless one
     text alone has more."""

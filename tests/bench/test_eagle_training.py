@@ -19,7 +19,7 @@ from isthmus.bench.eagle_training.head import DraftHead
 from isthmus.bench.eagle_training.objective import Objective, Score
 from isthmus.bench.eagle_training.prompts import PromptMaker
 from isthmus.bench.eagle_training.target import FrozenTarget
-from isthmus.bench.eagle_training.texts import Text, batches, load_texts, make_batch, save_texts
+from isthmus.bench.eagle_training.texts import Text, batches, hold_out, load_texts, make_batch, save_texts
 from isthmus.bench.eagle_training.trainer import Length, rate_at
 from isthmus.bench.train_eagle import main
 from isthmus.engine.config import ModelConfig
@@ -127,6 +127,11 @@ def test_texts_are_read_as_they_were_written(tmp_path: Path) -> None:
     texts = [text(5, 2), text(1, 9, seed=2), text(3, 1, seed=3)]
     save_texts(tmp_path / "deep" / "texts", texts)
     assert load_texts(tmp_path / "deep" / "texts") == texts
+
+
+def test_prompts_that_are_held_out_are_not_trained_on() -> None:
+    texts = [Text([1, 2], [5]), Text([3], [6]), Text([1, 2], [7]), Text([2, 1], [8])]
+    assert hold_out(texts, 2) == (texts[:2], texts[3:])
 
 
 def test_batches_hold_every_text_once() -> None:
