@@ -13,9 +13,9 @@ class Bounds:
     max_num_seqs: int
     max_model_len: int
 
-    def num_blocks_for(self, num_tokens: int, num_choices: int) -> int:
-        """The prompt's full blocks, and for each choice one that takes the rest and the next token."""
-        return num_tokens // self.block_size + num_choices
+    def num_blocks_for(self, num_tokens: int, num_choices: int, *, draws: bool = True) -> int:
+        """The prompt's full blocks, and for each choice one that takes the rest and the next token, if one is drawn."""
+        return (num_tokens - (not draws)) // self.block_size + num_choices
 
     def limits(self, msg: Reserve) -> Limits:
         return Limits.of(msg.params, msg.eos_ids, len(msg.prompt) // 4, self.max_model_len)
@@ -26,13 +26,14 @@ class Bounds:
 
     def _too_large(self, msg: Reserve) -> str | None:
         prompt_len, num_output, num_choices = len(msg.prompt) // 4, len(msg.choices[0].output) // 4, len(msg.choices)
-        if prompt_len >= self.max_model_len:
+        draws = msg.params.max_tokens != 0
+        if prompt_len + draws > self.max_model_len:
             return f"the prompt has {prompt_len} tokens, the context holds {self.max_model_len} with the output"
         if num_output and num_output >= self.limits(msg).max_output:
             return f"{num_output} tokens were produced, no more were asked for or fit"
         if num_choices > self.max_num_seqs:
             return f"{num_choices} choices, at most {self.max_num_seqs} run at once"
-        needed = self.num_blocks_for(prompt_len + num_output, num_choices)
+        needed = self.num_blocks_for(prompt_len + num_output, num_choices, draws=draws)
         if needed > self.num_blocks:
             return f"{num_choices} choices need {needed} blocks, the KV pool has {self.num_blocks}"
         return None
@@ -51,4 +52,6 @@ def malformed(msg: Reserve) -> str | None:
         return "several choices of which one has output"
     if msg.remote and msg.params.max_tokens == 0:
         return "KV from elsewhere, and no token is wanted"
+    if msg.pooling is not None and (msg.params.max_tokens != 0 or len(outputs) > 1 or outputs[0]):
+        return "a vector of a prompt, and tokens after it"
     return None

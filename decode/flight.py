@@ -73,7 +73,9 @@ class Flight:
         last = num_tokens == prompt.paged.num_unplanned and not prompt.prompt_only
         scoring = prompt.paged.scoring(num_tokens, prompt.prompt_len, prompt.num_prompt_logprobs)
         draws = prompt.draws() if last else ()
-        self.rows.append(prompt.paged.plan_row(prompt.row_seq_id, num_tokens, draws, scoring=scoring))
+        pooling = prompt.paged.pooling(num_tokens, prompt.pooler)
+        row = prompt.paged.plan_row(prompt.row_seq_id, num_tokens, draws, scoring=scoring, pooling=pooling)
+        self.rows.append(row)
         self.chunks.append((prompt, num_tokens))
         prompt.pending += 1
         sequences = prompt.fork(pool) if last else []

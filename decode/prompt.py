@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ..engine.block_pool import BlockPool
 from ..engine.paged_prompt import PagedPrompt
 from ..engine.plan import Draw, SequenceSeed
+from ..engine.pooling import Pooler
 from ..wire.messages import Choice, Reserve, TokenRow
 from ..wire.noise import philox_key
 from .sequence import Limits, Sequence
@@ -63,6 +64,8 @@ class Prompt:
     phrase_bans: "PhraseBans | None" = None
     """None if it bans no phrases."""
     speculation: "Speculation | None" = None
+    pooler: Pooler | None = None
+    """What gathers its vector, where that is asked for."""
     logits: Any = None
     """Shipped ones, once RECEIVED."""
     claimed: bool = False

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from ..engine.block_pool import BlockPool
 from ..engine.paged_prompt import hash_prompt, reserve_prompt
 from ..engine.plan import NO_TOKEN, NOT_TRIED, Plan, Result
+from ..engine.pooling import Pooler, needs_all
 from ..engine.step_meter import StepMeter
 from ..wire.codec import unpack_ids
 from ..wire.logprobs import TokenLogprobs, pack_logprobs
@@ -35,6 +36,7 @@ from ..wire.messages import (
     Credit,
     Declined,
     Failed,
+    Pooled,
     PromptLogprobs,
     Reserve,
     Reserved,
@@ -247,6 +249,7 @@ class DecodeScheduler:
             position = prompt.paged.num_computed + 1
             prompt.paged.advance(num_tokens, self.pool)
             self._report(prompt, position, result.prompt_logprobs.get(prompt.row_seq_id, ()))
+            self._pool(prompt, result)
             rows += self._complete(prompt)
         drawn = result.drawn
         for sequence in flight.decoding:
@@ -384,9 +387,10 @@ class DecodeScheduler:
 
     def _reserve(self, msg: Reserve, now: float) -> Prompt | None:
         token_ids = unpack_ids(msg.prompt + msg.choices[0].output)
-        num_blocks = self._bounds.num_blocks_for(len(token_ids), len(msg.choices))
+        draws = msg.params.max_tokens != 0
+        num_blocks = self._bounds.num_blocks_for(len(token_ids), len(msg.choices), draws=draws)
         hashes = hash_prompt(self.pool, token_ids)
-        match = msg.remote or msg.params.prompt_logprobs is None
+        match = msg.remote or (msg.params.prompt_logprobs is None and not needs_all(msg.pooling))
         paged = reserve_prompt(self.pool, token_ids, hashes, num_blocks, self._keep_free, match=match)
         if paged is None:
             return None
@@ -408,6 +412,7 @@ class DecodeScheduler:
             pending_guide=self._pending_guide(msg, limits, now),
             phrase_bans=self._phrase_bans if msg.params.banned_strings else None,
             speculation=self._speculation,
+            pooler=None if msg.pooling is None else Pooler(msg.pooling, len(token_ids)),
         )
 
     def _accept_reservation(self, prompt: Prompt) -> None:
@@ -539,6 +544,15 @@ class DecodeScheduler:
         if rows and prompt.num_prompt_logprobs is not None:
             message = PromptLogprobs(prompt.placement, position, prompt.num_prompt_logprobs, rows)
             self._effects.messages.append(message)
+
+    def _pool(self, prompt: Prompt, result: Result) -> None:
+        """Takes in what a chunk adds to its prompt's vector; with the last one, the vector is told."""
+        if prompt.ended or prompt.pooler is None:
+            return
+        if prompt.row_seq_id in result.pooled:
+            prompt.pooler.add(result.pooled[prompt.row_seq_id])
+        if prompt.paged.num_computed == prompt.paged.num_tokens:
+            self._effects.messages.append(Pooled(prompt.placement, prompt.pooler.packed()))
 
     def _accept(self, sequence: Sequence, drawn: list[Drawn], *, has_row: bool) -> TokenRow | None:
         """What was drawn for a sequence that has ended in the meantime is discarded."""

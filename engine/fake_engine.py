@@ -21,6 +21,7 @@ import numpy.typing as npt
 from ..wire.logprobs import TokenLogprobs
 from .guesses import followed
 from .plan import DRAFT, IN_FLIGHT, NOT_DRAWN, Draw, Plan, Result, Row, SequenceSeed
+from .pooling import pooled_positions
 
 _MULTIPLIER = 0x5851_F42D_4C95_7F2D  # Knuth's MMIX
 _MASK = 0xFFFF_FFFF_FFFF_FFFF
@@ -29,6 +30,8 @@ _DRAW = Struct("<QIIII")
 _SCORE = Struct("<Qq")
 _STATE = Struct("<Q")
 _NOWHERE = -1
+HIDDEN_SIZE = 8
+"""Of the vectors of prompts."""
 
 
 def extend_history(history: int, token_ids: Iterable[int]) -> list[int]:
@@ -38,6 +41,12 @@ def extend_history(history: int, token_ids: Iterable[int]) -> list[int]:
         history = (history * _MULTIPLIER + token + 1) & _MASK
         histories.append(history)
     return histories
+
+
+def hidden_states(histories: Sequence[int]) -> npt.NDArray[np.float32]:
+    """[T, HIDDEN_SIZE], one for each history: multiples of 1/256 below 1, so that sums of them are exact."""
+    words = np.array(histories, "<u8").view(np.uint8).reshape(-1, HIDDEN_SIZE)
+    return words.astype(np.float32) / np.float32(256)
 
 
 def has_state(params: Any) -> bool:
@@ -152,8 +161,13 @@ class FakeEngine:
             for row, history in zip(plan.rows, histories, strict=True)
             if row.prompt_logprobs is not None
         }
+        pooled = {
+            row.seq_id: self._pool_row(row, history)
+            for row, history in zip(plan.rows, histories, strict=True)
+            if row.pooling is not None
+        }
         self._flying.pop(0)
-        return Result(drawn, logits, logprobs, states, scored)
+        return Result(drawn, logits, logprobs, states, scored, pooled)
 
     def read_blocks(self, block_ids: Sequence[int], out: memoryview | None = None) -> memoryview:
         assert not self._written_in_flight() & set(block_ids), "read while a plan in flight writes"
@@ -298,6 +312,10 @@ class FakeEngine:
         return [
             self._score_one(h, token, row.prompt_logprobs.num_top) for h, token in zip(histories, targets, strict=False)
         ]
+
+    def _pool_row(self, row: Row, history: int) -> npt.NDArray[np.float32]:
+        positions = pooled_positions(row)
+        return hidden_states(extend_history(history, row.token_ids)[positions.start : positions.stop]).sum(0)
 
     def _score_one(self, history: int, token: int, num_top: int) -> TokenLogprobs:
         """Numbers that only this token after this history has, exact in fp32; alternatives with falling ones."""

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..wire.block_hash import block_hashes
+from ..wire.messages import Pooling
 from .block_pool import BlockPool
 from .plan import Draw, Row, Scoring
+from .pooling import Pooler
 
 
 @dataclass(slots=True, eq=False)
@@ -40,17 +42,23 @@ class PagedPrompt:
         *,
         keep_logits: bool = False,
         scoring: Scoring | None = None,
+        pooling: Pooling | None = None,
     ) -> Row:
         """The next `num_tokens` tokens as a row of a plan."""
         start = self.num_planned
         self.num_planned += num_tokens
-        return Row(seq_id, self.token_ids[start : self.num_planned], start, self.table, draws, keep_logits, scoring)
+        token_ids = self.token_ids[start : self.num_planned]
+        return Row(seq_id, token_ids, start, self.table, draws, keep_logits, scoring, pooling)
 
     def scoring(self, num_tokens: int, prompt_len: int, num_top: int | None) -> Scoring | None:
         """What the next `num_tokens` tokens tell of those that follow them, as far as these are the prompt's."""
         first = self.num_planned + 1
         targets = self.token_ids[first : min(first + num_tokens, prompt_len)]
         return Scoring(targets, num_top) if targets and num_top is not None else None
+
+    def pooling(self, num_tokens: int, pooler: Pooler | None) -> Pooling | None:
+        """What the next `num_tokens` tokens tell of the prompt's vector, where one is gathered."""
+        return None if pooler is None else pooler.of_row(self.num_planned, num_tokens)
 
     def advance(self, num_tokens: int, pool: BlockPool) -> None:
         """The KV of the next `num_tokens` tokens is there: blocks it filled join the prefix cache."""
@@ -72,7 +80,7 @@ def reserve_prompt(
 ) -> PagedPrompt | None:
     """Finds the prompt's prefix and allocates the rest of `num_blocks` blocks; None if fewer than `keep_free`
     blocks would then be left. The match stops before the last token: its logits are wanted. Without `match` nothing is
-    looked for: the logits of all are."""
+    looked for: the logits, or the hidden states, of all are."""
     cached = pool.match(hashes[: (len(token_ids) - 1) // pool.block_size]) if match else []
     rest = num_blocks - len(cached)
     fresh = pool.allocate(rest, after=cached[-1] if cached else None) if pool.num_free - rest >= keep_free else None

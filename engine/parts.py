@@ -33,6 +33,9 @@ class Parts(Protocol):
     def head(self, norm: Tensor, eps: float, weight: Tensor) -> Linear:
         """x -> logits of rms_norm(x), fp32, from fp32 sums."""
 
+    def norm(self, weight: Tensor, eps: float) -> Linear:
+        """x -> rms_norm(x), of few rows now and then."""
+
     def head_norm(self, config: ModelConfig, q_norm: Tensor, k_norm: Tensor) -> Any:
         """What this device's attention takes to normalise each head of Q and K; the weights are [head_dim]."""
 
@@ -62,6 +65,9 @@ class CpuParts:
     def head(self, norm: Tensor, eps: float, weight: Tensor) -> Linear:
         normalize, linear = RmsNorm(norm, eps), make_linear(weight.float())
         return lambda x: linear(normalize(x).float())
+
+    def norm(self, weight: Tensor, eps: float) -> Linear:
+        return RmsNorm(weight, eps)
 
     def head_norm(self, config: ModelConfig, q_norm: Tensor, k_norm: Tensor) -> RmsNorm:
         heads = (q_norm.expand(config.num_heads, -1), k_norm.expand(config.num_kv_heads, -1))

@@ -25,6 +25,8 @@ from .joined_pools import Blocks, JoinedPools
 from .kv_pool import KvPool
 from .models.llama import Llama
 from .plan import IN_FLIGHT, Plan, Result, Row, SequenceSeed
+from .pooled_rows import pool_rows
+from .pooling import pooled_positions
 from .sampler import Sampler
 from .streams import NO_STREAMS, Streams
 from .token_logprobs import prompt_logprobs, read_logprobs
@@ -71,14 +73,17 @@ class TorchEngine:
         logits = self._model.head(hidden[:num_wanted]) if num_wanted else torch.empty(0, self.vocab_size)
         ends = accumulate(map(num_logits, rows))
         kept = {row.seq_id: logits[end - 1].clone() for row, end in zip(rows, ends, strict=True) if row.keep_logits}
-        scored = self._score(rows, hidden[num_wanted:])
+        num_scored = sum(row.num_scored for row in rows)
+        scored = self._score(rows, hidden[num_wanted : num_wanted + num_scored])
+        pooled = pool_rows(rows, hidden[num_wanted + num_scored :], self._model.norm)
         chains = chains_of(rows, guesses, plan.shipped)
         drawn = self._draw(plan, chains, logits)
         if self._follower is not None and rows:
             self._follower.follow(rows, token_ids, streams.features, _num_right(chains, drawn))
         sizes = [size for row in plan.rows for size in _chain_sizes(row)] + [1] * _num_shipped(plan)
         result = to_result(chains, drawn, sizes)
-        return Done(plan, replace(result, logits=kept, prompt_logprobs=scored))
+        vectors = {seq_id: vector.numpy() for seq_id, vector in pooled.items()}
+        return Done(plan, replace(result, logits=kept, prompt_logprobs=scored, pooled=vectors))
 
     def _draw(self, plan: Plan, chains: Sequence[Chain], logits: Tensor) -> list[list[Drawn]]:
         """`logits` of the rows; those that were shipped come after them."""
@@ -93,7 +98,7 @@ class TorchEngine:
 
     def _compute(self, rows: Sequence[Row], token_ids: Sequence[int], streams: Streams) -> Tensor:
         """Stores the rows' KV; the hidden state, before the head, of the positions of each row whose logits are
-        needed, then of all positions that are to be scored."""
+        needed, then of all positions that are to be scored, then of those that vectors are made of."""
         model = self._model
         config = model.config
         if not rows:
@@ -102,12 +107,14 @@ class TorchEngine:
             self._pool, rows, num_heads=config.num_heads, windows=config.windows, rope=model.rope
         )
         ends = list(accumulate(len(row.token_ids) for row in rows))
+        starts = [end - len(row.token_ids) for row, end in zip(rows, ends, strict=True)]
         wanted: list[int] = []
         for row, end in zip(rows, ends, strict=True):
             wanted += range(end - num_logits(row), end)
-        for row, end in zip(rows, ends, strict=True):
-            start = end - len(row.token_ids)
+        for row, start in zip(rows, starts, strict=True):
             wanted += range(start, start + row.num_scored)
+        for row, start in zip(rows, starts, strict=True):
+            wanted += [start + position for position in pooled_positions(row)]
         x = F.embedding(torch.tensor(token_ids), model.embedding)
         return model.hidden(x, torch.tensor(wanted, dtype=torch.int64), attention, streams)
 

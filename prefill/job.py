@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..engine.paged_prompt import PagedPrompt
+from ..engine.pooling import Pooler
 from ..wire.messages import Prefill
 from .effects import Send
 
@@ -36,6 +37,8 @@ class Job:
     """Packed: of the prompt's tokens from the second on, as far as they are known. They wait to be sent with the KV."""
     num_scored: int = 0
     """Tokens of the prompt whose logprobs the router has been sent."""
+    pooler: Pooler | None = None
+    """What gathers its vector, where that is asked for."""
 
     @property
     def sends(self) -> bool:

@@ -21,10 +21,21 @@ from dataclasses import dataclass
 from ..engine.block_pool import BlockPool
 from ..engine.paged_prompt import hash_prompt, reserve_prompt
 from ..engine.plan import Plan, Result, Row
+from ..engine.pooling import Pooler, needs_all
 from ..engine.step_meter import StepMeter
 from ..wire.codec import unpack_ids
 from ..wire.logprobs import TokenLogprobs, pack_logprobs
-from ..wire.messages import Cancel, Cancelled, Credit, Failed, Prefill, Prefilled, PromptLogprobs, WorkerStats
+from ..wire.messages import (
+    Cancel,
+    Cancelled,
+    Credit,
+    Failed,
+    Pooled,
+    Prefill,
+    Prefilled,
+    PromptLogprobs,
+    WorkerStats,
+)
 from .budget import split_budget
 from .effects import Effects
 from .job import Job
@@ -94,7 +105,9 @@ class PrefillScheduler:
             token_ids = unpack_ids(msg.token_ids)
             hashes = hash_prompt(self.pool, token_ids)
             first_block = msg.first_token // self.pool.block_size
-            self._jobs[msg.placement] = Job(msg, self._num_sequences, token_ids, hashes, first_block, first_block)
+            job = Job(msg, self._num_sequences, token_ids, hashes, first_block, first_block)
+            job.pooler = None if msg.pooling is None else Pooler(msg.pooling, len(token_ids))
+            self._jobs[msg.placement] = job
             self._num_sequences += 1
 
     def on_cancel(self, msg: Cancel, now: float) -> None:
@@ -171,6 +184,8 @@ class PrefillScheduler:
                 self._land(job)
                 continue
             self._take_logprobs(job, result.prompt_logprobs.get(job.seq_id, ()))
+            if job.pooler is not None and job.seq_id in result.pooled:
+                job.pooler.add(result.pooled[job.seq_id])
             if job.computed:
                 job.compute_s = now - job.began_s
             if not job.sends:
@@ -245,6 +260,8 @@ class PrefillScheduler:
             return "an endpoint without a transfer id, or the other way round"
         if msg.prompt_logprobs is not None and not 0 < msg.prompt_len <= num_tokens:
             return f"logprobs of a prompt of {msg.prompt_len} among {num_tokens} tokens"
+        if msg.pooling is not None and msg.data_endpoint:
+            return "a vector of a prompt whose KV is sent"
         return None
 
     @property
@@ -263,7 +280,7 @@ class PrefillScheduler:
             if num_computing >= self._max_num_seqs:
                 return
             num_blocks = -(-len(job.token_ids) // self.pool.block_size)
-            match = job.message.prompt_logprobs is None
+            match = job.message.prompt_logprobs is None and not needs_all(job.message.pooling)
             job.paged = reserve_prompt(self.pool, job.token_ids, job.hashes, num_blocks, match=match)
             if job.paged is None:
                 return
@@ -278,7 +295,8 @@ class PrefillScheduler:
         job.pending += 1
         ships_logits = job.sends and num_tokens == job.num_unplanned
         scoring = job.paged.scoring(num_tokens, job.message.prompt_len, job.message.prompt_logprobs)
-        return job.paged.plan_row(job.seq_id, num_tokens, keep_logits=ships_logits, scoring=scoring)
+        pooling = job.paged.pooling(num_tokens, job.pooler)
+        return job.paged.plan_row(job.seq_id, num_tokens, keep_logits=ships_logits, scoring=scoring, pooling=pooling)
 
     def _take_logprobs(self, job: Job, rows: Sequence[TokenLogprobs]) -> None:
         """They go with the KV; to the router where that is not sent."""
@@ -302,6 +320,8 @@ class PrefillScheduler:
         """A prompt that is not sent has reached its end once it is computed."""
         if job.computed:
             assert job.paged is not None
+            if job.pooler is not None:
+                self._effects.messages.append(Pooled(job.message.placement, job.pooler.packed()))
             self._effects.messages.append(Prefilled(job.message.placement, job.paged.num_cached, job.compute_s, 0))
             self._end(job)
 

@@ -251,7 +251,8 @@ class RouterCore:
         if self.registry.expected is None or (job.prompt_only and self.registry.taking_work("prefill")):
             return
         sizes = [w.ready.capacity.num_blocks for w in self.registry.taking_work("decode") if w.ready is not None]
-        needed = blocks_needed(Request(len(job.prompt_ids)), self.registry.expected.block_size)
+        request = Request(len(job.prompt_ids), prompt_only=job.prompt_only)
+        needed = blocks_needed(request, self.registry.expected.block_size)
         if sizes and needed > max(sizes):
             raise JobError(400, f"the prompt needs {needed} blocks of KV cache, the largest worker has {max(sizes)}")
 

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice
 
+import numpy as np
+
 from ..wire.logprobs import TokenLogprobs
 from ..wire.messages import FinishReason
 from .job import Job, JobError, JobTimings, JobWorkers, NewTokens
@@ -12,6 +14,7 @@ from .topology import RouterView, Topology
 
 Script = Callable[[Job, int], Iterator[int]]
 """The tokens of a job's choice; raises JobError where the job is to fail."""
+FAKE_HIDDEN_SIZE = 8
 
 
 def repeat_prompt(job: Job, choice: int) -> Iterator[int]:
@@ -23,6 +26,11 @@ def made_up_logprobs(token_ids: Sequence[int], num_top: int) -> tuple[TokenLogpr
     """Token i has logprob -i / 64; the ids from 0 on are the likeliest."""
     top = tuple((other, -other / 64) for other in range(num_top))
     return tuple(TokenLogprobs(-token / 64, top, token + 1) for token in token_ids)
+
+
+def made_up_vector(token_ids: Sequence[int], size: int) -> bytes:
+    """Counts of ids by their remainder, so that prompts of the same tokens are alike in any order."""
+    return np.bincount(np.array(token_ids) % size, minlength=size).astype("<f4").tobytes()
 
 
 class FakeCore:
@@ -80,6 +88,9 @@ class FakeStream:
         self.prompt_logprobs: Sequence[TokenLogprobs] = ()
         if job.params.prompt_logprobs is not None:
             self.prompt_logprobs = made_up_logprobs(job.prompt_ids[1:], job.params.prompt_logprobs)
+        self.pooled = b""
+        if job.pooling is not None:
+            self.pooled = made_up_vector(job.prompt_ids, 1 if job.pooling == "score" else FAKE_HIDDEN_SIZE)
         self.stopped: list[int] = []
         """Choices ended by `stop`."""
         self.running = {choice: core.script(job, choice) for choice in range(job.num_choices)}

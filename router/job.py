@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 from msgspec import Struct
 
 from ..wire.logprobs import TokenLogprobs
-from ..wire.messages import FinishReason
+from ..wire.messages import FinishReason, Pooling
 from ..wire.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ class Job:
     """`seed` resolved, `max_tokens` cut to what the context leaves; 0: the prompt is computed, to be found in a prefix
     cache, and each choice ends with no token."""
     eos_ids: tuple[int, ...]
+    pooling: Pooling | None = None
+    """One vector of the prompt is wanted: then `max_tokens` is 0, and there is one choice."""
 
     @property
     def prompt_only(self) -> bool:
@@ -87,6 +89,8 @@ class Stream(Protocol):
 
     prompt_logprobs: Sequence[TokenLogprobs]
     """Of the prompt's tokens from the second on, where the job asks: there before the first token is."""
+    pooled: bytes
+    """The prompt's vector, where the job asks: little-endian float32, there before the choice ends."""
 
     async def next(self) -> Sequence[NewTokens]:
         """All that has come since the last call, waiting for something; empty once every choice has finished or

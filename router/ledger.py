@@ -17,6 +17,7 @@ from ..wire.messages import (
     Declined,
     Failed,
     FromRouter,
+    Pooled,
     Prefill,
     Prefilled,
     PromptLogprobs,
@@ -201,6 +202,11 @@ class Ledger:
         if attempt is not None:
             attempt.entry.learn_prompt(message.position, unpack_logprobs(message.rows, message.num_top))
 
+    def on_pooled(self, worker: WorkerId, message: Pooled) -> None:
+        attempt = self._attempt(message.placement, worker)
+        if attempt is not None:
+            attempt.entry.learn_vector(message.values)
+
     def on_tokens(self, worker: WorkerId, message: Tokens, now: float) -> None:
         """Applies each row at exactly the ledger's position; any other position fails that sequence."""
         for row in message.rows:
@@ -313,6 +319,9 @@ class Ledger:
         """The prompt of a job that wants no token is computed."""
         attempt, entry = sequence.attempt, sequence.entry
         assert attempt is not None
+        if entry.awaits_vector:
+            self._fail_attempt(sequence, "the end of a prompt before its vector", now)
+            return
         if entry.answered_by is None:
             self._answered(attempt, now)
         entry.sink.push(NewTokens(sequence.choice, (), "length"))
@@ -497,6 +506,7 @@ def reserve_message(attempt: Attempt, cost_blocks: int) -> Reserve:
         cost_blocks=cost_blocks,
         remote=attempt.prefill is not None,
         eos_ids=job.eos_ids,
+        pooling=job.pooling,
     )
 
 
@@ -511,6 +521,7 @@ def prefill_message(attempt: Attempt, transfer_id: str) -> Prefill:
         cost_tokens=attempt.num_tokens,
         prompt_len=attempt.entry.num_prompt_tokens if attempt.entry.num_prompt_logprobs is not None else 0,
         prompt_logprobs=attempt.entry.num_prompt_logprobs,
+        pooling=attempt.entry.job.pooling,
     )
 
 

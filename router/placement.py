@@ -103,8 +103,10 @@ class Placement:
 
 
 def blocks_needed(request: Request, block_size: int) -> int:
-    """Blocks of the prompt, earlier output and one more token, and one for each further choice's own tail."""
-    return -(-(request.num_tokens + 1) // block_size) + request.num_choices - 1
+    """Blocks of the prompt, earlier output and one more token if one is wanted, and one for each further choice's own
+    tail."""
+    num_tokens = request.num_tokens + (not request.prompt_only)
+    return -(-num_tokens // block_size) + request.num_choices - 1
 
 
 def place(snapshot: Snapshot, request: Request) -> Placement | None:

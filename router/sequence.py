@@ -19,6 +19,8 @@ class Sink(Protocol):
 
     prompt_logprobs: Rows[TokenLogprobs]
     """Set before the first `push`, where the job asks."""
+    pooled: bytes
+    """Set before the end, where the job asks."""
 
     def push(self, tokens: NewTokens) -> None: ...
 
@@ -56,6 +58,8 @@ class Entry:
     num_cached_tokens: int = 0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     """Of the prompt's tokens from the second on, as far as workers have told."""
+    pooled: bytes = b""
+    """The prompt's vector, once a worker has told."""
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -74,6 +78,15 @@ class Entry:
         known += rows[len(known) + 1 - position :]
         if self.num_prompt_logprobs is None:
             self.sink.prompt_logprobs = known
+
+    @property
+    def awaits_vector(self) -> bool:
+        return self.job.pooling is not None and not self.pooled
+
+    def learn_vector(self, values: bytes) -> None:
+        """The first that is told counts: a replay tells it again."""
+        if self.awaits_vector:
+            self.pooled = self.sink.pooled = values
 
 
 @dataclass(slots=True, eq=False)

@@ -30,6 +30,7 @@ class JobStream:
         self._cancel = cancel
         self._clock = clock
         self.prompt_logprobs: Sequence[TokenLogprobs] = ()
+        self.pooled = b""
         self._arrived: list[NewTokens] = []
         self._error: JobError | None = None
         self._timings = JobTimings(0.0, 0.0, 0.0, 0.0, 0)

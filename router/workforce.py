@@ -15,6 +15,7 @@ from ..wire.messages import (
     Goodbye,
     Heartbeat,
     Hello,
+    Pooled,
     Prefill,
     Prefilled,
     PromptLogprobs,
@@ -114,6 +115,8 @@ class Workforce:
                 self._ledger.on_tokens(worker.id, message, now)
             case PromptLogprobs():
                 self._ledger.on_prompt_logprobs(worker.id, message)
+            case Pooled():
+                self._ledger.on_pooled(worker.id, message)
             case Credit():
                 worker.on_credit(message)
             case Heartbeat():

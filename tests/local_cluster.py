@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, TypeVar
 
+import numpy as np
 from isthmus.decode import worker as decode
 from isthmus.engine.speculation_config import SpeculationConfig
 from isthmus.engine.worker import Loaded, Worker
@@ -15,7 +16,7 @@ from isthmus.router.core import RouterCore
 from isthmus.router.job import Job
 from isthmus.wire.hub import Hub
 from isthmus.wire.logprobs import TokenLogprobs
-from isthmus.wire.messages import WorkerStats
+from isthmus.wire.messages import Pooling, WorkerStats
 from isthmus.wire.sampling import SamplingParams
 
 Value = TypeVar("Value")
@@ -129,6 +130,21 @@ class LocalCluster:
 
         async def all_of_them() -> list[Heard]:
             return await asyncio.gather(*(self._hear(i, ask) for i, ask in enumerate(asks)))
+
+        return self._call(all_of_them())
+
+    def pool(self, prompts: Sequence[Sequence[int]], pooling: Pooling) -> list[np.ndarray]:
+        """The vector of each prompt; all are asked for at the same time."""
+
+        async def one(index: int, prompt: Sequence[int]) -> np.ndarray:
+            params = SamplingParams(seed=1, max_tokens=0)
+            stream = self.core.submit(Job(f"job-{index}", 0, prompt, 1, params, (), pooling))
+            while await stream.next():
+                pass
+            return np.frombuffer(stream.pooled, "<f4")
+
+        async def all_of_them() -> list[np.ndarray]:
+            return await asyncio.gather(*(one(i, prompt) for i, prompt in enumerate(prompts)))
 
         return self._call(all_of_them())
 

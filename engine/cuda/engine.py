@@ -24,6 +24,8 @@ from ..eagle.head import EagleHead
 from ..guesses import Guesses, followed, with_guesses
 from ..models.llama import Llama
 from ..plan import DRAFT, IN_FLIGHT, Draw, Plan, Row, SequenceSeed
+from ..pooled_rows import pool_rows
+from ..pooling import pooled_positions
 from ..sampler import Sampler
 from ..streams import NO_STREAMS, Streams
 from .attention import AttentionState, Chunks, StepAttention
@@ -38,6 +40,7 @@ from .logprobs import DrawnLogprobs, PromptScore
 from .model_proposer import ModelProposer
 from .pool import CudaKvPool
 from .pools import Pools
+from .prompt_facts import PromptFacts
 from .proposer import DeviceProposer
 from .runtime import Runtime
 from .sampler import DeviceSampler, can_draw, state_size
@@ -205,8 +208,8 @@ class CudaEngine:
         rest_draws = [draw for row in chunks for draw in row.draws]
         rest_draws += [draw for part in plan.shipped for draw in part.draws]
         self._prepare(grid, rest_draws)
-        scores: list[PromptScore] = []
-        logits = self._compute(grid, chunks, scores) if plan.rows else self._chunk_logits[:0]
+        facts = PromptFacts()
+        logits = self._compute(grid, chunks, facts) if plan.rows else self._chunk_logits[:0]
         wanted = [row for row in chunks if row.draws or row.keep_logits]
         kept = {row.seq_id: self._to_host(logits[i]) for i, row in enumerate(wanted) if row.keep_logits}
         states = self._take_states(list(grid.placed), 0, grid.num_turns > 1)
@@ -231,7 +234,7 @@ class CudaEngine:
             kept,
             logprobs,
             DrawnStates(states) if states else None,
-            scores,
+            facts,
             eager,
         )
 
@@ -296,15 +299,15 @@ class CudaEngine:
         if self._proposer is not None:
             self._proposer.verified(rows, guesses)
 
-    def _compute(self, grid: Grid, chunks: Sequence[Row], scores: list[PromptScore]) -> Tensor:
+    def _compute(self, grid: Grid, chunks: Sequence[Row], facts: PromptFacts) -> Tensor:
         """Stores all KV, draws for `grid` into its places of `_drawn`; logits of the last position of each chunk that
-        needs them. What chunks tell of their prompts is added to `scores`."""
+        needs them. What chunks tell of their prompts is added to `facts`."""
         tokens = np.concatenate((self._grid_inputs(grid), self._chunk_rows(chunks)), axis=1)
         lengths = [len(row.token_ids) for row in chunks]
         self._upload_edits(grid)
         size = self._fit(grid, lengths)
-        if size is None or any(row.num_scored for row in chunks):
-            return self._launch_step(grid, chunks, tokens, scores)
+        if size is None or any(row.num_scored or row.pooling for row in chunks):
+            return self._launch_step(grid, chunks, tokens, facts)
         given = StepSize(grid.stride, sum(lengths), grid.num_turns - 1)
         self._inputs.upload(self._parity, tokens, given, size)
         self._propose(grid, self._inputs.of(size.num_tokens), size)
@@ -339,7 +342,7 @@ class CudaEngine:
         if size.num_chunk_tokens:
             self._chunk_logits.copy_(logits[n:])
 
-    def _launch_step(self, grid: Grid, chunks: Sequence[Row], tokens: np.ndarray, scores: list[PromptScore]) -> Tensor:
+    def _launch_step(self, grid: Grid, chunks: Sequence[Row], tokens: np.ndarray, facts: PromptFacts) -> Tensor:
         """As `_compute`, kernel by kernel."""
         n, num_tokens = grid.num_tokens, tokens.shape[1]
         size = StepSize(n, num_tokens - n)
@@ -355,6 +358,9 @@ class CudaEngine:
         num_ends = len(ends)
         for row, run in zip(chunks, runs, strict=True):
             ends += range(n + run.first_token, n + run.first_token + row.num_scored)
+        num_known = len(ends)
+        for row, run in zip(chunks, runs, strict=True):
+            ends += [n + run.first_token + position for position in pooled_positions(row)]
         wanted, described = None, None
         if runs:
             starts = [*(run.first_token for run in runs), num_tokens - n]
@@ -370,7 +376,9 @@ class CudaEngine:
         streams = self._streams()
         hidden = self._model.hidden(self._embed(inputs, self._model.embedding), wanted, attention, streams)
         logits = self._model.head(hidden[:num_ends]) if num_ends else self._chunk_logits[:0]
-        scores += self._score(chunks, hidden[num_ends:])
+        facts.scores += self._score(chunks, hidden[num_ends:num_known])
+        vectors = pool_rows(chunks, hidden[num_known:], self._model.norm)
+        facts.vectors |= {seq_id: self._to_host(vector) for seq_id, vector in vectors.items()}
         followed = self._follow_head(inputs, streams, n, grid.stride)
         turns = self._draw_grid(logits, inputs, grid.stride, grid.num_turns)
         self._keep_hidden(inputs, followed, turns)
@@ -528,7 +536,7 @@ class CudaEngine:
 
     def _is_single(self, row: Row) -> bool:
         """One token in, and guesses, the next of the same sequence out, and kernels draw them."""
-        if row.keep_logits or row.prompt_logprobs is not None or row.seq_id in self._eager:
+        if row.keep_logits or row.prompt_logprobs is not None or row.pooling or row.seq_id in self._eager:
             return False
         is_drawn = [draw.seq_id for draw in row.draws] == [row.seq_id] * len(row.token_ids)
         return is_drawn and len(row.token_ids) == 1 + row.num_drafts

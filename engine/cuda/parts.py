@@ -77,6 +77,9 @@ class CudaParts:
 
         return run
 
+    def norm(self, weight: Tensor, eps: float) -> Linear:
+        return lambda x: rms_norm(x, weight, eps)
+
     def head_norm(self, config: ModelConfig, q_norm: Tensor, k_norm: Tensor) -> HeadNorm:
         return HeadNorm(q_norm, k_norm, config.norm_eps)
 

@@ -11,7 +11,8 @@ from ..guesses import Guesses
 from ..plan import DRAFT, NOT_DRAWN, NOT_TRIED, Plan, Result
 from .drawn_states import DrawnStates
 from .eager_draws import Drawn
-from .logprobs import DrawnLogprobs, PromptScore
+from .logprobs import DrawnLogprobs
+from .prompt_facts import PromptFacts
 
 NO_PLACE, REFUSED = -1, -2
 """Of draws that were not made, as their guess was not tried, or not allowed."""
@@ -39,7 +40,7 @@ class Step:
     kept: dict[int, Tensor] = field(default_factory=dict)
     logprobs: DrawnLogprobs | None = None
     states: DrawnStates | None = None
-    scores: Sequence[PromptScore] = ()
+    prompts: PromptFacts = field(default_factory=PromptFacts)
     eager: Mapping[int, Drawn] = field(default_factory=dict)
     """Of draws that were made outside of the kernels, by their places."""
 
@@ -61,8 +62,7 @@ class Step:
             kept = {} if self.states is None else self.states.by_place()
             kept |= {place: state for place, (_, _, state) in self.eager.items()}
             states = [kept.get(place, b"") for place in order]
-        scores = {score.seq_id: score.read() for score in self.scores}
-        return Result(token_ids, self.kept, logprobs, states, scores)
+        return Result(token_ids, self.kept, logprobs, states, self.prompts.logprobs(), self.prompts.pooled())
 
     def _known_guesses(self) -> list[tuple[int, Guesses]]:
         if self.proposed is None:

@@ -62,7 +62,10 @@ class Llama:
         self.rope = Rope(config.rope, config.head_dim, weights.dtype, factors)
         self.embedding = weights.take("model.embed_tokens.weight")
         head = self.embedding if config.tie_embeddings else weights.take("lm_head.weight")
-        self.head = parts.head(weights.take("model.norm.weight"), config.norm_eps, head)
+        norm = weights.take("model.norm.weight")
+        self.head = parts.head(norm, config.norm_eps, head)
+        self.norm = parts.norm(norm, config.norm_eps)
+        """What `head` does first: makes of `hidden` what others call the last hidden states."""
         self.layers = [self.layer_type(config, weights, layer_id, parts) for layer_id in range(config.num_layers)]
 
     def forward(self, token_ids: Tensor, wanted: Tensor | None, attention: Attention) -> Tensor:

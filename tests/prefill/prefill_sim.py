@@ -13,7 +13,7 @@ from isthmus.engine.plan import Draw, Handle, Plan, Row, SequenceSeed, ShippedDr
 from isthmus.prefill.effects import Send
 from isthmus.prefill.scheduler import PrefillScheduler
 from isthmus.wire.codec import pack_ids
-from isthmus.wire.messages import Cancel, Cancelled, Credit, Failed, FromWorker, Prefill, Prefilled
+from isthmus.wire.messages import Cancel, Cancelled, Credit, Failed, FromWorker, Pooling, Prefill, Prefilled
 from isthmus.wire.sampling import SamplingParams
 
 VOCAB = 50
@@ -88,6 +88,7 @@ class PrefillSim:
         *,
         prompt_len: int = 0,
         prompt_logprobs: int | None = None,
+        pooling: Pooling | None = None,
     ) -> Work:
         work = Work(len(self.works), prompt, first_token, sends)
         self.works[work.placement] = work
@@ -104,6 +105,7 @@ class PrefillSim:
                 cost,
                 prompt_len,
                 prompt_logprobs,
+                pooling,
             ),
             self.now,
         )

@@ -23,6 +23,7 @@ from isthmus.wire.messages import (
     Heartbeat,
     Hello,
     HelloRefused,
+    Pooled,
     Prefill,
     Prefilled,
     Ready,
@@ -159,6 +160,54 @@ def test_a_cancelled_prompt_alone_is_let_go_by_its_worker():
         stream.cancel()
         assert await prefill.acknowledge() == Cancel(sent.placement)
         await s.empty()
+
+    run(scenario)
+
+
+def pooling(kind="last", **given):
+    return dataclasses.replace(warming(**given), pooling=kind)
+
+
+def test_a_vector_comes_from_a_prefill_worker_alone():
+    async def scenario(s):
+        await s.decode()
+        prefill = await s.prefill()
+        stream = s.core.submit(pooling())
+        sent = await prefill.expect(Prefill)
+        assert (sent.pooling, sent.data_endpoint) == ("last", "")
+        prefill.send(Pooled(sent.placement, b"vector"), Prefilled(sent.placement, 0, 0.01, 0))
+        assert await collect(stream) == ({0: []}, {0: "length"})
+        assert stream.pooled == b"vector"
+        await s.empty()
+
+    run(scenario)
+
+
+def test_a_vector_is_computed_anew_when_its_worker_is_gone():
+    async def scenario(s):
+        decode, prefill = await s.decode(), await s.prefill()
+        stream = s.core.submit(pooling("mean"))
+        await prefill.expect(Prefill)
+        prefill.send(Goodbye("leaving"))
+        reserve = await decode.reserve()
+        assert reserve.pooling == "mean"
+        decode.send(Pooled(reserve.placement, b"vector"))
+        decode.emit(reserve.placement, 0, finish="length")
+        assert await collect(stream) == ({0: []}, {0: "length"})
+        assert stream.pooled == b"vector"
+        await s.empty()
+
+    run(scenario)
+
+
+def test_a_prompt_alone_may_fill_a_decode_worker():
+    async def scenario(s):
+        decode = await s.decode(free=64)
+        with pytest.raises(JobError):
+            s.core.submit(job("r1", num_tokens=1024))
+        stream = s.core.submit(pooling(num_tokens=1024))
+        assert (await decode.reserve()).cost_blocks == 64
+        stream.cancel()
 
     run(scenario)
 

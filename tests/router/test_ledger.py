@@ -1,5 +1,6 @@
 """The ledger by itself: single rules, and a long random walk with workers that are late, wrong and mortal."""
 
+import dataclasses
 import random
 from collections import Counter
 from functools import cache
@@ -19,6 +20,7 @@ from isthmus.wire.messages import (
     Cancelled,
     Declined,
     Failed,
+    Pooled,
     Prefill,
     Prefilled,
     PromptLogprobs,
@@ -36,6 +38,7 @@ D, P = b"d0", b"p0"
 class Sink:
     def __init__(self):
         self.prompt_logprobs = ()
+        self.pooled = b""
         self.tokens = {}
         self.reasons = {}
         self.ended = False
@@ -373,6 +376,73 @@ def test_only_what_wants_no_token_goes_without_decode():
         place(ledger, first(ledger), prefill=P, decode=None)
 
 
+def pooling(prefill, decode, kind="mean"):
+    """As `warm`, of a job that wants a vector."""
+    ledger, sink = make_ledger(), Sink()
+    entry = ledger.submit(dataclasses.replace(make_job(max_tokens=0), pooling=kind), sink, 1.0)
+    return ledger, entry, place(ledger, first(ledger), prefill=prefill, decode=decode, now=2.0), sink
+
+
+@pytest.mark.parametrize(("prefill", "decode"), [(P, None), (None, D)], ids=["prefill", "decode"])
+def test_a_vector_is_asked_for_and_there_before_the_end(prefill, decode):
+    ledger, _, attempt, sink = pooling(prefill, decode)
+    ((worker, message),) = ledger.outbox
+    assert (worker, message.pooling) == (prefill or decode, "mean")
+    if decode:
+        ledger.on_reserved(D, Reserved(attempt.placement, 0, ""))
+    ledger.on_pooled(worker, Pooled(attempt.placement, b"one"))
+    assert (sink.pooled, sink.ended) == (b"one", False)
+    end_prompt(ledger, attempt)
+    assert (sink.ended, sink.reasons) == (True, {0: "length"})
+    assert ledger.is_empty
+
+
+def end_prompt(ledger, attempt, now=4.0):
+    """Its worker says that the prompt is computed."""
+    if attempt.decode is None:
+        ledger.on_prefilled(attempt.prefill, Prefilled(attempt.placement, 0, 0.1, 0), now)
+    else:
+        ledger.on_tokens(attempt.decode, tokens(attempt, 0, finish="length"), now)
+
+
+@pytest.mark.parametrize("prefill", [True, False], ids=["prefill", "decode"])
+def test_a_prompt_that_ends_without_its_vector_is_tried_again(prefill):
+    places = {"prefill": P, "decode": None} if prefill else {"prefill": None, "decode": D}
+    ledger, entry, attempt, sink = pooling(**places)
+    for _ in range(3):
+        assert not sink.ended
+        if not prefill:
+            ledger.on_reserved(D, Reserved(attempt.placement, 0, ""))
+        end_prompt(ledger, attempt)
+        if entry.num_open:
+            attempt = place(ledger, first(ledger), **places)
+    assert sink.error.status == 500
+    assert "before its vector" in sink.error.message
+
+
+def test_a_vector_of_a_worker_that_died_is_not_delivered_twice():
+    ledger, entry, attempt, sink = pooling(P, None)
+    ledger.on_pooled(P, Pooled(attempt.placement, b"first"))
+    ledger.worker_lost(P, 3.0, died=True)
+    assert entry.sequences[0].state is State.QUEUED
+    again = place(ledger, first(ledger), prefill=b"p1", decode=None)
+    assert ledger.outbox[-1][1].pooling == "mean", "computed anew, with nothing of the old worker"
+    ledger.on_pooled(P, Pooled(attempt.placement, b"from the dead"))
+    ledger.on_pooled(b"p1", Pooled(again.placement, b"second"))
+    ledger.on_prefilled(b"p1", Prefilled(again.placement, 0, 0.1, 0), 5.0)
+    assert (sink.pooled, sink.ended) == (b"first", True)
+    assert ledger.is_empty
+
+
+def test_the_vector_of_a_job_that_was_cancelled_goes_nowhere():
+    ledger, entry, attempt, sink = pooling(P, None)
+    ledger.cancel(entry, 3.0)
+    ledger.on_pooled(b"p1", Pooled(attempt.placement, b"a stranger's"))
+    assert sink.pooled == b""
+    ledger.on_cancelled(P, Cancelled(attempt.placement))
+    assert ledger.is_empty
+
+
 def test_a_second_decline_in_a_row_pauses():
     ledger = make_ledger()
     ledger.submit(make_job(), Sink(), 0.0)
@@ -502,6 +572,10 @@ def answer(request_id, choice, position):
     return crc32(f"{request_id} {choice} {position}".encode()) % 1000
 
 
+def vector(request_id):
+    return request_id.encode()
+
+
 def choices_of(held):
     return [key for key in held if isinstance(key, int)]
 
@@ -535,8 +609,10 @@ class World:
             name = f"r{len(self.sinks)}"
             sink = Sink()
             num_choices = self.random.choice([1, 1, 1, 3])
-            max_tokens = 0 if self.random.random() < 0.15 else None
+            max_tokens = 0 if self.random.random() < 0.25 else None
             job = make_job(name, num_choices, max_tokens)
+            if max_tokens == 0 and num_choices == 1:
+                job = dataclasses.replace(job, pooling="mean")
             self.sinks[name] = (sink, self.ledger.submit(job, sink, self.now))
 
     def num_closed(self):
@@ -568,10 +644,11 @@ class World:
             }
             self.held[key]["ready"] = not message.remote
             self.held[key]["prompt_only"] = message.params.max_tokens == 0
+            self.held[key]["pooled"] = message.pooling and message.request_id
             self.post(worker, Reserved(message.placement, 0, "t"))
         else:
             assert isinstance(message, Prefill)
-            self.held[key] = {"prefill": True}
+            self.held[key] = {"prefill": True, "pooled": message.pooling and message.request_id}
 
     def cancelled(self, key, choice):
         held = self.held.get(key, {})
@@ -590,6 +667,7 @@ class World:
         held = self.held[key]
         if "prefill" in held:
             del self.held[key]
+            self.tell_vector(worker, placement, held)
             self.post(worker, Prefilled(placement, 0, 0.1, 1, self.random.random()))
             for other, seen in self.held.items():
                 if other[1] == placement:
@@ -597,7 +675,12 @@ class World:
         elif held["ready"]:
             self.generate(worker, placement, held)
 
+    def tell_vector(self, worker, placement, held):
+        if held["pooled"]:
+            self.post(worker, Pooled(placement, vector(held["pooled"])))
+
     def generate(self, worker, placement, held):
+        self.tell_vector(worker, placement, held)
         rows = []
         for choice in choices_of(held):
             count = 0 if held["prompt_only"] else self.random.choice([1, 1, 2])
@@ -628,6 +711,8 @@ class World:
                 ledger.on_reserved(worker, message)
             case Prefilled():
                 ledger.on_prefilled(worker, message, self.now)
+            case Pooled():
+                ledger.on_pooled(worker, message)
             case Tokens():
                 ledger.on_tokens(worker, message, self.now)
             case Declined():
@@ -683,6 +768,8 @@ class World:
         queued = {id(s) for s in ledger.waiting}
         for sink, entry in self.sinks.values():
             open_ones = [s for s in entry.sequences if s.state not in FINAL]
+            assert sink.pooled in (b"", vector(entry.job.request_id))
+            assert sink.pooled or not (entry.job.pooling and sink.reasons)
             assert entry.num_open == len(open_ones)
             assert bool(open_ones) != (sink.ended or sink.error is not None)
             for s in entry.sequences:
