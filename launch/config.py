@@ -82,6 +82,11 @@ class HttpOptions:
         metavar="NAME",
         parse=one_of("auto", "none", *STYLES),
     )
+    pooling: Literal["auto", "last", "mean", "cls"] = option(
+        "auto",
+        "what an embedding is made of: the last token's state, the mean over all tokens, or the first token's (cls); "
+        "auto does as the model's folder says, and takes last where it says nothing",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,7 @@ def run_router(config: RouterConfig, lifeline: Lifeline) -> int:
                 chat_template=http.chat_template,
                 tool_call_parser=http.tool_call_parser,
                 reasoning_parser=http.reasoning_parser,
+                pooling=http.pooling,
                 max_logprobs=http.max_logprobs,
                 max_body_bytes=http.max_body_bytes,
                 access=access,

@@ -19,7 +19,9 @@ OPEN_PATHS = frozenset(
 the pages show they fetch from routes that ask."""
 OPEN_FOLDERS = ("/ui/",)
 ADMIN_FOLDER = "/admin/"
-DATA_FOLDERS = ("/v1/", "/api/", ADMIN_FOLDER)
+DATA_FOLDERS = ("/v1/", "/v2/", "/api/", ADMIN_FOLDER)
+DATA_PATHS = frozenset(("/metrics", "/props", "/rerank", "/score"))
+"""Outside of these folders."""
 NOT_COUNTED = frozenset(
     (
         "abort",
@@ -73,7 +75,7 @@ class Access:
 
     def open_pages(self, paths: Iterable[str]) -> None:
         """These ask for no key either, unless they lie where data does."""
-        self._open |= {path for path in paths if not path.startswith(DATA_FOLDERS) and path != "/metrics"}
+        self._open |= {path for path in paths if not path.startswith(DATA_FOLDERS) and path not in DATA_PATHS}
 
     def is_open(self, path: str) -> bool:
         return path in self._open or path.startswith(OPEN_FOLDERS)

@@ -22,6 +22,7 @@ from .kobold_lite import lite_routes
 from .messages import messages_routes
 from .openai_routes import openai_routes
 from .page import DEFAULT_PREFIX, Page
+from .pooling_routes import pooling_routes
 from .request_id import HEADER, request_id_of
 from .request_log import RequestLog, UsageCount
 from .request_usage import RequestUsage, RequestUsagePage
@@ -53,6 +54,7 @@ def create_app(
     access.open_pages(served.kobold_lite or ())
     app = FastAPI(title="Isthmus", version=__version__, description="LLM serving, OpenAI and KoboldAI APIs")
     app.include_router(openai_routes(core, served))
+    app.include_router(pooling_routes(core, served))
     app.include_router(responses_routes(core, served))
     app.include_router(messages_routes(core, served))
     app.include_router(kobold_routes(core, served, protected=access.needs_key))

@@ -9,6 +9,7 @@ from ..wire.sampling import SamplingParams
 from .errors import bad_field
 from .fields import Fields, convert, decode_json, take_apart
 from .openai_request import ALIASES, MAX_N, OpenAiRequest, Prompt, check_request, make_generation
+from .prompt_forms import split_prompts
 from .served import Served
 from .text_stream import Generation
 
@@ -43,7 +44,7 @@ def parse_completion(raw: bytes, request_id: str, served: Served) -> tuple[Compl
     fields.sampling.setdefault("max_tokens", DEFAULT_MAX_TOKENS)
     check_best_of(request, fields)
     params = asked_logprobs(check_request(request, fields, served), request)
-    prompts = [read_prompt(prompt, request, served) for prompt in split_prompts(request.prompt)]
+    prompts = [read_prompt(prompt, request, served) for prompt in split_prompts(request.prompt, "prompt")]
     generation = make_generation(request_id, request, params, prompts, "prompt", fields, served)
     return request, generation
 
@@ -64,23 +65,6 @@ def asked_logprobs(params: SamplingParams, request: CompletionRequest) -> Sampli
     if request.num_made != request.n and params.logprobs is None:
         params = msgspec.structs.replace(params, logprobs=0)
     return params
-
-
-def split_prompts(prompt: Any) -> list[str] | list[list[int]]:
-    """The prompts of the four forms `prompt` can have. Raises ApiError if it has none of them, or one is empty."""
-    if isinstance(prompt, str):
-        prompts: list[Any] = [prompt]
-    elif not isinstance(prompt, list):
-        raise bad_field("prompt", "must be a string, a list of strings, token ids, or a list of lists of token ids")
-    elif prompt and isinstance(prompt[0], int):
-        prompts = [convert(prompt, list[int], at="prompt")]
-    elif prompt and isinstance(prompt[0], list):
-        prompts = convert(prompt, list[list[int]], at="prompt")
-    else:
-        prompts = convert(prompt, list[str], at="prompt")
-    if not prompts or not all(prompts):
-        raise bad_field("prompt", "must not be empty")
-    return prompts
 
 
 def read_prompt(prompt: str | list[int], request: CompletionRequest, served: Served) -> Prompt:

@@ -3,6 +3,7 @@
 import ast
 import inspect
 from collections.abc import Iterator
+from functools import cache
 from itertools import pairwise
 from textwrap import dedent
 
@@ -15,7 +16,12 @@ def field_help(struct: type[msgspec.Struct]) -> dict[str, str]:
     return {name: " ".join(text.split()) for each in parents for name, text in _documented(each)}
 
 
-def _documented(cls: type) -> Iterator[tuple[str, str]]:
+@cache
+def _documented(cls: type) -> tuple[tuple[str, str], ...]:
+    return tuple(_read(cls))
+
+
+def _read(cls: type) -> Iterator[tuple[str, str]]:
     [definition] = ast.parse(dedent(inspect.getsource(cls))).body
     assert isinstance(definition, ast.ClassDef)
     for field, after in pairwise(definition.body):

@@ -29,7 +29,7 @@ CAPABILITIES = {
     "multiplayer": False,
     "websearch": False,
     "tts": False,
-    "embeddings": False,
+    "embeddings": True,
     "music": False,
     "savedata": False,
     "admin": 0,

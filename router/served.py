@@ -7,6 +7,7 @@ from pathlib import Path
 from .. import __version__
 from ..text.chat_template import ChatTemplate
 from ..text.grammar_cache import GrammarCache
+from ..text.pooling_config import PoolingConfig
 from ..text.reasoning import ReasoningStyle
 from ..text.tokenizer import Tokenizer
 from ..text.tool_calls.formats import CallFormat
@@ -38,6 +39,10 @@ class Served:
     """How the model writes calls of tools; None: not in a way that is known, and tools are refused."""
     reasoning: ReasoningStyle | None = None
     """How it marks its thoughts; None: not at all."""
+    pooling: PoolingConfig = field(default_factory=PoolingConfig)
+    """How it makes vectors of texts."""
+    hidden_size: int | None = None
+    """Numbers of such a vector, if that is known."""
 
     special: Mapping[str, int] = field(init=False, repr=False, compare=False)
     """Ids of special tokens by their text."""

@@ -17,8 +17,9 @@ import zmq
 from fastapi import FastAPI
 
 from ..text.chat_template import load_chat_template
+from ..text.pooling_config import PoolingChoice, PoolingConfig
 from ..text.reasoning import STYLES, detect_style
-from ..text.tokenizer import Tokenizer
+from ..text.tokenizer import Tokenizer, read_json
 from ..text.tool_calls.formats import FORMATS, default_format
 from ..wire.curve import ServerKeys
 from ..wire.hub import Hub
@@ -63,6 +64,7 @@ def run(
     chat_template: str | None = None,
     tool_call_parser: str = "auto",
     reasoning_parser: str = "auto",
+    pooling: PoolingChoice = "auto",
     max_logprobs: int = 20,
     max_body_bytes: int = 32 << 20,
     access: Access | None = None,
@@ -97,6 +99,7 @@ def run(
         max_body_bytes=max_body_bytes,
         tool_call_parser=tool_call_parser,
         reasoning_parser=reasoning_parser,
+        pooling=pooling,
     )
     if kobold_lite is not None:
         served = replace(served, kobold_lite=lite_files(kobold_lite))
@@ -212,6 +215,7 @@ def load_served(
     max_body_bytes: int = 32 << 20,
     tool_call_parser: str = "auto",
     reasoning_parser: str = "auto",
+    pooling: PoolingChoice = "auto",
 ) -> Served:
     """What the HTTP handlers need of the model. Raises ValueError."""
     tokenizer = Tokenizer.from_folder(folder)
@@ -228,6 +232,8 @@ def load_served(
         max_body_bytes=max_body_bytes,
         call_format=default_format(source) if tool_call_parser == "auto" else FORMATS.get(tool_call_parser),
         reasoning=detect_style(source) if reasoning_parser == "auto" else STYLES.get(reasoning_parser),
+        pooling=PoolingConfig.from_folder(folder, pooling),
+        hidden_size=read_json(folder / "config.json").get("hidden_size"),
     )
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from .gguf_export import export_gguf, write_json
 from .gguf_metadata import read_gguf
+from .pooling_config import module_configs
 from .tokenizer import Tokenizer, read_json
 from .weights_digest import config_digest, weights_digest
 
@@ -32,13 +33,14 @@ TEXT_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
     "chat_template.json",
+    "modules.json",
 )
 VOCABULARY_PATTERNS = ("tokenizer.model", "spiece.model", "tekken.json", "vocab.*", "*.tiktoken")
 """One of these an older tokenizer has; without any, AutoTokenizer would invent an empty one."""
 HUB_PATTERNS = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
 WEIGHT_PATTERNS = {"weights": ("*.safetensors",), "head": ("*.safetensors", "pytorch_model.bin")}
 """By need. Heads are also published in torch's own format."""
-FORMAT = 1
+FORMAT = 2
 """Part of the cache key: raise it when what is written into the folder changes."""
 RESOLVED = "resolved.json"
 KEPT = ("weights", "weights_digest", "tokenizer_digest")
@@ -98,8 +100,9 @@ def locate(model: str) -> Path | None:
 
 def cached_folder(place: Path, cache: Path, need: str) -> Path:
     """Where the result for the files at `place`, as they are now, is or will be."""
-    files = [place] if place.is_file() else sorted(file for file in place.iterdir() if file.is_file())
-    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    files = [place] if place.is_file() else sorted(file for file in place.glob("*") if file.is_file())
+    files += sorted(place.glob("*/config.json"))
+    stats = [(file.relative_to(place.parent), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     key = blake2b(repr((FORMAT, str(place), need, stats)).encode(), digest_size=16).hexdigest()
     return cache / "resolved" / key
 
@@ -174,6 +177,10 @@ def copy_text_files(place: Path, folder: Path) -> None:
     for name in TEXT_FILES:
         if (place / name).is_file():
             shutil.copyfile(place / name, folder / name)
+    for name in module_configs(folder):
+        if (place / name).is_file():
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(place / name, folder / name)
     if not (folder / "config.json").exists():
         raise ResolveError(f"{place} is no model folder: it has no config.json")
     if not (folder / "tokenizer.json").exists():
@@ -203,7 +210,10 @@ def download(model: str, need: str) -> Path:
 
     patterns = [*HUB_PATTERNS, *WEIGHT_PATTERNS.get(need, ())]
     try:
-        return Path(snapshot_download(model, allow_patterns=patterns, ignore_patterns=["*/*"]))
+        place = Path(snapshot_download(model, allow_patterns=patterns, ignore_patterns=["*/*"]))
+        if configs := module_configs(place):
+            snapshot_download(model, allow_patterns=configs)
+        return place
     except GatedRepoError:
         raise ResolveError(f"the hub model {model} is gated: accept its terms, then run `hf auth login`") from None
     except RepositoryNotFoundError:

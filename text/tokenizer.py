@@ -6,7 +6,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, processors
+from tokenizers import AddedToken, Encoding, processors
 from tokenizers import Tokenizer as BackendTokenizer
 
 from .token_bytes import TokenBytes
@@ -64,6 +64,25 @@ class Tokenizer:
         ids = self._encode(text, add_special_tokens)
         return self._one_bos(ids) if add_special_tokens else ids
 
+    def encode_within(self, text: str, max_tokens: int, *, add_special_tokens: bool = True) -> list[int]:
+        """As `encode`, of as much of the text, from its beginning, as fits into `max_tokens` ids with what is added.
+        Raises ValueError if that leaves no room for text."""
+        ids = self.encode(text, add_special_tokens=add_special_tokens)
+        if len(ids) <= max_tokens:
+            return ids
+        room = max_tokens - (self._backend.num_special_tokens_to_add(False) if add_special_tokens else 0)
+        encoding = self._cut(text, room)
+        ids = self._backend.post_process(encoding, None, add_special_tokens).ids
+        return self._one_bos(ids) if add_special_tokens else ids
+
+    def encode_pair(self, first: str, second: str, max_tokens: int | None = None) -> list[int]:
+        """Ids of two texts with what the model expects around them. Of the second as much, from its beginning, as fits
+        into `max_tokens`. Raises ValueError if that leaves no room for it."""
+        added = self._backend.num_special_tokens_to_add(True)
+        one = self._cut(first)
+        two = self._cut(second, None if max_tokens is None else max_tokens - added - len(one.ids))
+        return self._backend.post_process(one, two, True).ids
+
     def encode_chat(self, text: str) -> list[int]:
         """Ids of a rendered chat: BOS once if the model wants it, whether or not the template wrote it, no EOS."""
         return self._one_bos(self._encode(text, add_special_tokens=False))
@@ -91,12 +110,24 @@ class Tokenizer:
         return blake2b(json.dumps(vocab).encode(), digest_size=16).hexdigest()
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        return self._encoding(text, add_special_tokens).ids
+
+    def _cut(self, text: str, max_tokens: int | None = None) -> Encoding:
+        """The first tokens of the text alone."""
+        encoding = self._encoding(text, add_special_tokens=False)
+        if max_tokens is not None:
+            if max_tokens < 1:
+                raise ValueError("no room is left for the text")
+            encoding.truncate(max_tokens)
+        return encoding
+
+    def _encoding(self, text: str, add_special_tokens: bool) -> Encoding:
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise ValueError(f"the text has half a surrogate pair at character {error.start}") from None
         # Only the batch call frees the GIL; a long text would stall every stream of the process otherwise.
-        return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+        return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0]
 
     def _one_bos(self, ids: list[int]) -> list[int]:
         if not self.adds_bos:

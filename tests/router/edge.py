@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import httpx
 from isthmus.router.app import create_app
-from isthmus.router.fake_core import FakeCore
+from isthmus.router.fake_core import FAKE_HIDDEN_SIZE, FakeCore
 from isthmus.router.job import Job
 from isthmus.router.served import Served
 from isthmus.text.chat_template import ChatTemplate
@@ -51,6 +51,7 @@ def served(**changes: Any) -> Served:
         "max_model_len": 200,
         "eos_ids": (EOS,),
         "created": 1_700_000_000,
+        "hidden_size": FAKE_HIDDEN_SIZE,
     }
     return Served(**{**given, **changes})
 

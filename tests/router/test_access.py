@@ -185,6 +185,19 @@ def test_metrics_count_by_name_and_logs_hold_no_key(caplog: pytest.LogCaptureFix
     assert "sk-" not in page.text + caplog.text + repr(access._ring.keys)
 
 
+def test_texts_to_embed_count_for_their_key() -> None:
+    how = {"json": {"input": ["ab", "cde"]}, "headers": bearer("sk-alice")}
+    *_, page = answers(
+        Access(KEYS), ("POST", "/v1/embeddings", how), ("GET", "/metrics", {"headers": bearer("sk-bob")})
+    )
+    for line in (
+        'isthmus:key_requests_total{key="alice"} 1.0',
+        'isthmus:key_prompt_tokens_total{key="alice"} 5.0',
+        'isthmus:key_generation_tokens_total{key="alice"} 0.0',
+    ):
+        assert line in page.text.splitlines()
+
+
 def test_other_sites_may_ask_first_and_read_refusals() -> None:
     origin = {"Origin": "https://lite.koboldai.net"}
     asked = {**origin, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
@@ -299,6 +312,7 @@ def test_a_body_that_does_not_come_is_a_408(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_files_of_kobold_lite_are_open_but_not_where_data_is() -> None:
     access = Access(KEYS)
-    access.open_pages(("/", "/img/niko.png", "/v1/models", "/api/v1/model", "/metrics"))
+    data = ("/v1/models", "/v2/rerank", "/api/v1/model", "/metrics", "/props", "/rerank", "/score")
+    access.open_pages(("/", "/img/niko.png", *data))
     assert access.is_open("/img/niko.png")
-    assert not any(map(access.is_open, ("/v1/models", "/api/v1/model", "/metrics")))
+    assert not any(map(access.is_open, data))

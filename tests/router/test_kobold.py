@@ -44,7 +44,7 @@ def test_version_promises_no_more_than_there_is():
     body = ask(FakeCore(), "GET", "/api/extra/version").json()
     assert body["result"] == "KoboldCpp"
     assert body["version"] == "1.104"
-    assert [name for name, value in body.items() if value is True] == ["llm"]
+    assert [name for name, value in body.items() if value is True] == ["llm", "embeddings"]
 
 
 def test_generate():

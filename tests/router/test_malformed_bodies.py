@@ -16,6 +16,11 @@ POSTS = [path for method, path in ROUTES if method == "POST"]
 VALID: dict[str, Any] = {
     "prompt": "hi",
     "messages": [{"role": "user", "content": "hi"}],
+    "input": ["hi", "you"],
+    "text_1": "hi",
+    "text_2": ["you", "me"],
+    "query": "hi",
+    "documents": ["you", {"text": "me"}],
     "genkey": "KCPP1234",
     "max_tokens": 3,
     "model": "tiny",

@@ -5,6 +5,7 @@ import os
 import shutil
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from isthmus.tests.helpers import demo_model_path
 from isthmus.tests.text.vocabularies import LLAMA3_REGEX, SPECIAL, trained_byte_level
 from isthmus.text import resolve as module
 from isthmus.text.chat_template import load_chat_template
+from isthmus.text.pooling_config import PoolingConfig
 from isthmus.text.resolve import ResolvedModel, ResolveError, cached_folder, make, resolve
 from isthmus.text.tokenizer import Tokenizer
 from isthmus.text.weights_digest import MAX_SAMPLES, SAMPLE_BYTES, sample_offsets, weights_digest
@@ -59,6 +61,18 @@ def test_hugging_face_folder(model: Path, tmp_path: Path) -> None:
     template = load_chat_template(resolved.folder)
     assert template is not None
     assert template.source == "{{ messages[0].content }}"
+
+
+def test_configs_of_modules_come_along(model: Path, tmp_path: Path) -> None:
+    steps = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
+    entries = [{"idx": i, "path": path, "type": f"sentence_transformers.models.{name}"} for i, (name, path) in
+               enumerate(steps)]  # fmt: skip
+    (model / "modules.json").write_text(json.dumps(entries))
+    (model / "1_Pooling").mkdir()
+    for mode in ("cls", "mean"):
+        (model / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": mode}))
+        resolved = make(str(model), tmp_path / "cache", "tokenizer")
+        assert PoolingConfig.from_folder(resolved.folder) == PoolingConfig(mode, normalize=True)
 
 
 def test_the_cache_answers_until_the_model_changes(
@@ -141,6 +155,19 @@ def test_hub_id_from_the_hubs_cache(model: Path, tmp_path: Path, monkeypatch: py
     resolved = resolve("owner/name", tmp_path / "cache", offline=True)
     assert resolved.weights == repository / "snapshots" / revision
     assert resolved.weights_digest == weights_digest(model)
+
+
+def test_configs_of_modules_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def fetch(model: str, *, allow_patterns: list[str], **how: Any) -> str:
+        asked.append(allow_patterns)
+        (tmp_path / "modules.json").write_text('[{"type": "x.Transformer", "path": ""}, {"type": "x", "path": "1_P"}]')
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert module.download("owner/name", "tokenizer") == tmp_path
+    assert asked[1:] == [["1_P/config.json"]]
 
 
 def test_torch_s_own_format_is_fetched_for_heads_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,6 +136,48 @@ def test_truncation_and_padding_in_the_file_are_ignored(tmp_path: Path) -> None:
     assert tokenizer.decode(tokenizer.encode("The quick brown fox")) == "The quick brown fox"
 
 
+def framed(tmp_path: Path) -> Tokenizer:
+    """That puts around texts what BERT's does."""
+    backend = trained_byte_level(LLAMA3_REGEX)
+    special = [(token, backend.token_to_id(token)) for token in ("<|begin|>", "<|end|>")]
+    single, pair = "<|begin|> $A <|end|>", "<|begin|> $A <|end|> $B:1 <|end|>:1"
+    backend.post_processor = TemplateProcessing(single=single, pair=pair, special_tokens=special)
+    return Tokenizer.from_folder(folder_with(tmp_path, backend))
+
+
+def test_a_text_is_cut_within_what_is_put_around_it(tmp_path: Path) -> None:
+    tokenizer = framed(tmp_path)
+    begin, *own, end = whole = tokenizer.encode("abcdef")
+    assert own == tokenizer.encode("abcdef", add_special_tokens=False)
+    assert tokenizer.encode_within("abcdef", len(whole)) == whole
+    assert tokenizer.encode_within("abcdef", len(whole) - 1) == [begin, *own[:-1], end]
+    assert tokenizer.encode_within("abcdef", 3, add_special_tokens=False) == own[:3]
+    with pytest.raises(ValueError, match="no room"):
+        tokenizer.encode_within("abcdef", 2)
+
+
+def test_of_a_pair_the_second_text_is_cut(tmp_path: Path) -> None:
+    tokenizer, fox = framed(tmp_path), "the quick brown fox"
+    (begin, *first, end), (_, *second, _) = tokenizer.encode("abc"), tokenizer.encode(fox)
+    whole = tokenizer.encode_pair("abc", fox)
+    assert whole == [begin, *first, end, *second, end]
+    assert tokenizer.encode_pair("abc", fox, len(whole)) == whole
+    assert tokenizer.encode_pair("abc", fox, len(whole) - 2) == [begin, *first, end, *second[:-2], end]
+    with pytest.raises(ValueError, match="no room"):
+        tokenizer.encode_pair("abc", fox, 3 + len(first))
+
+
+@pytest.mark.parametrize("max_tokens", [2, 5, 9])
+def test_a_text_that_brings_its_own_bos_is_cut_to_size(max_tokens: int, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_folder(
+        folder_with(tmp_path, llama3(bos_by_post_processor=True), tokenizer_config=TOKENS)
+    )
+    ids = tokenizer.encode_within("<|begin|>" + "hello " * 9, max_tokens)
+    assert ids.count(tokenizer.bos_id) == 1
+    assert ids == tokenizer.encode("hello " * 9)[: len(ids)]
+    assert max_tokens - 1 <= len(ids) <= max_tokens
+
+
 def test_half_a_surrogate_pair_is_refused(demo: Tokenizer) -> None:
     with pytest.raises(ValueError, match="half a surrogate pair at character 1"):
         demo.encode("a\ud83db")

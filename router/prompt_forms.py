@@ -1,0 +1,24 @@
+"""The forms in which a request may give its prompts."""
+
+from typing import Any
+
+from .errors import bad_field
+from .fields import convert
+
+
+def split_prompts(given: Any, param: str) -> list[str] | list[list[int]]:
+    """The prompts of the four forms that field `param` can have: a string, strings, token ids, lists of token ids.
+    Raises ApiError (400) if it has none of them, or one is empty."""
+    if isinstance(given, str):
+        prompts: list[Any] = [given]
+    elif not isinstance(given, list):
+        raise bad_field(param, "must be a string, a list of strings, token ids, or a list of lists of token ids")
+    elif given and isinstance(given[0], int):
+        prompts = [convert(given, list[int], at=param)]
+    elif given and isinstance(given[0], list):
+        prompts = convert(given, list[list[int]], at=param)
+    else:
+        prompts = convert(given, list[str], at=param)
+    if not prompts or not all(prompts):
+        raise bad_field(param, "must not be empty")
+    return prompts
