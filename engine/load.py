@@ -24,7 +24,7 @@ from .parts import CpuParts, Parts
 from .sampler import GuessingSampler
 from .speculation_config import SpeculationConfig
 from .torch_engine import TorchEngine
-from .weights import DummyWeights, SafetensorsFolder, Weights, WeightSource
+from .weights import Bare, DummyWeights, SafetensorsFolder, Weights, WeightSource
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 FAST_BF16_FLAGS = frozenset(("amx_bf16", "avx512_bf16"))
@@ -164,7 +164,8 @@ def _open(config: ModelConfig, weights: Path | None, device: str) -> WeightSourc
         raise ValueError("no weights given")
     if weights.suffix == ".gguf":
         return GgufFile(weights, config)
-    return SafetensorsFolder(weights, ignore=("lm_head.weight",) if config.tie_embeddings else (), device=device)
+    source = SafetensorsFolder(weights, ignore=("lm_head.weight",) if config.tie_embeddings else (), device=device)
+    return Bare(source) if Bare.is_bare(source) else source
 
 
 def _num_blocks(num_blocks: int | None, kv_memory_bytes: int | None, per_block: int) -> int:

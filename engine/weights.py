@@ -19,6 +19,8 @@ ROPE_FACTORS = "rope_freqs.weight"
 """GGUF's divisors of the rotary frequencies, [head_dim / 2]: the one tensor that a model may have or not."""
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 MAX_NAMED = 5
+PREFIX = "model."
+"""Of all tensors' names but the output layer's."""
 
 
 class WeightSource(Protocol):
@@ -100,6 +102,21 @@ class SafetensorsFolder:
         if tensor.dtype not in FLOATS:
             raise ValueError(f"{name} is stored as {tensor.dtype}: only fp32, fp16 and bf16 checkpoints are supported")
         return tensor
+
+
+class Bare:
+    """A checkpoint of a model without its output layer, as embedding models are published: names lack `model.`."""
+
+    def __init__(self, source: WeightSource) -> None:
+        self._source = source
+        self.shapes: Mapping[str, Shape] = {f"{PREFIX}{name}": shape for name, shape in source.shapes.items()}
+
+    @staticmethod
+    def is_bare(source: WeightSource) -> bool:
+        return "embed_tokens.weight" in source.shapes
+
+    def load(self, name: str) -> Tensor:
+        return self._source.load(name.removeprefix(PREFIX))
 
 
 def _is_buffer(name: str) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from math import log
 from typing import Any
 
+from ..wire.messages import Pooling
 from .gguf_metadata import GgufHeader
 
 ARCHITECTURES = {
@@ -15,6 +16,8 @@ ARCHITECTURES = {
     "qwen3": ("Qwen3ForCausalLM", "qwen3"),
 }
 DEFAULT_ROPE_THETA = 10_000.0
+POOLING_TYPES: dict[int, Pooling | None] = {0: None, 1: "mean", 2: "cls", 3: "last"}
+"""llama.cpp's numbers; 4 is a reranker's."""
 
 
 def gguf_config(header: GgufHeader) -> dict[str, Any]:
@@ -44,6 +47,14 @@ def gguf_config(header: GgufHeader) -> dict[str, Any]:
     for name in ("bos", "eos"):
         config[f"{name}_token_id"] = header.metadata.get(f"tokenizer.ggml.{name}_token_id")
     return config
+
+
+def gguf_pooling(header: GgufHeader) -> Pooling | None:
+    """How an embedding model pools; None where the file does not say. Raises ValueError on rerankers."""
+    kind = ArchKeys(header.metadata).get("pooling_type", 0)
+    if kind not in POOLING_TYPES:
+        raise ValueError(f"GGUF models of pooling type {kind} are not supported")
+    return POOLING_TYPES[kind]
 
 
 class ArchKeys:

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .gguf_config import gguf_config
+from .gguf_config import gguf_config, gguf_pooling
 from .gguf_metadata import GgufHeader
 from .gguf_tokenizer import GgufVocabulary, TokenType, gguf_tokenizer, gguf_vocabulary
+from .pooling_config import write_pooling
 
 END_TOKENS = frozenset(
     [
@@ -28,7 +29,8 @@ END_TOKENS = frozenset(
 
 def export_gguf(header: GgufHeader, folder: Path) -> None:
     """Write config.json, generation_config.json, tokenizer.json, tokenizer_config.json and, if there is a template,
-    chat_template.jinja into `folder`. Raises ValueError on a model or vocabulary that is not supported."""
+    chat_template.jinja into `folder`, and for an embedding model how it pools. Raises ValueError on a model or
+    vocabulary that is not supported."""
     config = gguf_config(header)
     vocabulary = gguf_vocabulary(header.metadata)
     gguf_tokenizer(vocabulary).save(str(folder / "tokenizer.json"))
@@ -38,6 +40,9 @@ def export_gguf(header: GgufHeader, folder: Path) -> None:
     template = header.metadata.get("tokenizer.chat_template")
     if template:
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    pooling = gguf_pooling(header)
+    if pooling is not None:
+        write_pooling(folder, pooling)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -98,6 +98,16 @@ def module_configs(folder: Path) -> list[str]:
     return [f"{module.path}/config.json" for module in read_modules(folder) if module.path]
 
 
+def write_pooling(folder: Path, kind: Pooling) -> None:
+    """As sentence-transformers does, for a model whose vectors are normalised."""
+    steps = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
+    modules = [Module(f"sentence_transformers.models.{name}", path) for name, path in steps]
+    (folder / "modules.json").write_bytes(msgspec.json.encode(modules))
+    (folder / "1_Pooling").mkdir()
+    mode = next(mode for mode, meaning in MODES.items() if meaning == kind)
+    (folder / "1_Pooling" / "config.json").write_bytes(msgspec.json.encode({mode: True}))
+
+
 def _read_kind(folder: Path, module: Module) -> Pooling:
     path = folder / module.path / "config.json"
     config = read_json(path)

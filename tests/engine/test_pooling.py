@@ -65,6 +65,15 @@ def test_vectors_equal_transformers(kind: str, pooling: Pooling, reference: tupl
         np.testing.assert_allclose(pool(engine, pooling, chunk), expected(model, pooling), rtol=1e-4, atol=1e-4)
 
 
+def test_a_checkpoint_without_output_layer(tmp_path: Path) -> None:
+    """As embedding models are published: tensors are named without `model.`."""
+    config = tiny.qwen3(head_dim=32, tie_word_embeddings=True)
+    model = tiny.reference_model(config)
+    weights = tiny.save(model.model, tmp_path)
+    vector = pool(make_engine("torch", config, weights), "last", 45)
+    np.testing.assert_allclose(vector, expected(model, "last"), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ENGINES)
 @pytest.mark.parametrize("pooling", KINDS)
 def test_beside_rows_that_draw_score_and_ask_nothing(

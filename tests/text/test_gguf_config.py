@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from isthmus.tests.text.vocabularies import make_header, model_metadata
-from isthmus.text.gguf_config import gguf_config
+from isthmus.text.gguf_config import gguf_config, gguf_pooling
 from isthmus.text.gguf_metadata import GgufHeader
 
 
@@ -103,6 +103,17 @@ def test_sliding_window() -> None:
     qwen = config_of("qwen2", attention__sliding_window=64)
     assert (qwen["use_sliding_window"], qwen["sliding_window"], qwen["max_window_layers"]) == (True, 64, 0)
     assert "sliding_window" not in config_of()
+
+
+@pytest.mark.parametrize(("number", "kind"), [(None, None), (0, None), (1, "mean"), (2, "cls"), (3, "last")])
+def test_pooling(number: int | None, kind: str | None) -> None:
+    header = make_header(model_metadata("qwen3", **({} if number is None else {"pooling_type": number})))
+    assert gguf_pooling(header) == kind
+
+
+def test_rerankers_are_refused() -> None:
+    with pytest.raises(ValueError, match="pooling type 4"):
+        gguf_pooling(make_header(model_metadata("qwen3", pooling_type=4)))
 
 
 @pytest.mark.parametrize(

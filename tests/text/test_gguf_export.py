@@ -15,6 +15,7 @@ from isthmus.tests.text.vocabularies import (
 )
 from isthmus.text.gguf_export import end_ids, export_gguf
 from isthmus.text.gguf_tokenizer import TokenType, gguf_vocabulary
+from isthmus.text.pooling_config import PoolingConfig
 from isthmus.text.tokenizer import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
@@ -40,6 +41,17 @@ def test_exported_folder_keeps_ids_and_bos(kind: str, tmp_path: Path) -> None:
         assert ours.encode(text) == theirs.encode(text)
         assert ours.encode(text)[0] == ours.bos_id
     assert not (tmp_path / "chat_template.jinja").exists()
+
+
+def test_an_embedding_model_says_how_it_pools(tmp_path: Path) -> None:
+    vocabulary = sentencepiece_metadata()
+    num_tokens = len(vocabulary["tokenizer.ggml.tokens"])
+    for number, folder in ((1, "mean"), (None, "plain")):
+        metadata = model_metadata(**({} if number is None else {"pooling_type": number})) | vocabulary
+        (tmp_path / folder).mkdir()
+        export_gguf(make_header(metadata, vocab_size=num_tokens), tmp_path / folder)
+    assert PoolingConfig.from_folder(tmp_path / "mean") == PoolingConfig("mean", normalize=True)
+    assert not (tmp_path / "plain" / "modules.json").exists()
 
 
 def test_generation_config_of_the_demo_model(demo_folder: Path) -> None:

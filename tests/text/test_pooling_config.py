@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from isthmus.text.pooling_config import PoolingConfig, module_configs, read_modules
+from isthmus.text.pooling_config import PoolingConfig, module_configs, read_modules, write_pooling
+from isthmus.wire.messages import Pooling
 
 NAMES = {"Transformer": "", "Pooling": "1_Pooling", "Normalize": "2_Normalize", "Dense": "2_Dense"}
 
@@ -86,6 +87,12 @@ def test_what_is_no_list_of_modules_is_refused(tmp_path: Path, raw: str) -> None
     (tmp_path / "modules.json").write_bytes(raw.encode("latin1"))
     with pytest.raises(ValueError, match=r"modules\.json"):
         read_modules(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["last", "mean", "cls"])
+def test_what_is_written_is_read(tmp_path: Path, kind: Pooling) -> None:
+    write_pooling(tmp_path, kind)
+    assert PoolingConfig.from_folder(tmp_path) == PoolingConfig(kind, normalize=True)
 
 
 def test_configs_of_modules(tmp_path: Path) -> None:
