@@ -88,10 +88,10 @@ def train(
     """Leaves the head in `folder`."""
     own = model.resolved.config()
     config = head_config(own, options.draft_vocab_size, options.aux_layers, options.intermediate_size)
-    sizes = EagleConfig.from_hf(config, model.config)
+    sizes = EagleConfig.from_hf(config, model.decoder_config)
     target_ids, covered = frequent_ids(texts, sizes.draft_vocab_size, model.config.vocab_size)
     device, dtype = torch.device(options.device), DTYPES[options.device]
-    target = FrozenTarget.load(model.config, model.path, dtype, device, sizes.aux_layers, model.load_format)
+    target = FrozenTarget.load(model.decoder_config, model.path, dtype, device, sizes.aux_layers, model.load_format)
     head = make_head(sizes, target, target_ids, texts, options.seed).to(device)
     num_parameters = sum(parameter.numel() for parameter in head.parameters())
     print(f"{num_parameters / 1e6:.1f} M parameters, {100 * covered:.2f}% of tokens can be guessed", flush=True)

@@ -52,6 +52,8 @@ class Loaded:
     max_model_len: int
     tokenizer: Tokenizer | None = None
     """Of workers that draw: what constrains tokens by their text needs it."""
+    whole_prompts: bool = False
+    """The tokens of a prompt see those after them: it is computed in one step, and nothing of it serves another."""
 
 
 Load = Callable[[str], Loaded]

@@ -37,7 +37,7 @@ def find_head(speculation: SpeculationConfig, target: Model) -> Head | None:
         return None
     assert speculation.model is not None
     folder = Path(speculation.model)
-    return Head(EagleConfig.from_folder(folder, target.config), _digest(folder))
+    return Head(EagleConfig.from_folder(folder, target.decoder_config), _digest(folder))
 
 
 def needs_with_head(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..engine.config import ModelConfig
+from ..engine.encoder.config import EncoderConfig, is_encoder, read_max_seq_length
 from ..text.resolve import ResolvedModel
 from ..text.resolve import resolve as resolve_model
 from ..wire.messages import CacheGroup, Fingerprint
@@ -16,13 +17,15 @@ from .resolve import ConfigError, ModelFacts
 
 NUM_DTYPE_BYTES = {"auto": 4, "float32": 4, "bfloat16": 2, "float16": 2, "fp8_e4m3": 1, "fp8_e5m2": 1}
 """What a KV element takes, at most, for each --dtype and --kv-cache-dtype."""
+COUNTED_BYTES = 1
+"""A token of an encoder: it keeps no KV, its worker only counts blocks."""
 HALF_DTYPES = ("bfloat16", "float16")
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
     resolved: ResolvedModel
-    config: ModelConfig
+    config: ModelConfig | EncoderConfig
     load_format: Literal["auto", "dummy"]
     draft: "Model | None" = None
     """The smaller model that guesses for it, in the same worker: their needs add up."""
@@ -37,7 +40,21 @@ class Model:
         """MODEL for workers that were given none, maybe on other hosts: a hub id stays one, a path becomes absolute."""
         return str(self.path) if Path(self.resolved.source).expanduser().exists() else self.resolved.source
 
+    @property
+    def generates(self) -> bool:
+        """False of an encoder: it makes vectors of prompts, and no text."""
+        return isinstance(self.config, ModelConfig)
+
+    @property
+    def decoder_config(self) -> ModelConfig:
+        """Of a model that generates. Raises ConfigError for others."""
+        if isinstance(self.config, EncoderConfig):
+            raise ConfigError(f"{self.resolved.source} is an encoder: it does not generate text")
+        return self.config
+
     def facts(self, dtype: str) -> ModelFacts:
+        if isinstance(self.config, EncoderConfig):
+            return ModelFacts(self.config.max_position_embeddings, COUNTED_BYTES)
         groups = self.layout(dtype)
         elements = sum(2 * len(group.layer_ids) * group.num_kv_heads * group.head_dim for group in groups)
         kv_bytes = 0 if self.draft is None else self.draft.facts(dtype).kv_bytes_per_token
@@ -47,8 +64,9 @@ class Model:
         return tuple(CacheGroup(**group) for group in self.config.layout(dtype))
 
     def gpu_dtype(self, wanted: str) -> str:
-        """What `auto` means on a GPU: the checkpoint's own, halved if it is float32 (or, in a .gguf, quantized)."""
-        if wanted != "auto":
+        """What `auto` means on a GPU: the checkpoint's own, halved if it is float32 (or, in a .gguf, quantized). For an
+        encoder it stays what it is, see engine/encoder/load.py."""
+        if wanted != "auto" or isinstance(self.config, EncoderConfig):
             return wanted
         config = self.resolved.config()
         own = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
@@ -88,13 +106,23 @@ def find_model(options: ModelOptions) -> Model:
     try:
         source = options.model or str(ensure_demo_model())
         resolved = resolve_model(source, cache_dir(), load_format=options.load_format)
-        return Model(resolved, ModelConfig.from_hf(resolved.config()), options.load_format)
+        return Model(resolved, read_config(resolved), options.load_format)
     except (DemoModelError, ValueError) as error:
         raise ConfigError(str(error)) from error
 
 
-def num_parameters(config: ModelConfig) -> int:
+def read_config(resolved: ResolvedModel) -> ModelConfig | EncoderConfig:
+    """Raises ValueError for a model that is not supported."""
+    config = resolved.config()
+    if is_encoder(config):
+        return EncoderConfig.from_hf(config, read_max_seq_length(resolved.folder))
+    return ModelConfig.from_hf(config)
+
+
+def num_parameters(config: ModelConfig | EncoderConfig) -> int:
     """Of the matrices: norms and biases are small beside them."""
+    if isinstance(config, EncoderConfig):
+        return config.num_parameters
     heads = 2 * config.num_heads + 2 * config.num_kv_heads
     layer = config.hidden_size * (heads * config.head_dim + 3 * config.intermediate_size)
     embeddings = config.vocab_size * config.hidden_size * (1 if config.tie_embeddings else 2)

@@ -31,6 +31,7 @@ def run_router(config: RouterConfig, lifeline: Lifeline) -> int:
                 model=model.name_for_workers,
                 text_folder=model.resolved.folder,
                 served_model_names=names,
+                generates=model.generates,
                 max_model_len=min(config.model.max_model_len or longest, longest),
                 chat_template=http.chat_template,
                 tool_call_parser=http.tool_call_parser,

@@ -19,12 +19,13 @@ from .config import (
     PrefillConfig,
     RouterConfig,
     ServeConfig,
+    TopologyOptions,
 )
 from .eagle_head import Head, find_head, needs_with_head
 from .hardware import Hardware, probe
 from .model import Model, find_model, served_names
 from .process import ProcessSpec
-from .resolve import GPU_TRANSPORTS, ConfigError, Resolved, max_model_len, refuse_on_cpu, resolve
+from .resolve import GPU_TRANSPORTS, ConfigError, Resolved, choose_device, max_model_len, refuse_on_cpu, resolve
 from .speculation import resolve_speculation, to_options
 from .speculative_model import settle_speculation, with_draft
 from .supervisor import GaveUp, StopOnSignals, Supervisor
@@ -43,6 +44,8 @@ class Settled:
     config: ServeConfig
     resolved: Resolved
     workers: Sequence[WorkerPlan]
+    generates: bool = True
+    """False of an encoder."""
 
 
 def serve(config: ServeConfig) -> int:
@@ -59,7 +62,7 @@ def serve(config: ServeConfig) -> int:
             restart=config.topology.restart,
             drain_timeout_s=config.http.drain_timeout_s,
             on_log=logs.passing_on(config.process.log_format),
-            on_ready=lambda facts: print(greeting(settled.config, settled.resolved), flush=True),
+            on_ready=lambda facts: print(greeting(settled), flush=True),
         )
         with StopOnSignals(supervisor):
             try:
@@ -76,11 +79,15 @@ def settle(config: ServeConfig, hardware: Hardware, folder: Path) -> Settled:
     Raises ConfigError.
     """
     model, engine, transport = config.model, config.engine, config.data.kv_transport
-    resolved = resolve(config.topology, engine, config.device, hardware)
-    refuse_on_cpu(resolved.device, {f"--kv-transport {transport}": transport in GPU_TRANSPORTS})
+    device = choose_device(engine, config.device, hardware)
+    refuse_on_cpu(device, {f"--kv-transport {transport}": transport in GPU_TRANSPORTS})
     speculation = resolve_speculation(config.speculation)
     load_format = "dummy" if engine.engine == "fake" else model.load_format
     found = find_model(replace(model, load_format=load_format))
+    topology = config.topology if found.generates else without_decode(config.topology)
+    resolved = resolve(topology, engine, config.device, hardware)
+    if not found.generates:
+        resolved = replace(resolved, reason="an encoder needs no others")
     speculation = settle_speculation(speculation, found)
     head = find_head(speculation, found)
     workers, length = fit(with_draft(found, speculation), head, config, resolved)
@@ -94,7 +101,16 @@ def settle(config: ServeConfig, hardware: Hardware, folder: Path) -> Settled:
         device=replace(config.device, device=resolved.device),
         speculation=to_options(speculation),
     )
-    return Settled(settled, resolved, workers)
+    return Settled(settled, resolved, workers, found.generates)
+
+
+def without_decode(topology: TopologyOptions) -> TopologyOptions:
+    """For an encoder, of which prefill workers alone make use. Raises ConfigError for others that were asked for."""
+    if topology.decode:
+        raise ConfigError(f"--decode {topology.decode}: the model is an encoder, only prefill workers can serve it")
+    if topology.prefill == 0:
+        raise ConfigError("--prefill 0: the model is an encoder, only prefill workers can serve it")
+    return replace(topology, decode=0)
 
 
 def check_security(config: ServeConfig) -> None:
@@ -179,20 +195,26 @@ def command(name: str, config: object) -> list[str]:
     return [sys.executable, "-m", "isthmus.launch.main", name, *to_arguments(config)]
 
 
-def greeting(config: ServeConfig, resolved: Resolved) -> str:
+def greeting(settled: Settled) -> str:
     """What the terminal shows when all is ready: where, and a line to try."""
+    config = settled.config
     host = "127.0.0.1" if config.http.host in ("0.0.0.0", "") else config.http.host
     scheme = "http" if config.tls.ssl_certfile is None else "https"
     url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{config.http.port}"
     name = config.http.served_model_name[0]
-    messages = [{"role": "user", "content": "What is the capital of France?"}]
-    body = json.dumps({"model": name, "messages": messages, "max_tokens": 60, "temperature": 0})
-    return f"""\
-Ready: {name} at {url} ({workers(resolved)}). Try:
+    lines = chat_lines(url, name) if settled.generates else [post(url, "embeddings", {"model": name, "input": "Hello"})]
+    examples = "\n".join(f"  {line}" for line in lines)
+    return f"Ready: {name} at {url} ({workers(settled.resolved)}). Try:\n\n{examples}\n"
 
-  curl {url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'
-  isthmus chat --url {url}
-"""
+
+def chat_lines(url: str, name: str) -> list[str]:
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    body = {"model": name, "messages": messages, "max_tokens": 60, "temperature": 0}
+    return [post(url, "chat/completions", body), f"isthmus chat --url {url}"]
+
+
+def post(url: str, route: str, body: dict[str, object]) -> str:
+    return f"curl {url}/v1/{route} -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
 
 
 def workers(resolved: Resolved) -> str:

@@ -16,6 +16,8 @@ def settle_speculation(speculation: SpeculationConfig, target: Model) -> Specula
 
     Raises ConfigError if there is no such model, or it cannot guess for `target`.
     """
+    if speculation.method != "off" and not target.generates:
+        raise ConfigError(f"--speculative-method {speculation.method}: {target.resolved.source} is an encoder")
     match speculation.method:
         case "draft":
             return replace(speculation, model=str(find_draft(speculation, target).path))

@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ..engine.encoder.config import EncoderConfig
 from .config import DecodeConfig, PrefillConfig
 from .eagle_head import Head, facts_with_head, find_head, fingerprint_with_head, needs_with_head
 from .gpu_memory import gib
@@ -50,6 +51,8 @@ class Loader:
         if self.draws:
             found = with_draft(found, speculation)
         try:
+            if isinstance(found.config, EncoderConfig) and self.config.engine.engine == "torch":
+                return self._encoder(found, found.config)
             gpu = self.place.gpu
             return self._on_gpu(found, gpu, speculation) if gpu else self._on_cpu(found, speculation)
         except ValueError as error:
@@ -94,6 +97,30 @@ class Loader:
         fingerprint = fingerprint_with_head(model.fingerprint(options.block_size, kv_dtype, "torch"), head, kv_dtype)
         return Loaded(engine, fingerprint, length, tokenizer)
 
+    def _encoder(self, model: Model, config: EncoderConfig) -> "Loaded":
+        """Raises ConfigError on a decode worker: there is nothing to draw."""
+        from ..engine.encoder.load import load_encoder
+        from ..engine.worker import Loaded
+        from ..text.tokenizer import Tokenizer
+
+        if self.draws:
+            raise ConfigError(f"{model.resolved.source} is an encoder: only prefill workers can serve it")
+        options, facts = self.config.engine, model.facts("auto")
+        memory = kv_cache_memory(options, probe(), num_workers=1)
+        length = max_model_len(self.config.model.max_model_len, facts, options, memory)
+        engine = load_encoder(
+            config,
+            model.path,
+            dtype=options.dtype,
+            load_format=model.load_format,
+            device="cpu" if self.place.gpu is None else f"cuda:{self.place.gpu.index}",
+            num_blocks=self._num_blocks(facts, length, memory),
+            block_size=options.block_size,
+            separator_id=Tokenizer.from_folder(model.resolved.folder).separator_id,
+        )
+        fingerprint = model.fingerprint(options.block_size, options.dtype, "torch")
+        return Loaded(engine, fingerprint, length, whole_prompts=True)
+
     def _wait_for_memory(self, needed: int, gpu: Gpu) -> None:
         """Not for ever: the engine may do with less, and if not it says so."""
 
@@ -131,7 +158,8 @@ class Loader:
         length = max_model_len(self.config.model.max_model_len, facts, options, memory)
         if options.engine == "fake":
             engine: Engine = self._fake_engine(model, self._num_blocks(model.facts("auto"), length, memory))
-            return Loaded(engine, model.fingerprint(options.block_size, "auto", "fake"), length)
+            fingerprint = model.fingerprint(options.block_size, "auto", "fake")
+            return Loaded(engine, fingerprint, length, whole_prompts=not model.generates)
         from ..engine.load import resolve_dtype
 
         dtype = resolve_dtype(options.dtype)

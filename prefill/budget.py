@@ -1,6 +1,9 @@
 """How a step's tokens are divided among the prompts that wait for them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+Split = Callable[[Sequence[int], int], list[int]]
+"""(tokens that each prompt still lacks, the oldest first; budget) -> tokens for each."""
 
 
 def split_budget(num_left: Sequence[int], budget: int) -> list[int]:
@@ -19,5 +22,16 @@ def split_budget(num_left: Sequence[int], budget: int) -> list[int]:
     for index, share in [*shares, *((index, budget) for index in by_left)]:
         grant = min(share, num_left[index] - grants[index], budget)
         grants[index] += grant
+        budget -= grant
+    return grants
+
+
+def split_whole(num_left: Sequence[int], budget: int) -> list[int]:
+    """As `split_budget`, for prompts that are computed in one step or not at all: the oldest always, and those after it
+    that fit in what it leaves, in their order."""
+    grants = []
+    for number, num_tokens in enumerate(num_left):
+        grant = num_tokens if number == 0 or num_tokens <= budget else 0
+        grants.append(grant)
         budget -= grant
     return grants

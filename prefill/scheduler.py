@@ -36,7 +36,7 @@ from ..wire.messages import (
     PromptLogprobs,
     WorkerStats,
 )
-from .budget import split_budget
+from .budget import Split, split_budget
 from .effects import Effects
 from .job import Job
 
@@ -58,8 +58,10 @@ class PrefillScheduler:
         max_num_batched_tokens: int,
         max_model_len: int,
         max_chunk_tokens: int | None = None,
+        split: Split = split_budget,
     ):
-        """At most `max_num_seqs` prompts are computed at once. Raises ValueError if the sizes cannot work."""
+        """At most `max_num_seqs` prompts are computed at once, and share each step as `split` says. Raises ValueError
+        if the sizes cannot work."""
         if max_num_batched_tokens < 2 or max_num_seqs < 1 or (max_chunk_tokens is not None and max_chunk_tokens < 1):
             raise ValueError(
                 f"max_num_seqs ({max_num_seqs}) and max_chunk_tokens ({max_chunk_tokens}) must be positive, "
@@ -74,6 +76,7 @@ class PrefillScheduler:
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
         self._max_chunk_tokens = max_chunk_tokens or max_num_batched_tokens
+        self._split = split
         self._max_model_len = max_model_len
         self._jobs: dict[int, Job] = {}  # by placement, oldest first
         self._flights: deque[Flight] = deque()
@@ -164,7 +167,7 @@ class PrefillScheduler:
         if not jobs:
             return None
         wanted = [min(job.num_unplanned, self._max_chunk_tokens) for job in jobs]
-        grants = split_budget(wanted, self._max_num_batched_tokens)
+        grants = self._split(wanted, self._max_num_batched_tokens)
         chunks = [(job, num_tokens) for job, num_tokens in zip(jobs, grants, strict=True) if num_tokens]
         self._num_steps += 1
         plan = Plan(self._num_steps, tuple(self._plan_chunk(job, num_tokens, now) for job, num_tokens in chunks))

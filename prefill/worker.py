@@ -9,6 +9,7 @@ from ..kvtransfer.open import open_sender, pool_of
 from ..kvtransfer.transport import Done, Piece, Sender
 from ..wire.curve import WorkerKeys
 from ..wire.messages import Cancel, FromRouter, FromWorker, Prefill, WorkerStats
+from .budget import split_budget, split_whole
 from .effects import Send
 from .scheduler import PrefillScheduler
 
@@ -114,13 +115,15 @@ def make_worker(
     """
 
     def make_role(loaded: Loaded, epoch: str, wake: Callable[[], None]) -> PrefillLoop:
-        pool = BlockPool(loaded.engine.num_blocks, loaded.engine.block_size, enable_prefix_caching)
+        caches = enable_prefix_caching and not loaded.whole_prompts
+        pool = BlockPool(loaded.engine.num_blocks, loaded.engine.block_size, caches)
         scheduler = PrefillScheduler(
             pool,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
-            max_chunk_tokens=max_chunk_tokens,
+            max_chunk_tokens=loaded.max_model_len if loaded.whole_prompts else max_chunk_tokens,
             max_model_len=loaded.max_model_len,
+            split=split_whole if loaded.whole_prompts else split_budget,
         )
         sender = (
             make_sender() if make_sender else open_sender(pool_of(loaded.engine), keys.to_workers if keys else None)

@@ -83,9 +83,9 @@ def add_service_routes(app: FastAPI, core: Core, pages: Sequence[Page]) -> None:
 
     @app.get("/health", tags=["service"])
     async def health() -> Response:
-        """200 once a decode worker is ready, 503 before."""
+        """200 once a worker is ready that can serve requests, 503 before."""
         if not core.ready:
-            raise ApiError(503, "no decode worker is ready", retry_after_s=1)
+            raise ApiError(503, "no worker is ready", retry_after_s=1)
         return JSONResponse({"status": "ready"})
 
     @app.get("/ping", tags=["service"])

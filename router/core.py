@@ -38,7 +38,8 @@ class RouterCore:
 
     Workers are told to load `model` (metrics call it `served_name`) and must have the fingerprint `expected`, or that
     of the first one ready. At most `max_waiting` sequences queue; a job fails whose first token takes longer than
-    `request_timeout_s`. `on_crash` is called with an exception of the core itself, which then does nothing more.
+    `request_timeout_s`. A model that does not generate (`generates`) gives vectors of prompts alone. `on_crash` is
+    called with an exception of the core itself, which then does nothing more.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class RouterCore:
         heartbeat_interval_s: float = 1.0,
         deadlines: Deadlines | None = None,
         metrics_prefix: str = DEFAULT_PREFIX,
+        generates: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ):
         deadlines = deadlines or Deadlines()
@@ -77,6 +79,7 @@ class RouterCore:
         self._started_at = clock()
         self._page = MetricsPage(metrics, self._gauges, model=self._model, prefix=metrics_prefix)
         self._on_crash = on_crash
+        self._generates = generates
         self._max_waiting = max_waiting
         self._local_prefill_max_tokens = local_prefill_max_tokens
         self._max_bypass_s = max_bypass_s
@@ -103,7 +106,7 @@ class RouterCore:
 
     @property
     def ready(self) -> bool:
-        return not self._closed.is_set() and bool(self.registry.taking_work("decode"))
+        return not self._closed.is_set() and bool(self.registry.taking_work("decode" if self._generates else "prefill"))
 
     def metrics(self) -> bytes:
         return self._page.render()
@@ -247,7 +250,9 @@ class RouterCore:
         self._schedule()
 
     def _check_fits(self, job: Job) -> None:
-        """Raises JobError if not even one choice of it fits into an empty decode worker."""
+        """Raises JobError if not even one choice of it fits into an empty decode worker, or the model cannot do it."""
+        if job.pooling is None and not self._generates:
+            raise JobError(400, f"the model {self._model} gives embeddings: it does not generate text")
         if self.registry.expected is None or (job.prompt_only and self.registry.taking_work("prefill")):
             return
         sizes = [w.ready.capacity.num_blocks for w in self.registry.taking_work("decode") if w.ready is not None]

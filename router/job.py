@@ -115,7 +115,8 @@ class Core(Protocol):
 
     @property
     def ready(self) -> bool:
-        """Whether at least one decode worker is ready."""
+        """Whether at least one worker is ready that can serve requests: a decode worker, for an encoder a prefill
+        worker."""
 
     def metrics(self) -> bytes:
         """Prometheus text."""

@@ -66,6 +66,10 @@ class PoolingConfig:
     @classmethod
     def from_folder(cls, folder: Path, choice: PoolingChoice = "auto") -> "PoolingConfig":
         """`choice` overrides what the folder says of the kind. Raises ValueError for steps that are not supported."""
+        if _is_classifier(folder):
+            if choice != "auto":
+                raise ValueError(f"--pooling {choice}: the model scores pairs of texts, it makes no vectors")
+            return cls("score", normalize=False)
         modules = read_modules(folder)
         found = cls(_default_kind(folder) if choice == "auto" else choice)
         for module in modules:
@@ -124,6 +128,12 @@ def _modes_of(config: dict[str, Any]) -> list[str]:
     if named is not None:
         return [str(named)]
     return [name for name, value in config.items() if name.startswith("pooling_mode_") and value is True]
+
+
+def _is_classifier(folder: Path) -> bool:
+    """Whether the model reads two texts and scores them, as cross-encoders do."""
+    names = read_json(folder / "config.json").get("architectures") or [""]
+    return str(names[0]).endswith("ForSequenceClassification")
 
 
 def _default_kind(folder: Path) -> Pooling:

@@ -33,6 +33,7 @@ TEXT_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
     "chat_template.json",
+    "sentence_bert_config.json",
     "modules.json",
 )
 VOCABULARY_PATTERNS = ("tokenizer.model", "spiece.model", "tekken.json", "vocab.*", "*.tiktoken")

@@ -1,7 +1,9 @@
 """The bytes each token id stands for: what the tokenizer's decoder makes of it, before bytes become characters.
 
 Knows the two decoders that language models use: byte-level (GPT-2, Llama 3, Qwen, …) and SentencePiece with byte
-fallback (Llama 2, Mistral, …). With bytes in hand, text can be decoded as it comes, in constant time a token.
+fallback (Llama 2, Mistral, …). With bytes in hand, text can be decoded as it comes, in constant time a token. And those
+of encoders, WordPiece (BERT) and Metaspace (XLM-RoBERTa), whose tokens are only shown: WordPiece's clean-up of
+punctuation is left out.
 """
 
 import codecs
@@ -38,7 +40,7 @@ class TokenBytes:
     """`table[token_id] -> bytes`, filled as ids are asked for; an id outside the vocabulary stands for nothing.
 
     `strip_left` spaces are dropped from the beginning of a text; `errors` names the handler for invalid UTF-8.
-    Raises ValueError for a decoder other than the two kinds above.
+    Raises ValueError for a decoder of another kind.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -46,13 +48,17 @@ class TokenBytes:
         self._known: dict[int, bytes] = {}
         steps = decoder_steps(tokenizer)
         self._byte_level = [step["type"] for step in steps] == ["ByteLevel"]
+        self._continued = steps[0]["prefix"] if steps[0]["type"] == "WordPiece" else None
         if self._byte_level:
             self.errors, self.strip_left = "replace", 0
             return
+        if steps[0]["type"] == "Metaspace":
+            steps = [{"type": "Replace", "pattern": {"String": steps[0]["replacement"]}, "content": " "}]
         self._replace = [(step["pattern"]["String"], step["content"]) for step in steps if step["type"] == "Replace"]
         self._byte_fallback = any(step["type"] == "ByteFallback" for step in steps)
         self.errors = REPLACE_EACH_BYTE
-        self.strip_left = sum(step["start"] for step in steps if step["type"] == "Strip")
+        is_shown = "Fuse" not in [step["type"] for step in steps]
+        self.strip_left = 1 if is_shown else sum(step["start"] for step in steps if step["type"] == "Strip")
 
     def __getitem__(self, token_id: int) -> bytes:
         known = self._known.get(token_id)
@@ -67,6 +73,8 @@ class TokenBytes:
                 return bytes([BYTE_LEVEL[character] for character in token])
             except KeyError:  # an added token with characters that stand for no byte is plain text
                 return token.encode()
+        if self._continued is not None:
+            return (token.removeprefix(self._continued) if token.startswith(self._continued) else f" {token}").encode()
         for pattern, content in self._replace:
             token = token.replace(pattern, content)
         byte = FALLBACK_BYTE.fullmatch(token) if self._byte_fallback else None
@@ -81,7 +89,7 @@ def decoder_steps(tokenizer: Tokenizer) -> list[dict[str, Any]]:
     steps = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
     kinds = [step["type"] for step in steps]
     sentencepiece = "Fuse" in kinds and all(is_sentencepiece_step(step) for step in steps)
-    if kinds != ["ByteLevel"] and not sentencepiece:
+    if kinds not in (["ByteLevel"], ["WordPiece"], ["Metaspace"]) and not sentencepiece:
         raise ValueError(f"the tokenizer's decoder ({', '.join(kinds)}) is not supported")
     return steps
 

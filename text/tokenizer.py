@@ -35,6 +35,9 @@ class Tokenizer:
         self.vocab_size = vocab_size or max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         bos = special_tokens.get("bos_token")
         self.bos_id = None if bos is None else backend.token_to_id(bos)
+        separator = special_tokens.get("sep_token")
+        self.separator_id = None if separator is None else backend.token_to_id(separator)
+        """Of the token between two texts that an encoder reads together."""
         self.adds_bos = self.bos_id is not None and self._encode("", add_special_tokens=True)[:1] == [self.bos_id]
 
     @classmethod

@@ -56,9 +56,9 @@ def check_head(
     """`maker`: of fp32 engines on the CPU; answers of `num_tokens` tokens."""
     outputs, in_engine = answer(folder, maker, prompts, num_tokens, num_guesses)
     model = maker.model
-    head, target_ids = load_head(folder, model.config)
+    head, target_ids = load_head(folder, model.decoder_config)
     target = FrozenTarget.load(
-        model.config, model.path, torch.float32, torch.device("cpu"), head.config.aux_layers, model.load_format
+        model.decoder_config, model.path, torch.float32, torch.device("cpu"), head.config.aux_layers, model.load_format
     )
     accepted: list[int] = []
     for prompt, output in zip(prompts, outputs, strict=True):

@@ -42,6 +42,9 @@ class PlainParts:
     def head(self, norm: Tensor, eps: float, weight: Tensor) -> "PlainHead":
         return PlainHead(norm, eps, weight)
 
+    def norm(self, weight: Tensor, eps: float) -> Linear:
+        return lambda x: F.rms_norm(x, weight.shape, weight, eps)
+
     def head_norm(self, config: ModelConfig, q_norm: Tensor, k_norm: Tensor) -> Any:
         weight = torch.cat((q_norm.expand(config.num_heads, -1), k_norm.expand(config.num_kv_heads, -1)))
         return lambda heads: F.rms_norm(heads, heads.shape[-1:], None, config.norm_eps) * weight

@@ -1,5 +1,6 @@
 """What `isthmus serve` would start on machines with GPUs, down to the command lines."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from isthmus.launch.resolve import ConfigError
 from isthmus.launch.serve import Settled, greeting, process_specs, settle
 from isthmus.tests.helpers import demo_model_path
 from isthmus.tests.launch.fake_nvml import GIB, gpu
+from tokenizers import Tokenizer as BackendTokenizer
+from tokenizers import decoders, models
 
 NO_GPU = Hardware(8, 16 * GIB, (), "no NVIDIA driver")
 SPECULATIVE = ("--speculative-", "--num-speculative-")
@@ -44,7 +47,7 @@ def test_two_gpus_just_work(tmp_path: Path) -> None:
         assert (config.engine.max_num_seqs, config.engine.max_num_batched_tokens) == (256, chunk)
         assert (config.engine.kv_cache_memory_bytes, config.model.max_model_len) == (None, 8192)
         assert "CUDA_VISIBLE_DEVICES" not in spec.environment  # each must see its peer's GPU
-    assert "(1 prefill + 1 decode workers on GPUs 0, 1; as given)" in greeting(found.config, found.resolved)
+    assert "(1 prefill + 1 decode workers on GPUs 0, 1; as given)" in greeting(found)
 
 
 def test_on_one_gpu_both_roles_share_it_when_told_to(tmp_path: Path) -> None:
@@ -82,7 +85,7 @@ def test_without_gpus_the_cpu_gets_its_part_of_the_memory(tmp_path: Path) -> Non
         assert (config.device.device, config.place.gpu) == ("cpu", None)
         assert config.engine.kv_cache_memory_bytes == 2 * GIB
         assert (config.engine.max_num_seqs, config.engine.max_num_batched_tokens) == (32, 512)
-    assert "4 threads each; default: one of each on CPUs" in greeting(found.config, found.resolved)
+    assert "4 threads each; default: one of each on CPUs" in greeting(found)
 
 
 def test_workers_get_the_speculation_of_the_flags_with_nothing_left_open(tmp_path: Path) -> None:
@@ -110,3 +113,49 @@ def test_ways_for_kv_between_gpus_need_gpus(tmp_path: Path) -> None:
         settled(tmp_path, NO_GPU, "--kv-transport", "cuda_ipc")
     decode = process_specs(settled(tmp_path, machine(2), "--kv-transport", "cuda_ipc"))[2]
     assert read(decode).data.kv_transport == "cuda_ipc"
+
+
+def encoder_folder(folder: Path) -> Path:
+    folder.mkdir()
+    config = {"architectures": ["BertModel"], "vocab_size": 30522, "hidden_size": 384, "num_hidden_layers": 6}
+    config |= {"intermediate_size": 1536, "num_attention_heads": 12, "max_position_embeddings": 512}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 256}')
+    backend = BackendTokenizer(models.WordLevel({"[UNK]": 0, "[SEP]": 1}, unk_token="[UNK]"))
+    backend.decoder = decoders.WordPiece()
+    backend.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def settled_encoder(folder: Path, hardware: Hardware, *arguments: str) -> Settled:
+    model = encoder_folder(folder / "encoder")
+    command = ["serve", str(model), "--load-format", "dummy", "--port", "0", *arguments]
+    return settle(read_config(ServeConfig, make_parser().parse_args(command)), hardware, folder)
+
+
+@pytest.mark.parametrize(("num_gpus", "device"), [(0, "cpu"), (1, "cuda"), (2, "cuda")])
+def test_an_encoder_has_prefill_workers_alone(tmp_path: Path, num_gpus: int, device: str) -> None:
+    found = settled_encoder(tmp_path, machine(num_gpus) if num_gpus else NO_GPU)
+    specs = process_specs(found)
+    assert [spec.name for spec in specs] == ["router", *(f"prefill-{i}" for i in range(max(1, num_gpus)))]
+    assert read(specs[1]).model.max_model_len == 256
+    assert read(specs[1]).device.device == device
+    text = greeting(found)
+    assert "prefill + 0 decode workers" in text
+    assert "an encoder needs no others" in text
+    assert "/v1/embeddings" in text
+    assert "chat" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--decode", "1"), "--decode 1: the model is an encoder"),
+        (("--prefill", "0"), "--prefill 0: the model is an encoder"),
+        (("--speculative-method", "ngram"), "--speculative-method ngram: .* is an encoder"),
+        (("--max-model-len", "300"), "--max-model-len 300 is more than the model's 256"),
+    ],
+)
+def test_what_an_encoder_cannot_do_is_told(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        settled_encoder(tmp_path, NO_GPU, *arguments)

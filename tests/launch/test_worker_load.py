@@ -31,6 +31,7 @@ from isthmus.launch.worker_load import Loader
 from isthmus.launch.worker_place import WorkerPlace
 from isthmus.tests.helpers import demo_model_path
 from isthmus.tests.launch.fake_nvml import GIB, gpu
+from isthmus.tests.minilm import minilm_path
 from isthmus.text.phrases import Phrases
 
 MODEL = str(demo_model_path())
@@ -176,3 +177,8 @@ def test_layers_that_guess_must_be_fewer_than_the_models(engines: CudaEngines, p
     with pytest.raises(ConfigError, match="--speculative-layers 30: must be fewer than the model's 30 layers"):
         Loader(CONFIG, place, LIMITS, draws=True, speculation=asked)(MODEL)
     assert not engines.options, "told before anything is loaded"
+
+
+def test_no_decode_worker_for_an_encoder(engines: CudaEngines) -> None:
+    with pytest.raises(ConfigError, match="is an encoder: only prefill workers can serve it"):
+        Loader(CONFIG, ON_CPU, LIMITS, draws=True, speculation=OFF)(str(minilm_path()))

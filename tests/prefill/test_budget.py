@@ -1,7 +1,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from isthmus.prefill.budget import split_budget
+from isthmus.prefill.budget import split_budget, split_whole
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,18 @@ def test_nothing_is_wasted_and_nobody_starves(num_left: list[int], budget: int) 
 def test_a_budget_that_cannot_be_halved_is_refused() -> None:
     with pytest.raises(ValueError, match="cannot be shared"):
         split_budget([1], 1)
+
+
+@pytest.mark.parametrize(
+    ("num_left", "budget", "grants"),
+    [
+        ([], 8, []),
+        ([5], 8, [5]),
+        ([100], 8, [100]),
+        ([100, 3], 8, [100, 0]),
+        ([5, 4, 3], 8, [5, 0, 3]),
+        ([3, 3, 3], 8, [3, 3, 0]),
+    ],
+)
+def test_whole_prompts_or_nothing_and_the_oldest_always(num_left: list[int], budget: int, grants: list[int]) -> None:
+    assert split_whole(num_left, budget) == grants

@@ -761,3 +761,18 @@ def test_a_worker_given_up_comes_back_over_its_link():
             await asyncio.to_thread(link.close)
 
     run(scenario, deadlines=Deadlines(silence_s=1.0))
+
+
+def test_a_model_that_does_not_generate_needs_no_decode_worker():
+    async def scenario(s):
+        assert not s.core.ready
+        prefill = await s.prefill()
+        assert s.core.ready
+        with pytest.raises(JobError, match="does not generate text") as refused:
+            s.core.submit(job())
+        assert refused.value.status == 400
+        stream = s.core.submit(pooling("mean"))
+        assert (await prefill.expect(Prefill)).pooling == "mean"
+        stream.cancel()
+
+    run(scenario, generates=False)

@@ -98,3 +98,10 @@ def test_what_is_written_is_read(tmp_path: Path, kind: Pooling) -> None:
 def test_configs_of_modules(tmp_path: Path) -> None:
     folder = make(tmp_path, {}, "Transformer", "Pooling", "Normalize", pooling={})
     assert module_configs(folder) == ["1_Pooling/config.json", "2_Normalize/config.json"]
+
+
+def test_a_reranker_scores_pairs(tmp_path: Path) -> None:
+    folder = make(tmp_path, {"model_type": "bert", "architectures": ["BertForSequenceClassification"]})
+    assert PoolingConfig.from_folder(folder) == PoolingConfig("score", normalize=False)
+    with pytest.raises(ValueError, match="--pooling mean: the model scores pairs"):
+        PoolingConfig.from_folder(folder, "mean")

@@ -204,8 +204,8 @@ def test_unusable_tokenizers_are_named(tmp_path: Path) -> None:
     backend = BackendTokenizer(models.WordLevel({"a": 0}, unk_token="a"))
     with pytest.raises(ValueError, match="no decoder"):
         Tokenizer.from_folder(folder_with(tmp_path, backend))
-    backend.decoder = decoders.WordPiece()
-    with pytest.raises(ValueError, match=r"decoder \(WordPiece\) is not supported"):
+    backend.decoder = decoders.CTC()
+    with pytest.raises(ValueError, match=r"decoder \(CTC\) is not supported"):
         Tokenizer.from_folder(folder_with(tmp_path, backend))
 
 
@@ -237,3 +237,19 @@ detokenizer.Detokenizer(ours).push(ours.encode_chat(prompt))
 assert not {"torch", "triton"} & sys.modules.keys(), "loaded"
 """
     subprocess.run([sys.executable, "-c", code, str(demo_folder)], check=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "tokens", "shown"),
+    [
+        (decoders.WordPiece(), {"[UNK]": 0, "read": 1, "##ing": 2}, ["read", "ing"]),
+        (decoders.Metaspace(), {"[UNK]": 0, "▁read": 1, "ing": 2}, ["read", "ing"]),
+    ],
+)
+def test_tokens_of_encoders_are_shown(tmp_path: Path, decoder: Any, tokens: dict[str, int], shown: list[str]) -> None:
+    backend = BackendTokenizer(models.WordLevel(tokens, unk_token="[UNK]"))
+    backend.decoder = decoder
+    tokenizer = Tokenizer.from_folder(folder_with(tmp_path, backend))
+    assert tokenizer.decode([1, 2]) == "".join(shown)
+    assert [tokenizer.token_text(token_id) for token_id in (1, 2)] == [f" {shown[0]}", shown[1]]
+    assert tokenizer.token_bytes.strip_left == 1
