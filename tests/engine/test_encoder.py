@@ -16,19 +16,20 @@ from isthmus.tests.engine.encoder_models import SIZES, VOCAB_SIZE, last_states, 
 from isthmus.wire.messages import Pooling
 from safetensors.torch import load_file, save_file
 
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 SEPARATOR = 5
 RANDOM = random.Random(3)
 PROMPTS = [[RANDOM.randrange(6, VOCAB_SIZE) for _ in range(length)] for length in (7, 1, 30, 7, 66, 30, 7)]
 
 
-def load(folder: Path, dtype: str = "float32", load_format: str = "auto") -> EncoderEngine:
+def load(folder: Path, dtype: str = "float32", load_format: str = "auto", device: str = "cpu") -> EncoderEngine:
     config = EncoderConfig.from_hf(json.loads((folder / "config.json").read_text()), read_max_seq_length(folder))
     return load_encoder(
         config,
         folder,
         dtype=dtype,
         load_format=load_format,
-        device="cpu",
+        device=device,
         num_blocks=8,
         block_size=16,
         separator_id=SEPARATOR,
@@ -41,10 +42,11 @@ def pool(engine: EncoderEngine, prompts: list[list[int]], pooling: Pooling) -> l
     return [pooled[number] for number in range(len(prompts))]
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", ["bert", "bert below a head", "roberta", "xlm-roberta", "bert reranker"])
-def test_states_are_transformers(kind: str, tmp_path: Path) -> None:
+def test_states_are_transformers(kind: str, device: str, tmp_path: Path) -> None:
     model = make_encoder(kind, tmp_path)
-    engine = load(tmp_path)
+    engine = load(tmp_path, device=device)
     states = [last_states(model, prompt) for prompt in PROMPTS]
     for pooling, expected in (
         ("mean", [its.sum(0) for its in states]),  # schedulers divide
@@ -68,11 +70,12 @@ def pair(first: list[int], second: list[int]) -> tuple[list[int], list[int]]:
     return [*first, SEPARATOR, *second, SEPARATOR], [0] * (len(first) + 1) + [1] * (len(second) + 1)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", ["bert reranker", "roberta reranker"])
-def test_scores_are_transformers(kind: str, tmp_path: Path) -> None:
+def test_scores_are_transformers(kind: str, device: str, tmp_path: Path) -> None:
     model = make_encoder(kind, tmp_path)
     pairs = [pair(PROMPTS[0], PROMPTS[2]), pair(PROMPTS[5], PROMPTS[1]), pair(PROMPTS[1], PROMPTS[6])]
-    scores = pool(load(tmp_path), [ids for ids, _ in pairs], "score")
+    scores = pool(load(tmp_path, device=device), [ids for ids, _ in pairs], "score")
     for score, (ids, types) in zip(scores, pairs, strict=True):
         given = types if kind == "bert reranker" else [0] * len(ids)
         with torch.inference_mode():
