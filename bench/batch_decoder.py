@@ -116,6 +116,8 @@ class BatchDecoder:
     _outputs: dict[int, list[int]] = field(init=False, default_factory=dict)
     """By placement."""
     _open: set[int] = field(init=False, default_factory=set)
+    _num_leaving: int = field(init=False, default=0)
+    """Ended in the last turn, and still in a step that was launched before."""
     _num_placements: int = field(init=False, default=0)
     _flying: Handle | None = field(init=False, default=None)
 
@@ -141,7 +143,8 @@ class BatchDecoder:
         guessed, steps = self._guessed(), Steps()
         while waiting or self._open:
             start_s = time.monotonic()
-            while waiting and len(self._open) < batch:
+            num_taken = len(self._open) + self._num_leaving
+            for _ in range(min(len(waiting), batch - num_taken)):
                 self._place(waiting.popleft())
             done, num_tokens = self._turn()
             if done is not None and only_decodes(done):
@@ -180,11 +183,13 @@ class BatchDecoder:
         plan = self._scheduler.plan(time.monotonic(), flying.plan if flying else None)
         self._carry_out()
         ahead = self.engine.launch(plan) if plan else None
+        num_open = len(self._open)
         done = flying if self.engine.overlaps else ahead
         if done is not None:
             self._scheduler.apply(done.plan, done.result(), time.monotonic())
         self._flying = ahead if self.engine.overlaps else None
         num_tokens = self._carry_out()
+        self._num_leaving = num_open - len(self._open) if self.engine.overlaps else 0
         if plan is None and done is None:
             time.sleep(REST_S)
         return (None if done is None else done.plan), num_tokens

@@ -107,6 +107,15 @@ def test_turn_about_each_is_measured_alone(monkeypatch: pytest.MonkeyPatch) -> N
     assert clock.now_s == pytest.approx(100 + 2 * (PROMPT_S + (NUM_TOKENS - 1) * STEP_S), abs=STEP_S / 2)
 
 
+@pytest.mark.parametrize("overlaps", [False, True])
+def test_all_may_end_at_once_and_others_take_their_places(overlaps: bool) -> None:
+    """By a token that nobody could know of: the next step, with all of them in it, may have been launched."""
+    decoder = BatchDecoder(ClockEngine(Clock(), overlaps), max_num_seqs=3, max_model_len=40, eos_ids=[TOKEN])
+    requests = [Request(tiny.prompt(9, seed=seed), SamplingParams(max_tokens=NUM_TOKENS, seed=0)) for seed in range(8)]
+    assert decoder.run(requests, batch=3).outputs == [[TOKEN]] * 8
+    decoder.check()
+
+
 def test_what_is_not_served_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = BatchDecoder(ClockEngine(Clock(), overlaps=False), max_num_seqs=2, max_model_len=40)
     with pytest.raises(RuntimeError, match="not served"):
