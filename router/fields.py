@@ -27,6 +27,8 @@ class Fields:
     shorthands: dict[str, Any] = field(default_factory=dict)
     sent_as: dict[str, str] = field(default_factory=dict)
     """Our name to the client's, for error messages."""
+    cuts_max_tokens: bool = False
+    """More tokens than the context has room for are cut to it, not refused."""
 
     def sent(self, name: str) -> str:
         return self.sent_as.get(name, name)

@@ -52,6 +52,8 @@ class MessageRenderer:
     def __init__(self, request: MessagesRequest, generation: Generation, form: AnswerForm, served: Served):
         self._output = MessageOutput()
         self._reader = AnswerReader(form)
+        [job] = generation.jobs
+        self._fills_context = len(job.prompt_ids) + (job.params.max_tokens or 0) >= served.max_model_len
         self._head: dict[str, Any] = {
             "id": f"msg_{generation.jobs[0].request_id}",
             "type": "message",
@@ -89,6 +91,8 @@ class MessageRenderer:
         if isinstance(choice.stop_reason, str):
             return {"stop_reason": "stop_sequence", "stop_sequence": choice.stop_reason}
         reason = self._reader.finish_reason(choice.finish_reason)
+        if reason == "length" and self._fills_context:
+            return {"stop_reason": "model_context_window_exceeded", "stop_sequence": None}
         return {"stop_reason": STOP_REASONS.get(reason or "", "end_turn"), "stop_sequence": None}
 
 

@@ -103,9 +103,11 @@ OWN = frozenset(MessagesRequest.__struct_fields__)
 def parse_messages(
     raw: bytes, request_id: str, served: Served, *, counted: bool = False
 ) -> tuple[MessagesRequest, Generation, AnswerForm]:
-    """`counted`: only the prompt's tokens matter, and max_tokens may be missing. Raises ApiError. Safe in a thread,
-    for large bodies."""
+    """`counted`: only the prompt's tokens matter, and max_tokens may be missing. Else it must be there, so clients send
+    what some model of Anthropic's can do, and it is cut to the context. Raises ApiError. Safe in a thread, for large
+    bodies."""
     fields = take_apart(decode_json(raw), OWN, {})
+    fields.cuts_max_tokens = True
     request = convert(fields.own, MessagesRequest, fields)
     if "max_tokens" not in fields.sampling and not counted:
         raise ApiError(400, "max_tokens: missing", param="max_tokens")

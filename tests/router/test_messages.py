@@ -121,6 +121,20 @@ def test_how_it_ends(body, reason, sequence, text, stream):
     assert content == [{"type": "text", "text": text}]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_more_tokens_than_there_is_room_for_are_cut_to_the_context(stream):
+    core, max_model_len = saying("x" * 300), 200
+    reply = post(core, {"max_tokens": 128_000, "stream": stream}, max_model_len=max_model_len)
+    ending = told(reply)[-2]["delta"] if stream else reply.json()
+    assert ending["stop_reason"] == "model_context_window_exceeded"
+    assert core.streams[0].job.params.max_tokens == max_model_len - len("user:hi\n")
+
+
+def test_a_prompt_that_is_too_long_is_told_in_anthropics_words():
+    reply = post(FakeCore(), {"messages": [{"role": "user", "content": "x" * 9000}]})
+    assert (reply.status_code, "prompt is too long" in reply.json()["error"]["message"]) == (400, True)
+
+
 def test_an_input_that_is_cut_is_shown_as_it_is():
     num_tokens = len(ids(CALL[: CALL.index("ris")]))
     [block] = post(saying(CALL), {**TOOLS, "max_tokens": num_tokens}).json()["content"]
