@@ -5,17 +5,20 @@ VENV ?= .venv
 MODEL ?=
 ARGS ?=
 BENCH ?= engine
+CLIENTS_VENV ?= .venv-clients
 TORCH = torch==2.13.0
 TRITON = triton==3.9.0
 
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
-PIP = $(BIN)/python -m pip install --disable-pip-version-check --progress-bar on
+CLIENTS_STAMP = $(CLIENTS_VENV)/.installed
+PIP_INSTALL = -m pip install --disable-pip-version-check --progress-bar on
+PIP = $(BIN)/python $(PIP_INSTALL)
 
 # Several workers run at once in the tests: each with torch's default of all cores, they would starve each other.
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
 
-.PHONY: serve test test-gpu lint bench install lock clean
+.PHONY: serve test test-gpu test-clients lint bench install lock clean
 
 serve: $(STAMP)
 	$(BIN)/isthmus serve $(MODEL) $(ARGS)
@@ -26,6 +29,10 @@ test: $(STAMP)
 
 test-gpu: $(STAMP)
 	$(PYTEST) -m "gpu or multi_gpu" $(ARGS)
+
+# Other projects' clients, which need other versions of what we need: they have a venv of their own, and no torch.
+test-clients: $(STAMP) $(CLIENTS_STAMP)
+	ISTHMUS_PYTHON=$(abspath $(BIN)/python) $(CLIENTS_VENV)/bin/python -m pytest -c tests/clients/pytest.ini tests/clients $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -49,6 +56,11 @@ $(STAMP): requirements.lock pyproject.toml
 	mkdir -p $(VENV)/path && ln -sfn ../.. $(VENV)/path/isthmus
 	touch $@
 
+$(CLIENTS_STAMP): tests/clients/requirements.txt tests/clients/constraints.txt
+	$(PYTHON) -m venv $(CLIENTS_VENV)
+	$(CLIENTS_VENV)/bin/python $(PIP_INSTALL) -r tests/clients/requirements.txt
+	touch $@
+
 # Writes requirements.lock anew from pyproject.toml, on a machine whose torch is a CPU build. torch and triton are left
 # out: see above.
 lock:
@@ -61,4 +73,4 @@ lock:
 	rm -rf $(VENV)-lock
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(CLIENTS_VENV) build dist *.egg-info

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+collect_ignore = ["clients"]
+"""They run in a venv of their own: `make test-clients`."""
 NUM_GPUS_NEEDED = {"gpu": 1, "multi_gpu": 2}
 
 
