@@ -9,8 +9,7 @@ from ..router.access import Access
 from ..router.api_keys import ApiKey, Limits, make_key
 from ..router.cors import Cors
 from ..router.key_file import KeyFile
-from ..router.tls import Tls
-from .config import AccessOptions, CorsOptions, TlsOptions
+from .config import AccessOptions, CorsOptions
 from .option import split_list
 from .resolve import ConfigError
 
@@ -67,19 +66,3 @@ def make_cors(options: CorsOptions) -> Cors:
         )
     except ValueError as error:
         raise ConfigError(f"--allow-credentials: {error}") from error
-
-
-def make_tls(options: TlsOptions) -> Tls | None:
-    """None: plain HTTP. Raises ConfigError."""
-    if options.ssl_certfile is None:
-        if options != TlsOptions():
-            raise ConfigError("HTTPS needs a certificate: give --ssl-certfile")
-        return None
-    if bool(options.ssl_cert_reqs) != (options.ssl_ca_certs is not None):
-        raise ConfigError("clients' certificates need both --ssl-ca-certs and --ssl-cert-reqs 1 or 2")
-    tls = Tls(options.ssl_certfile, options.ssl_keyfile, options.ssl_ca_certs, options.ssl_cert_reqs)
-    try:
-        tls.check()
-    except ValueError as error:
-        raise ConfigError(f"HTTPS: {error}") from error
-    return tls

@@ -139,9 +139,7 @@ class CorsOptions:
 class TlsOptions:
     """HTTPS"""
 
-    ssl_keyfile: str | None = option(
-        None, "the certificate's key, PEM without a passphrase; default: in --ssl-certfile", metavar="PATH"
-    )
+    ssl_keyfile: str | None = option(None, "the certificate's key, PEM; default: in --ssl-certfile", metavar="PATH")
     ssl_certfile: str | None = option(None, "the server's certificate, PEM with its chain", metavar="PATH")
     ssl_ca_certs: str | None = option(None, "who signs clients' certificates, PEM", metavar="PATH")
     ssl_cert_reqs: int = option(
@@ -149,6 +147,12 @@ class TlsOptions:
         "clients' certificates: 0 none is asked for, 1 one that is shown must be good, 2 all need one",
         metavar="NUM",
         parse=at_least(0, 2),
+    )
+    ssl_keyfile_password: str | None = option(
+        None,
+        "the key's passphrase, if it has one. Others on this host can read it here: better "
+        "ISTHMUS_SSL_KEYFILE_PASSWORD in the environment",
+        metavar="TEXT",
     )
 
 

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from ..router import server
-from .access import make_access, make_cors, make_tls, with_environment
+from .access import make_access, make_cors, with_environment
 from .child import Lifeline
 from .config import DEFAULT_WORKER_ADDRESS, RouterConfig
 from .model import find_model, served_names
 from .resolve import ConfigError
+from .tls import make_tls, with_password
 from .tracing import check_tracing, opened_tracing
 from .zmq_keys import host_of, refuse_exposed, router_keys
 
@@ -41,7 +42,7 @@ def run_router(config: RouterConfig, lifeline: Lifeline) -> int:
                 max_body_bytes=http.max_body_bytes,
                 access=access,
                 cors=make_cors(config.cors),
-                tls=make_tls(config.tls),
+                tls=make_tls(with_password(config.tls)),
                 metrics_prefix=config.telemetry.metrics_prefix,
                 observers=(tracing,) if tracing else (),
                 worker_keys=router_keys(config.curve),

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from . import logs
-from .access import hand_over, make_access, make_cors, make_tls, with_environment
+from .access import hand_over, make_access, make_cors, with_environment
 from .arguments import to_arguments
 from .config import (
     ConnectionOptions,
@@ -30,6 +30,7 @@ from .speculation import resolve_speculation, to_options
 from .speculative_model import settle_speculation, with_draft
 from .supervisor import GaveUp, StopOnSignals, Supervisor
 from .threads import thread_environment
+from .tls import hide_password, make_tls, with_password
 from .tracing import check_tracing
 from .workers import WorkerPlan, plan_workers
 from .zmq_keys import host_of, refuse_exposed, router_keys, worker_keys
@@ -50,7 +51,7 @@ class Settled:
 
 def serve(config: ServeConfig) -> int:
     """Returns the exit code when told to stop. Raises ConfigError for what cannot work."""
-    config = replace(config, access=with_environment(config.access))
+    config = replace(config, access=with_environment(config.access), tls=with_password(config.tls))
     check_security(config)
     check_tracing(config.telemetry)
     with tempfile.TemporaryDirectory(prefix="isthmus-") as folder:
@@ -160,13 +161,14 @@ def checked_port(host: str, port: int) -> int:
 
 def process_specs(settled: Settled) -> list[ProcessSpec]:
     config = settled.config
-    access, secrets = hand_over(config.access)
+    access, keys = hand_over(config.access)
+    tls, password = hide_password(config.tls)
     router = RouterConfig(
         config.model,
         config.http,
         access,
         config.cors,
-        config.tls,
+        tls,
         config.telemetry,
         config.routing,
         config.curve,
@@ -174,7 +176,7 @@ def process_specs(settled: Settled) -> list[ProcessSpec]:
         config.process,
     )
     workers = [_worker_spec(worker, config) for worker in settled.workers]
-    return [ProcessSpec("router", command("router", router), secrets, stop_first=True), *workers]
+    return [ProcessSpec("router", command("router", router), {**keys, **password}, stop_first=True), *workers]
 
 
 def _worker_spec(plan: WorkerPlan, config: ServeConfig) -> ProcessSpec:

@@ -1,7 +1,7 @@
 """HTTPS: the server's certificate, and whether clients need one."""
 
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -10,17 +10,19 @@ class Tls:
     certfile: str
     """PEM, with the chain."""
     keyfile: str | None = None
-    """PEM, without a passphrase; None: it is in `certfile`."""
+    """PEM; None: it is in `certfile`."""
     ca_certs: str | None = None
     """Who signs clients' certificates."""
     cert_reqs: int = ssl.CERT_NONE
     """Whether clients need one: as in the module `ssl`, 0 no, 1 if they show it it must be good, 2 yes."""
+    keyfile_password: str | None = field(default=None, repr=False)
+    """The key's passphrase; None: it has none."""
 
     def check(self) -> None:
         """Raises ValueError if the files cannot be used."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
-            context.load_cert_chain(self.certfile, self.keyfile, password=_no_passphrase)
+            context.load_cert_chain(self.certfile, self.keyfile, password=self._passphrase)
             if self.ca_certs is not None:
                 context.load_verify_locations(self.ca_certs)
         except OSError as error:  # ssl.SSLError is one
@@ -32,9 +34,11 @@ class Tls:
             "ssl_keyfile": self.keyfile,
             "ssl_ca_certs": self.ca_certs,
             "ssl_cert_reqs": self.cert_reqs,
+            "ssl_keyfile_password": self.keyfile_password,
         }
 
-
-def _no_passphrase() -> str:
-    """OpenSSL would ask for one at the terminal."""
-    raise ValueError("the key has a passphrase: give one without")
+    def _passphrase(self) -> str:
+        """Asked for if the key has one: else OpenSSL would ask at the terminal."""
+        if self.keyfile_password is None:
+            raise ValueError("the key has a passphrase: give --ssl-keyfile-password")
+        return self.keyfile_password

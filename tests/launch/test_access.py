@@ -1,18 +1,19 @@
 """Keys, certificates and addresses as the command line gives them."""
 
 import ssl
-import subprocess
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 import pytest
-from isthmus.launch.access import hand_over, make_access, make_cors, make_tls, with_environment
+from isthmus.launch.access import hand_over, make_access, make_cors, with_environment
 from isthmus.launch.config import AccessOptions, CorsOptions, CurveOptions, TlsOptions
 from isthmus.launch.main import main
 from isthmus.launch.option import split_list
 from isthmus.launch.resolve import ConfigError
+from isthmus.launch.tls import hide_password, make_tls, with_password
 from isthmus.launch.zmq_keys import host_of, is_loopback, refuse_exposed, router_keys, worker_keys
+from isthmus.tests.certificates import make_certificate
 from isthmus.tests.serving import serving
 
 
@@ -39,6 +40,19 @@ def test_no_key_is_on_the_routers_command_line() -> None:
     assert hand_over(AccessOptions()) == (AccessOptions(), {})
 
 
+def test_a_passphrase_comes_from_the_option_or_the_environment_and_is_on_no_command_line() -> None:
+    environment = {"ISTHMUS_SSL_KEYFILE_PASSWORD": "sesame", "HOME": "/"}
+    options = with_password(TlsOptions(ssl_certfile="cert.pem"), environment)
+    assert (options.ssl_keyfile_password, environment) == ("sesame", {"HOME": "/"})
+    shown, secrets = hide_password(options)
+    assert shown == TlsOptions(ssl_certfile="cert.pem")
+    assert with_password(shown, secrets) == options
+    given = TlsOptions(ssl_certfile="cert.pem", ssl_keyfile_password="other")
+    assert with_password(given, {"ISTHMUS_SSL_KEYFILE_PASSWORD": "sesame"}) == given
+    assert with_password(TlsOptions(), {"ISTHMUS_SSL_KEYFILE_PASSWORD": "sesame"}) == TlsOptions()
+    assert hide_password(TlsOptions()) == (TlsOptions(), {})
+
+
 def test_what_cannot_be_used_is_refused_in_a_sentence_without_keys(tmp_path: Path) -> None:
     for options, said in (
         (AccessOptions(("sk-same", "sk-same")), "listed twice"),
@@ -57,6 +71,7 @@ def test_certificates_that_cannot_be_used_are_refused_in_a_sentence(tmp_path: Pa
     bad.write_text("nonsense")
     for options, said in (
         (TlsOptions(ssl_keyfile="key.pem"), "give --ssl-certfile"),
+        (TlsOptions(ssl_keyfile_password="sesame"), "give --ssl-certfile"),
         (TlsOptions(ssl_certfile=str(bad)), "cannot be used"),
         (TlsOptions(ssl_certfile=str(tmp_path / "none")), "cannot be used"),
         (TlsOptions(ssl_certfile=str(bad), ssl_cert_reqs=2), "need both --ssl-ca-certs and"),
@@ -122,22 +137,16 @@ def test_keys_between_processes_are_made_once(
         router_keys(CurveOptions(str(tmp_path)))
 
 
-def certificate(folder: Path) -> tuple[str, str]:
-    key, cert = folder / "key.pem", folder / "cert.pem"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=127.0.0.1"
-    subject = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]
-    subprocess.run([*command.split(), *subject], check=True, capture_output=True)
-    return str(key), str(cert)
-
-
 def test_everything_locked_still_answers_whoever_has_the_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """HTTPS, an API key from the environment, CURVE keys on TCP for control and KV."""
-    key, cert = certificate(tmp_path)
+    """HTTPS, its passphrase and an API key from the environment, CURVE keys on TCP for control and KV."""
+    locked = make_certificate(tmp_path, "server", password="open sesame")
     main(["keys", str(tmp_path / "zmq")])
     monkeypatch.setenv("ISTHMUS_API_KEYS", "sk-secret")
-    locks = ["--ssl-keyfile", key, "--ssl-certfile", cert, "--zmq-keys", str(tmp_path / "zmq"), "--kv-transport", "zmq"]
-    with serving("--engine", "fake", *locks, "--local-prefill-max-tokens", "0") as serve:
-        url, context = serve.url, ssl.create_default_context(cafile=cert)
+    monkeypatch.setenv("ISTHMUS_SSL_KEYFILE_PASSWORD", "open sesame")
+    https = ("--ssl-keyfile", locked.key, "--ssl-certfile", locked.cert)
+    curve = ("--zmq-keys", str(tmp_path / "zmq"), "--kv-transport", "zmq")
+    with serving("--engine", "fake", *https, *curve, "--local-prefill-max-tokens", "0") as serve:
+        url, context = serve.url, ssl.create_default_context(cafile=locked.cert)
         assert url.startswith("https://")
         body = b'{"prompt": "Once upon a time", "max_tokens": 3}'
         request = urllib.request.Request(f"{url}/v1/completions", body)
@@ -149,6 +158,10 @@ def test_everything_locked_still_answers_whoever_has_the_keys(tmp_path: Path, mo
         for name in ("router", "decode-0"):
             child = serve.child(name)
             assert child
-            assert "sk-secret" not in " ".join(child.cmdline())
+            shown = " ".join(child.cmdline())
+            assert "sk-secret" not in shown
+            assert "sesame" not in shown
             assert ("ISTHMUS_API_KEYS" in child.environ()) == (name == "router")
+            assert ("ISTHMUS_SSL_KEYFILE_PASSWORD" in child.environ()) == (name == "router")
         assert "sk-secret" not in serve.text
+        assert "sesame" not in serve.text

@@ -84,8 +84,8 @@ FLAGS = """serve model.gguf --prefill 0 --decode 2 --host 0.0.0.0 --port 80 --ma
     --speculative-layers 2 --api-keys a b,c --api-keys-file keys.txt --admin-key root --max-requests-per-minute 60
     --max-concurrent-requests 2 --open-metrics --allowed-origins https://a.example --allowed-methods GET POST
     --allowed-headers authorization --allow-credentials --ssl-keyfile key.pem --ssl-certfile cert.pem
-    --ssl-ca-certs ca.pem --ssl-cert-reqs 2 --max-body-size 1M --zmq-keys zmq --insecure-zmq --log-format json
-    --tool-call-parser hermes --reasoning-parser none --metrics-prefix vllm
+    --ssl-ca-certs ca.pem --ssl-cert-reqs 2 --ssl-keyfile-password pass --max-body-size 1M --zmq-keys zmq --insecure-zmq
+    --log-format json --tool-call-parser hermes --reasoning-parser none --metrics-prefix vllm
     --otlp-traces-endpoint http://127.0.0.1:4318"""
 
 
@@ -97,7 +97,7 @@ def test_flags_keep_the_names_users_know() -> None:
         HttpOptions("0.0.0.0", 80, ("a", "b"), "t.jinja", 5, 4, 30.0, 2.0, 1 << 20, None, "hermes", "none"),
         AccessOptions(("a", "b,c"), "keys.txt", "root", 60, 2, True),
         CorsOptions(("https://a.example",), ("GET", "POST"), ("authorization",), True),
-        TlsOptions("key.pem", "cert.pem", "ca.pem", 2),
+        TlsOptions("key.pem", "cert.pem", "ca.pem", 2, "pass"),
         TelemetryOptions("vllm", "http://127.0.0.1:4318/v1/traces"),
         RoutingOptions("tcp://127.0.0.1:9", 0),
         DataOptions(kv_transport="zmq"),
