@@ -119,7 +119,7 @@ KOBOLD_LITE = [
     Call("POST", "/api/extra/tokencount", COUNTED, {"prompt": "ab", "special": False}, KEY),
     Call("POST", "/api/extra/generate/stream", KOBOLD_EVENTS, LITE_BODY, KEY),
     Call("POST", "/api/extra/last_logprobs", {"logprobs": LOGPROBS}, {"genkey": "KCPP4711"}, KEY),
-    Call("GET", "/api/extra/perf", PERF, headers=KEY),
+    Call("GET", "/api/extra/perf", PERF, headers=KEY, varies=True),
     Call("POST", "/api/v1/generate", RESULT, {**LITE_BODY, "logprobs": False}, KEY),
     Call("POST", "/api/extra/generate/check", {"results": [{"text": SAID}]}, {"genkey": "KCPP4711"}, KEY),
     Call("POST", "/api/extra/abort", b'{"success":"false","done":"false"}', {"genkey": "KCPP4711"}, KEY),
@@ -255,6 +255,7 @@ SILLYTAVERN_KOBOLDCPP = [
     Call("POST", "/props", PROPS),
     Call("POST", "/api/extra/tokencount", COUNTED, {"prompt": "ab", "special": False}),
     Call("POST", "/v1/completions", TEXT_ANSWER, TEXT_BODY),
+    Call("POST", "/v1/completions", bytes, {**TEXT_BODY, "stream": True}),
     Call("POST", "/api/extra/abort", b'{"success":"false","done":"true"}', headers={}),
 ]
 
@@ -275,13 +276,14 @@ CHAT_ANSWER = {**HEAD, "object": "chat.completion", "choices": [CHAT_CHOICE], "u
 SILLYTAVERN_OPENAI = [
     Call("GET", "/v1/models", MODELS, headers={"Authorization": "Bearer secret"}),
     Call("POST", "/v1/chat/completions", CHAT_ANSWER, CHAT_BODY, KEY),
+    Call("POST", "/v1/chat/completions", bytes, {**CHAT_BODY, "stream": True}, KEY),
 ]
 
 CLIENTS = {
-    "Kobold Lite": KOBOLD_LITE,
-    "SillyTavern, KoboldAI classic": SILLYTAVERN_CLASSIC,
-    "SillyTavern, text completion with KoboldCpp": SILLYTAVERN_KOBOLDCPP,
-    "SillyTavern, OpenAI-compatible chat": SILLYTAVERN_OPENAI,
+    "kobold_lite": KOBOLD_LITE,
+    "sillytavern_koboldai_classic": SILLYTAVERN_CLASSIC,
+    "sillytavern_text_koboldcpp": SILLYTAVERN_KOBOLDCPP,
+    "sillytavern_chat_openai": SILLYTAVERN_OPENAI,
 }
 
 
