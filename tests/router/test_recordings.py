@@ -41,7 +41,7 @@ STREAMS = {
     "chat_error": (CHAT, {**HI, "stream": True}, failing("abcdef").script),
     "chat_whole": (CHAT, {**HI, "tools": [WEATHER], "n": 2}, say("<think>Hm.</think>Well. " + CALL, "Yes.")),
     "completion_usage": (TEXT, {"prompt": "a", **USAGE}, say("Hi!")),
-    "completion_logprobs": (TEXT, {"prompt": ["a", "b"], "echo": True, "logprobs": 1, **USAGE}, say("é")),
+    "completion_logprobs": (TEXT, {"prompt": "a", "n": 2, "echo": True, "logprobs": 1, **USAGE}, say("é", "b")),
     "completion_whole": (TEXT, {"prompt": "a", "logprobs": 2, "n": 2, "best_of": 2}, say("Hi", "é")),
     "response": (RESPONSES, {"input": "hi", "stream": True}, say("Hi!")),
     "response_tools": (
