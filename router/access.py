@@ -28,6 +28,7 @@ NOT_COUNTED = frozenset(
         "check",
         "count_tokens",
         "detokenize",
+        "input_tokens",
         "json_to_grammar",
         "last_logprobs",
         "props",

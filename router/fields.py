@@ -4,14 +4,14 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from ..wire.sampling_table import ALIASES, TABLE
 from ..wire.sampling_values import READERS
 from .errors import ApiError, bad_field
-from .no_ops import INSTEAD, NO_OPS, NOT_BUILT, asks_for_nothing
+from .no_ops import NO_OPS, NOT_BUILT, WHY, asks_for_nothing
 
 T = TypeVar("T")
 SHORTHANDS = frozenset(["dynatemp_range", "dynamic_temperature"])
@@ -27,8 +27,9 @@ class Fields:
     shorthands: dict[str, Any] = field(default_factory=dict)
     sent_as: dict[str, str] = field(default_factory=dict)
     """Our name to the client's, for error messages."""
-    cuts_max_tokens: bool = False
-    """More tokens than the context has room for are cut to it, not refused."""
+    past_context: Literal["refuse", "cut", "count"] = "refuse"
+    """What becomes of more tokens than the context has room for: refused; cut to it, where only max_tokens exceeds it;
+    or nothing, where the prompt is to be counted alone."""
 
     def sent(self, name: str) -> str:
         return self.sent_as.get(name, name)
@@ -94,7 +95,7 @@ def refuse_unbuilt(name: str, value: Any) -> None:
     if asks_for_nothing(name, value):
         return
     shown = json.dumps(NOT_BUILT[name][0] if NOT_BUILT[name] else None)
-    why = f"an older form that is not supported; {INSTEAD[name]}" if name in INSTEAD else "not supported yet"
+    why = WHY.get(name, "not supported yet")
     raise bad_field(name, f"{why}; leave it out or send {shown}", code="unsupported_field")
 
 

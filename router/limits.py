@@ -74,13 +74,15 @@ def with_seed(params: SamplingParams) -> SamplingParams:
 
 def fit_context(params: SamplingParams, num_prompt_tokens: int, param: str, fields: Fields, served: Served) -> int:
     """The number of tokens that may be made after the prompt. Raises ApiError (400) if prompt, or prompt and asked-for
-    tokens (unless the route cuts them), exceed the context."""
+    tokens, exceed the context, but for what `past_context` of the fields allows."""
+    if fields.past_context == "count":
+        return 1
     room = served.max_model_len - num_prompt_tokens
     context = f"this model's maximum context length is {served.max_model_len} tokens"  # clients look for these words
     if room < 1:
         message = f"prompt is too long: {context}, and it has {num_prompt_tokens}, which leaves no room for output"
         raise bad_field(param, message, code="context_length_exceeded")
-    if params.max_tokens is not None and params.max_tokens > room and not fields.cuts_max_tokens:
+    if params.max_tokens is not None and params.max_tokens > room and fields.past_context == "refuse":
         message = f"{params.max_tokens} is too large: {context}, and the prompt has {num_prompt_tokens}"
         raise bad_field(fields.sent("max_tokens"), message, code="context_length_exceeded")
     if params.min_tokens > room:

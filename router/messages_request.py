@@ -78,6 +78,20 @@ class Thinking(Struct, frozen=True, forbid_unknown_fields=True):
     display: str | None = None
 
 
+class JsonFormat(Struct, frozen=True, forbid_unknown_fields=True):
+    type: Literal["json_schema"]
+    """Only JSON."""
+    schema: dict[str, Any]
+    """Its schema."""
+
+
+class OutputConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
+    """A hint: templates are told it as `reasoning_effort`, and may not know it."""
+    format: JsonFormat | None = None
+    """Hold the answer to a JSON schema."""
+
+
 class MessagesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     messages: Annotated[list[ChatMessage], Meta(min_length=1)]
     """The conversation: text, thoughts, uses of tools and their results."""
@@ -95,6 +109,10 @@ class MessagesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Whether it does: if it wants to, in any case, this one, or never."""
     thinking: Thinking | None = None
     """Whether the model thinks before it answers, for templates that know `enable_thinking`."""
+    output_config: OutputConfig = OutputConfig()
+    """How much it thinks, and the JSON schema its answer is held to."""
+    cache_control: Cache = None
+    """A hint to a provider's cache; prefixes are found by their content here."""
 
 
 OWN = frozenset(MessagesRequest.__struct_fields__)
@@ -107,7 +125,7 @@ def parse_messages(
     what some model of Anthropic's can do, and it is cut to the context. Raises ApiError. Safe in a thread, for large
     bodies."""
     fields = take_apart(decode_json(raw), OWN, {})
-    fields.cuts_max_tokens = True
+    fields.past_context = "count" if counted else "cut"
     request = convert(fields.own, MessagesRequest, fields)
     if "max_tokens" not in fields.sampling and not counted:
         raise ApiError(400, "max_tokens: missing", param="max_tokens")
@@ -129,9 +147,18 @@ def chat_fields(request: MessagesRequest, fields: Fields) -> Fields:
         "stream": request.stream,
         "model": request.model,
     }
-    if request.thinking is not None:
-        own["chat_template_kwargs"] = {"enable_thinking": request.thinking.type != "disabled"}
-    return replace(fields, own={name: value for name, value in own.items() if value is not None})
+    own["chat_template_kwargs"] = template_variables(request)
+    if (form := request.output_config.format) is not None:
+        own["response_format"] = {"type": form.type, "json_schema": {"name": "output", "schema": form.schema}}
+    sent_as = {**fields.sent_as, "response_format": "output_config.format"}
+    return replace(fields, own={name: value for name, value in own.items() if value is not None}, sent_as=sent_as)
+
+
+def template_variables(request: MessagesRequest) -> dict[str, Any]:
+    """What is asked about thinking, for templates that know it."""
+    effort, thinking = request.output_config.effort, request.thinking
+    told = {} if effort is None else {"reasoning_effort": effort}
+    return told if thinking is None else {**told, "enable_thinking": thinking.type != "disabled"}
 
 
 def chat_tool(tool: CustomTool) -> dict[str, Any]:

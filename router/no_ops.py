@@ -10,6 +10,7 @@ NO_OPS: dict[str, str] = {
     "service_tier": "chooses a provider's price",
     "prompt_cache_key": "a hint to a provider's cache; prefixes are found by their content here",
     "prompt_cache_retention": "a hint to a provider's cache",
+    "max_tool_calls": "limits a provider's own tools, of which there are none",
     "parallel_tool_calls": "shapes tool calls, which only chats have",
     "include_reasoning": "asks for reasoning apart from the text; only chats have it apart",
     "use_story": "KoboldAI United's own story, which a server without one cannot add",
@@ -59,13 +60,20 @@ NOT_BUILT: dict[str, tuple[Any, ...]] = {
     "prediction": (),
     "web_search_options": (),
     "documents": ([],),
+    "thread": (),
+    "context_management": ({}, {"edits": []}),
+    "mcp_servers": ([],),
     "reasoning_effort": ("", "none"),
     "verbosity": ("", "medium"),
 }
 """Known fields outside sampling that are not built: the values that ask for nothing. `None` is always one."""
 
-INSTEAD = {"functions": "send tools", "function_call": "send tool_choice"}
-"""What took the place of a field that is known but not built."""
+WHY = {
+    "functions": "an older form that is not supported; send tools",
+    "function_call": "an older form that is not supported; send tool_choice",
+    "thread": "nothing is kept between requests; send the whole conversation",
+}
+"""Why a field is known but not built, and what to do, where there is something to say."""
 
 
 def asks_for_nothing(name: str, value: Any) -> bool:

@@ -13,6 +13,7 @@ from .completion_request import COMPLETION_ALIASES, DEFAULT_MAX_TOKENS, Completi
 from .errors import ApiError
 from .guidance_check import check_guidance
 from .job import Core
+from .messages_models import model_info, models_page, wants_anthropic
 from .openai_chat import ChatRenderer
 from .openai_completions import CompletionRenderer
 from .request_id import request_id_of
@@ -28,14 +29,17 @@ def openai_routes(core: Core, served: Served) -> APIRouter:
     chat_body = body_schema(ChatRequest, CHAT_ALIASES, {})
 
     @routes.get("/models")
-    async def list_models() -> Response:
+    async def list_models(request: Request) -> Response:
+        if wants_anthropic(request):
+            return JSONResponse(models_page(served))
         return JSONResponse({"object": "list", "data": [model_card(name, served) for name in served.model_names]})
 
     @routes.get("/models/{model:path}")
-    async def show_model(model: str) -> Response:
+    async def show_model(model: str, request: Request) -> Response:
         if model not in served.model_names:
             raise ApiError(404, f"model: there is no model {model!r} here", param="model", code="model_not_found")
-        return JSONResponse(model_card(model, served))
+        card = model_info if wants_anthropic(request) else model_card
+        return JSONResponse(card(model, served))
 
     @routes.post("/completions", openapi_extra=completion_body)
     async def complete(request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""POST /v1/responses."""
+"""POST /v1/responses, and its counting of tokens."""
 
 import time
 from functools import partial
@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from .answer import AnswerForm, AnswerReader
 from .bodies import read_body, understand
@@ -26,7 +26,9 @@ from .text_stream import Generation, Piece, TextStream
 def responses_routes(core: Core, served: Served) -> APIRouter:
     routes = APIRouter(prefix="/v1", tags=["OpenAI"])
 
-    @routes.post("/responses", openapi_extra=body_schema(ResponsesRequest, ALIASES, {}))
+    body = body_schema(ResponsesRequest, ALIASES, {})
+
+    @routes.post("/responses", openapi_extra=body)
     async def respond(request: Request) -> Response:
         raw = await read_body(request, served.max_body_bytes)
         parse = partial(parse_response, request_id=request_id_of(request.scope), served=served)
@@ -35,6 +37,14 @@ def responses_routes(core: Core, served: Served) -> APIRouter:
         renderer = ResponseRenderer(asked, generation, form, served, int(time.time()))
         start = partial(TextStream, core, generation, served.tokenizer)
         return GenerationResponse(start, renderer, stream=asked.stream)
+
+    @routes.post("/responses/input_tokens", openapi_extra=body)
+    async def count_tokens(request: Request) -> Response:
+        """Tokens that the prompt of such a response would have."""
+        raw = await read_body(request, served.max_body_bytes)
+        parse = partial(parse_response, request_id=request_id_of(request.scope), served=served, counted=True)
+        _, generation, _ = await understand(raw, parse)
+        return JSONResponse({"object": "response.input_tokens", "input_tokens": generation.num_prompt_tokens})
 
     return routes
 

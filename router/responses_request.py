@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 
 from .answer import AnswerForm
 from .chat_request import Effort, read_chat
-from .errors import ApiError
+from .errors import ApiError, bad_field
 from .fields import Fields, convert, decode_json, take_apart
 from .renamed import renamed
 from .served import Served
@@ -135,17 +135,30 @@ class ResponsesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 OWN = frozenset(ResponsesRequest.__struct_fields__)
 
 
-def parse_response(raw: bytes, request_id: str, served: Served) -> tuple[ResponsesRequest, Generation, AnswerForm]:
-    """Raises ApiError. Safe in a thread, for large bodies."""
+def parse_response(
+    raw: bytes, request_id: str, served: Served, *, counted: bool = False
+) -> tuple[ResponsesRequest, Generation, AnswerForm]:
+    """`counted`: only the prompt's tokens matter. Raises ApiError. Safe in a thread, for large bodies."""
     fields = take_apart(decode_json(raw), OWN, ALIASES)
+    if counted:
+        fields.past_context = "count"
     if isinstance(fields.own.get("input"), list):
         fields.own["input"] = [typed_item(item) for item in fields.own["input"]]
+    refuse_kept(fields)
     request = convert(fields.own, ResponsesRequest, fields)
     try:
         _, generation, form = read_chat(chat_fields(request, fields), request_id, served)
     except ApiError as error:
         raise renamed(error, NAMES) from error
     return request, generation, form
+
+
+def refuse_kept(fields: Fields) -> None:
+    """Raises ApiError (400) for an earlier response that is meant to be known."""
+    for name in ("previous_response_id", "conversation"):
+        if name in fields.own:
+            why = "nothing is kept between requests; send the whole conversation as input"
+            raise bad_field(name, why, code="unsupported_field")
 
 
 def typed_item(item: Any) -> Any:

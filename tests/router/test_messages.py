@@ -206,6 +206,44 @@ def test_tokens_are_counted():
     assert reply.json() == {"input_tokens": len("user:hi\n")}
 
 
+def test_tokens_of_what_is_too_long_are_counted():
+    long = {"messages": [{"role": "user", "content": "x" * 9000}], "max_tokens": 9000}
+    reply = ask(FakeCore(), "POST", PATH + "/count_tokens", json=long, served_with=SETTINGS)
+    assert reply.json() == {"input_tokens": len("user:\n") + 9000}
+
+
+def test_an_answer_of_a_schema():
+    form = {"type": "json_schema", "schema": {"type": "object", "properties": {}, "additionalProperties": False}}
+    core = saying("{}")
+    assert post(core, {"output_config": {"format": form}}).status_code == 200
+    assert accepted(core, "{}")
+    assert not accepted(core, "hello")
+
+
+@pytest.mark.parametrize(("source", "shown"), [("{{ reasoning_effort }}", "max"), ("x", "x")])
+def test_effort_is_a_hint(source, shown):
+    core = saying("ok")
+    asked = {"output_config": {"effort": "max"}, "cache_control": {"type": "ephemeral"}}
+    assert post(core, asked, chat_template=ChatTemplate(source, {})).status_code == 200
+    assert prompt_of(core) == shown
+
+
+def test_models_are_shown_as_anthropics_clients_read_them():
+    asked = {"headers": {"anthropic-version": "2023-06-01"}}
+    page = ask(FakeCore(), "GET", "/v1/models", **asked).json()
+    assert (page["has_more"], page["first_id"], page["last_id"]) == (False, "tiny", "alias")
+    info = ask(FakeCore(), "GET", "/v1/models/alias", **asked).json()
+    assert page["data"][1] == info
+    assert info == {
+        "type": "model",
+        "id": "alias",
+        "display_name": "alias",
+        "created_at": "2023-11-14T22:13:20Z",
+        "max_input_tokens": 200,
+        "max_tokens": 200,
+    }
+
+
 IMAGE = {"type": "image", "source": {}}
 REFUSED = [
     ({"max_tokens": None}, 400, "max_tokens"),
@@ -221,6 +259,9 @@ REFUSED = [
     ({**TOOLS, "tool_choice": {"type": "tool"}}, 400, "tool_choice.name"),
     ({**TOOLS, "tool_choice": {"type": "tool", "name": "x"}}, 400, "tool_choice.name"),
     ({"nonsense": 1}, 400, "nonsense"),
+    ({"thread": {"type": "create"}}, 400, "thread"),
+    ({"output_config": {"effort": "some"}}, 400, "output_config.effort"),
+    ({"output_config": {"format": {"type": "json_schema", "schema": {"type": "x"}}}}, 400, "output_config.format"),
 ]
 
 

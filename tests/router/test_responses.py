@@ -196,6 +196,19 @@ def test_refusals_name_the_field(body, status, param):
     assert error["message"].startswith(f"{param}: ")
 
 
+def test_what_is_not_kept_is_told():
+    for name in ("previous_response_id", "conversation"):
+        error = post(FakeCore(), {name: "x"}).json()["error"]
+        assert (error["code"], "nothing is kept" in error["message"]) == ("unsupported_field", True)
+
+
+@pytest.mark.parametrize("length", [2, 9000])
+def test_tokens_are_counted(length):
+    body = {"input": "x" * length}
+    reply = ask(FakeCore(), "POST", "/v1/responses/input_tokens", json=body, served_with=SETTINGS)
+    assert reply.json() == {"object": "response.input_tokens", "input_tokens": len("user:\n") + length}
+
+
 def test_samplers_and_no_ops_are_taken():
     core = saying("ok")
     body = {"temperature": 0.5, "top_k": 5, "store": True, "metadata": {}, "include": ["reasoning.encrypted_content"]}
