@@ -6,7 +6,8 @@ from typing import Any
 
 import anthropic
 import pytest
-from anthropic import Anthropic
+from anthropic import Anthropic, beta_tool
+from pydantic import BaseModel
 
 TOOL: Any = {"name": "weather", "input_schema": {"type": "object", "properties": {"city": {"type": "string"}}}}
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
@@ -70,6 +71,32 @@ def test_a_streamed_use_of_a_tool(client: Anthropic) -> None:
     assert text.text == "Well."
     assert use.type == "tool_use"
     assert use.input == {"city": "Paris"}
+
+
+def test_the_sdk_runs_a_tool_itself(client: Anthropic) -> None:
+    @beta_tool
+    def weather(city: str) -> str:
+        """The weather in a city."""
+        return f"Say: Rain in {city}."
+
+    runner = client.beta.messages.tool_runner(**asked(CALL), tools=[weather], thread=False)
+    *_, last = runner
+    assert [block.type == "text" and block.text for block in last.content] == ["Rain in Paris."]
+
+
+class City(BaseModel):
+    name: str
+    people: int
+
+
+def test_an_answer_of_a_type(client: Anthropic) -> None:
+    answer = client.messages.parse(**asked('{"name": "Paris", "people": 2}'), output_format=City)
+    assert answer.parsed_output == City(name="Paris", people=2)
+
+
+def test_models(client: Anthropic) -> None:
+    assert [(model.id, model.type) for model in client.models.list()] == [("tiny", "model"), ("alias", "model")]
+    assert client.models.retrieve("alias").max_input_tokens == 4000
 
 
 def test_a_wrong_key(client: Anthropic) -> None:

@@ -116,6 +116,8 @@ def test_responses(client: OpenAI) -> None:
     assert (answer.status, answer.output_text) == ("completed", "Hello.")
     assert answer.usage is not None
     assert answer.usage.output_tokens == 7
+    counted = client.responses.input_tokens.count(model=MODEL, input="Say: Hello.", instructions="Be kind.")
+    assert counted.input_tokens == answer.usage.input_tokens
     parsed = client.responses.parse(model=MODEL, input='Say: {"name": "Paris", "people": 2}', text_format=City)
     assert parsed.output_parsed == City(name="Paris", people=2)
 
