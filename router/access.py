@@ -81,6 +81,9 @@ class Access:
     def is_open(self, path: str) -> bool:
         return path in self._open or path.startswith(OPEN_FOLDERS)
 
+    def asks_for_key(self, path: str) -> bool:
+        return path.startswith(ADMIN_FOLDER) or (self.needs_key and not self.is_open(path))
+
     def enter(self, scope: Scope) -> Account:
         """The account of a request. Raises ApiError: 401 without a key that is known, 403 where it does not suffice."""
         now = self.clock()

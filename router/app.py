@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 from .. import __version__
 from .access import Access
 from .admin_routes import admin_routes
+from .answer_schema import TEXT, answers
 from .auth import AuthMiddleware
 from .cors import ANY_SITE, Cors, add_cors
 from .errors import ApiError, error_response
@@ -21,6 +22,7 @@ from .kobold import kobold_routes
 from .kobold_lite import lite_routes
 from .messages import messages_routes
 from .openai_routes import openai_routes
+from .openapi_page import complete_page
 from .page import DEFAULT_PREFIX, Page
 from .pooling_routes import pooling_routes
 from .request_id import HEADER, request_id_of
@@ -29,6 +31,7 @@ from .request_usage import RequestUsage, RequestUsagePage
 from .responses import responses_routes
 from .samplers_route import samplers_routes
 from .served import Served
+from .service_schemas import Alive, Ready, Version
 from .status_routes import status_routes
 from .ui_routes import home_routes, ui_routes
 
@@ -52,7 +55,12 @@ def create_app(
     access = access or Access()
     usage = RequestUsage()
     access.open_pages(served.kobold_lite or ())
-    app = FastAPI(title="Isthmus", version=__version__, description="LLM serving, OpenAI and KoboldAI APIs")
+    app = FastAPI(
+        title="Isthmus",
+        version=__version__,
+        description="LLM serving, OpenAI and KoboldAI APIs",
+        default_response_class=Response,  # promises no media type: routes say theirs
+    )
     app.include_router(openai_routes(core, served))
     app.include_router(pooling_routes(core, served))
     app.include_router(responses_routes(core, served))
@@ -75,30 +83,33 @@ def create_app(
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(ClientDisconnect, on_disconnect)
     app.add_exception_handler(Exception, on_bug)
+    complete_page(app, access)
     return app
 
 
 def add_service_routes(app: FastAPI, core: Core, pages: Sequence[Page]) -> None:
     """`pages`: of metrics, besides the core's."""
 
-    @app.get("/health", tags=["service"])
+    @app.get("/health", tags=["service"], responses=answers(Ready, 503))
     async def health() -> Response:
         """200 once a worker is ready that can serve requests, 503 before."""
         if not core.ready:
             raise ApiError(503, "no worker is ready", retry_after_s=1)
         return JSONResponse({"status": "ready"})
 
-    @app.get("/ping", tags=["service"])
+    @app.get("/ping", tags=["service"], responses=answers(Alive))
     async def ping() -> Response:
         """200 while the router runs, with or without workers."""
         return JSONResponse({"status": "alive"})
 
-    @app.get("/version", tags=["service"])
+    @app.get("/version", tags=["service"], responses=answers(Version))
     async def version() -> Response:
+        """Of the server."""
         return JSONResponse({"version": __version__})
 
-    @app.get("/metrics", tags=["service"])
+    @app.get("/metrics", tags=["service"], responses=answers({"type": "string"}, media_type=TEXT))
     async def metrics() -> Response:
+        """For Prometheus."""
         return Response(core.metrics() + b"".join([page.render() for page in pages]), media_type=METRICS_TYPE)
 
 

@@ -13,11 +13,14 @@ from .errors import bad_field
 
 class TextPart(Struct, frozen=True, forbid_unknown_fields=True):
     type: Literal["text"]
+    """Only text."""
     text: str
+    """A part of the message's text."""
 
 
 class CalledFunction(Struct, frozen=True, forbid_unknown_fields=True):
     name: str
+    """Of the function."""
     arguments: str | dict[str, Any] = ""
     """JSON, or the object itself."""
 
@@ -26,8 +29,11 @@ class ToolCall(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tr
     """A call that an assistant has made."""
 
     function: CalledFunction
+    """What is called."""
     id: str | None = None
+    """Which the message with its result names in tool_call_id."""
     type: Literal["function"] = "function"
+    """Only functions are called."""
     index: int | None = None
     """Its place in a stream, which clients may send back."""
 
@@ -36,17 +42,27 @@ class Message(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
     """A message as clients send it, their own earlier answers included. What is null does not reach the template."""
 
     role: Annotated[str, Meta(min_length=1)]
+    """Who speaks, as the template names them: system, user, assistant, tool."""
     content: str | list[TextPart] | None = None
+    """The text, or its parts."""
     name: str | None = None
+    """Of who speaks, for templates that show it."""
     tool_calls: list[ToolCall] | None = None
+    """Calls that the assistant has made."""
     tool_call_id: str | None = None
+    """Of a tool's message: the call whose result it is."""
     reasoning_content: str | None = None
+    """What the assistant thought before."""
     reasoning: str | None = None
     """Another name of reasoning_content."""
     refusal: str | None = None
+    """What the assistant said instead of an answer; templates do not show it."""
     function_call: dict[str, Any] | None = None
+    """An older form of tool_calls; only null."""
     annotations: list[Any] | None = None
+    """Of an earlier answer; templates do not show them."""
     audio: dict[str, Any] | None = None
+    """Of an earlier answer; templates do not show it."""
 
 
 def check_messages(messages: Any) -> None:

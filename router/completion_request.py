@@ -17,8 +17,19 @@ DEFAULT_MAX_TOKENS = 16
 COMPLETION_ALIASES = {**ALIASES, "n_probs": "logprobs"}
 
 
+TOKEN_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+PROMPT = {
+    "anyOf": [
+        {"type": "string", "minLength": 1},
+        {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
+        TOKEN_IDS,
+        {"type": "array", "items": TOKEN_IDS, "minItems": 1},
+    ]
+}
+
+
 class CompletionRequest(OpenAiRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    prompt: Any
+    prompt: Annotated[Any, Meta(extra_json_schema=PROMPT)]
     """A string, a list of strings, token ids, or a list of lists of token ids."""
     echo: bool = False
     """Put the prompt before each choice."""

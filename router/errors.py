@@ -2,6 +2,7 @@
 /v1/messages, in Kobold's on /api."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -85,16 +86,19 @@ def anthropic_error(error: ApiError) -> dict[str, Any]:
     return {"type": "error", "error": {"type": kind, "message": error.message}}
 
 
-def error_body(path: str, error: ApiError) -> dict[str, Any]:
-    """The body for a route at `path`."""
+ErrorWriter = Callable[[ApiError], dict[str, Any]]
+
+
+def error_writer(path: str) -> ErrorWriter:
+    """Makes the bodies of a route at `path`."""
     if path.startswith("/v1/messages"):
-        return anthropic_error(error)
-    return kobold_error(error) if path.startswith("/api/") else openai_error(error)
+        return anthropic_error
+    return kobold_error if path.startswith("/api/") else openai_error
 
 
 def error_response(path: str, error: ApiError) -> Response:
     headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else {}
     if error.retry_after_s is not None:
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
-    body = msgspec.json.encode(error_body(path, error))
+    body = msgspec.json.encode(error_writer(path)(error))
     return Response(body, error.status, headers, media_type="application/json")

@@ -23,29 +23,45 @@ class NamedSchema(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields
     """OpenAI's."""
 
     schema: dict[str, Any] | None = None
+    """The JSON schema."""
     name: str | None = None
+    """Of the schema; not shown to the model."""
     description: str | None = None
+    """Of the schema; not shown to the model."""
     strict: bool | None = None
+    """Nothing to switch: the schema always holds."""
 
 
 class ResponseFormat(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     type: Literal["text", "json_object", "json_schema", "structural_tag"]
+    """What the text is: anything, JSON, JSON that a schema describes, or text with constrained passages."""
     json_schema: NamedSchema | None = None
+    """Of json_schema: the schema, in an object."""
     schema: dict[str, Any] | None = None
     """llama.cpp's place for it, also beside json_object."""
     structures: list[dict[str, Any]] | None = None
+    """Of structural_tag: the passages, each with begin, schema and end."""
     triggers: list[str] | None = None
+    """Of structural_tag: texts that passages begin with."""
 
 
 class StructuredOutputs(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     json: str | dict[str, Any] | None = None
+    """A JSON schema."""
     regex: str | None = None
+    """A regular expression for the whole output."""
     choice: list[str] | None = None
+    """The output is one of these."""
     grammar: str | None = None
+    """Lark, or GBNF."""
     json_object: bool | None = None
+    """The output is any JSON object."""
     structural_tag: str | dict[str, Any] | None = None
+    """Free text with constrained passages: `structures` and `triggers`."""
     whitespace_pattern: str | None = None
+    """A regular expression for what may stand between the tokens of JSON."""
     disable_any_whitespace: bool = False
+    """Nothing may."""
     disable_additional_properties: bool = False
     """Nothing to switch off: unless a schema says otherwise, other properties are JSON's own rule."""
     disable_fallback: bool = False

@@ -8,6 +8,7 @@ from msgspec import Meta, Struct
 from starlette.responses import JSONResponse, Response
 
 from .accounts import account_name
+from .answer_schema import answers, generates
 from .bodies import read_body, understand
 from .errors import bad_field
 from .fields import convert, decode_json
@@ -18,10 +19,11 @@ from .kobold_facts import kobold_fact_routes
 from .kobold_perf import perf
 from .kobold_request import ALIASES, SAMPLING_DEFAULTS, KoboldRequest, parse_kobold
 from .kobold_running import GenKey, RunningGenerations
+from .kobold_schemas import AbortTold, Checked, KoboldAnswer, KoboldEvent, LastLogprobs, Perf, Props
 from .kobold_tokens import kobold_token_routes
 from .logprobs_json import kobold_logprobs
 from .request_id import request_id_of
-from .request_schema import body_schema
+from .request_schema import body_schema, struct_schema
 from .served import Served
 from .sse import GenerationResponse
 from .text_stream import Generation, TextStream
@@ -29,6 +31,7 @@ from .text_stream import Generation, TextStream
 
 class KeyRequest(Struct, frozen=True, forbid_unknown_fields=True):
     genkey: Annotated[str, Meta(max_length=256)] = ""
+    """Names the generation, as its request did."""
 
 
 class KoboldRoutes:
@@ -40,21 +43,24 @@ class KoboldRoutes:
         self.running = RunningGenerations()
 
     async def generate(self, request: Request) -> Response:
+        """Goes on from a prompt."""
         asked, generation = await self._parse(request)
         return self._answer(request, asked, generation, stream=False)
 
     async def generate_stream(self, request: Request) -> Response:
+        """Goes on from a prompt, and sends the text while it is made."""
         asked, generation = await self._parse(request)
         if asked.n != 1:
             raise bad_field("n", "must be 1 when streaming: the events do not say which choice they are of")
         return self._answer(request, asked, generation, stream=True)
 
     async def check(self, request: Request) -> Response:
+        """The text so far of the newest generation with this key, running or just ended."""
         key = await self._key(request)
         return JSONResponse({"results": [{"text": self.running.text_so_far(key)}]})
 
     async def abort(self, request: Request) -> Response:
-        """Answers with strings, as KoboldCpp does."""
+        """Ends the generations with this key. Answers with strings, as KoboldCpp does."""
         aborted = self.running.abort(await self._key(request))
         return JSONResponse({"success": told(aborted.success), "done": told(aborted.done)})
 
@@ -107,15 +113,20 @@ def kobold_routes(core: Core, served: Served, *, protected: bool = False) -> API
     handlers = KoboldRoutes(core, served)
     routes = APIRouter(tags=["Kobold"])
     body = body_schema(KoboldRequest, ALIASES, SAMPLING_DEFAULTS)
+    get, post = partial(routes.add_api_route, methods=["GET"]), partial(routes.add_api_route, methods=["POST"])
     for version in ("v1", "latest"):
-        routes.add_api_route(f"/api/{version}/generate", handlers.generate, methods=["POST"], openapi_extra=body)
-    routes.add_api_route("/api/extra/generate/stream", handlers.generate_stream, methods=["POST"], openapi_extra=body)
-    for method in ("GET", "POST"):
-        routes.add_api_route("/api/extra/generate/check", handlers.check, methods=[method])
-        routes.add_api_route("/props", handlers.props, methods=[method])
-    routes.add_api_route("/api/extra/last_logprobs", handlers.last_logprobs, methods=["POST"])
-    routes.add_api_route("/api/extra/abort", handlers.abort, methods=["POST"])
-    routes.add_api_route("/api/extra/perf", handlers.perf, methods=["GET"])
+        path = f"/api/{version}/generate"
+        post(path, handlers.generate, openapi_extra=body, responses=generates(KoboldAnswer, None))
+    streamed = generates(None, KoboldEvent)
+    post("/api/extra/generate/stream", handlers.generate_stream, openapi_extra=body, responses=streamed)
+    key = struct_schema(KeyRequest, optional=True)
+    get("/api/extra/generate/check", handlers.check, responses=answers(Checked, 400, 408, 413))
+    post("/api/extra/generate/check", handlers.check, openapi_extra=key, responses=answers(Checked))
+    post("/api/extra/last_logprobs", handlers.last_logprobs, openapi_extra=key, responses=answers(LastLogprobs))
+    post("/api/extra/abort", handlers.abort, openapi_extra=key, responses=answers(AbortTold))
+    get("/api/extra/perf", handlers.perf, responses=answers(Perf))
+    for method in (get, post):
+        method("/props", handlers.props, responses=answers(Props))
     routes.include_router(kobold_token_routes(served))
     routes.include_router(kobold_fact_routes(served, protected=protected))
     return routes

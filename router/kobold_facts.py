@@ -1,6 +1,7 @@
 """What Kobold's clients ask before they generate: names, versions, limits. Answers that never change."""
 
 from collections.abc import Awaitable, Callable
+from pathlib import PurePosixPath
 from typing import Annotated, Any
 
 import msgspec
@@ -9,9 +10,11 @@ from msgspec import Meta, Struct
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from .. import __version__
+from .answer_schema import answers, schema_like
 from .bodies import read_body
 from .fields import convert, decode_json
 from .kobold_request import DEFAULT_MAX_LENGTH, KoboldRequest, lengths
+from .kobold_schemas import Nothing
 from .request_schema import struct_schema
 from .served import Served
 
@@ -20,6 +23,7 @@ KOBOLD_VERSION = "1.2.5"
 KOBOLDCPP_VERSION = "1.104"
 """Clients switch features on by it: streaming (1.40), grammars (1.44), memory (1.49), DRY (1.70), XTC (1.74), instruct
 placeholders (1.102), adaptive-p (1.104). What is missing, such as images, the capabilities say."""
+CONTEXT = "Tokens, prompt and output together."
 CAPABILITIES = {
     "llm": True,
     "txt2img": False,
@@ -46,43 +50,49 @@ class SoftPromptRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
 def kobold_fact_routes(served: Served, *, protected: bool) -> APIRouter:
     """`protected`: they ask for a key, which clients show."""
-    routes = APIRouter(tags=["Kobold"])
-    for path, answer in facts(served, protected=protected).items():
-        routes.add_api_route(path, answer_with(answer), methods=["GET"])
+    routes = APIRouter()
+    for path, (about, answer) in facts(served, protected=protected).items():
+        how: dict[str, Any] = {
+            "name": PurePosixPath(path).name,
+            "description": about,
+            "responses": answers(schema_like(answer)),
+        }
+        routes.add_api_route(path, answer_with(answer), methods=["GET"], **how)
     for path in ("/api", "/api/v1", "/api/latest"):
         routes.add_api_route(path, show_docs, methods=["GET"], include_in_schema=False)
     for version in ("v1", "latest"):
         path, body = f"/api/{version}/config/soft_prompt", struct_schema(SoftPromptRequest)
-        routes.add_api_route(path, choose_soft_prompt, methods=["PUT"], openapi_extra=body)
+        told = answers(Nothing)
+        routes.add_api_route(path, choose_soft_prompt, methods=["PUT"], openapi_extra=body, responses=told)
     return routes
 
 
-def facts(served: Served, *, protected: bool) -> dict[str, Any]:
-    """By path."""
+def facts(served: Served, *, protected: bool) -> dict[str, tuple[str, Any]]:
+    """What they are, and the answer, by path."""
     shared = version_facts(served)
     version = {"result": "KoboldCpp", "version": KOBOLDCPP_VERSION, "protected": protected, **CAPABILITIES}
     return {
         **{f"/api/{version}{path}": answer for version in ("v1", "latest") for path, answer in shared.items()},
-        "/api/extra/true_max_context_length": {"value": served.max_model_len},
-        "/api/extra/version": version,
-        "/api/extra/preloadstory": {},
-        "/.well-known/serviceinfo": service_info(),
-        "/sdapi/v1/sd-models": [],
+        "/api/extra/true_max_context_length": (CONTEXT, {"value": served.max_model_len}),
+        "/api/extra/version": ("KoboldCpp's version whose API this is, and what there is of it.", version),
+        "/api/extra/preloadstory": ("A story to begin with: there is none.", {}),
+        "/.well-known/serviceinfo": ("Which APIs there are.", service_info()),
+        "/sdapi/v1/sd-models": ("Models that make images: there are none.", []),
     }
 
 
-def version_facts(served: Served) -> dict[str, dict[str, Any]]:
+def version_facts(served: Served) -> dict[str, tuple[str, dict[str, Any]]]:
     """Of the routes below /api/v1."""
     _, max_length = lengths(KoboldRequest(max_length=DEFAULT_MAX_LENGTH), served)
     info = {"version": __version__, "model": served.name, "max_context_length": served.max_model_len}
     return {
-        "/model": {"result": f"koboldcpp/{served.name}"},
-        "/info": {"result": "Isthmus", **info},
-        "/info/version": {"result": KOBOLD_VERSION},
-        "/config/max_length": {"value": max_length},
-        "/config/max_context_length": {"value": served.max_model_len},
-        "/config/soft_prompt": {"value": ""},
-        "/config/soft_prompts_list": {"values": []},
+        "/model": ("The model's name.", {"result": f"koboldcpp/{served.name}"}),
+        "/info": ("The server's name and version, and its model.", {"result": "Isthmus", **info}),
+        "/info/version": ("Version of this API.", {"result": KOBOLD_VERSION}),
+        "/config/max_length": ("Tokens that a request makes at most, unless it says so.", {"value": max_length}),
+        "/config/max_context_length": (CONTEXT, {"value": served.max_model_len}),
+        "/config/soft_prompt": ("The soft prompt in use: there is none.", {"value": ""}),
+        "/config/soft_prompts_list": ("Soft prompts: there are none.", {"values": []}),
     }
 
 

@@ -6,10 +6,12 @@ from fastapi import APIRouter, Request
 from msgspec import Meta, Struct
 from starlette.responses import JSONResponse, Response
 
+from .answer_schema import answers
 from .bodies import read_body, understand
 from .chat_request import ChatRequest, Message, render_chat
 from .errors import ApiError, bad_field, kobold_error
 from .fields import convert, decode_json
+from .kobold_schemas import Detokenized, TokensCounted
 from .request_schema import struct_schema
 from .served import Served
 
@@ -33,19 +35,20 @@ class DetokenizeRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def kobold_token_routes(served: Served) -> APIRouter:
-    routes = APIRouter(prefix="/api/extra", tags=["Kobold"])
+    routes = APIRouter(prefix="/api/extra")
 
-    @routes.post("/tokencount", openapi_extra=struct_schema(CountRequest))
+    @routes.post("/tokencount", openapi_extra=struct_schema(CountRequest), responses=answers(TokensCounted))
     async def tokencount(request: Request) -> Response:
-        """A refusal has the count -1, which is all that KoboldCpp says of one."""
+        """A text's tokens, or a conversation's. A refusal has the count -1, which is all that KoboldCpp says of one."""
         try:
             raw = await read_body(request, served.max_body_bytes)
             return JSONResponse(await understand(raw, lambda body: count_tokens(body, served)))
         except ApiError as error:
             return JSONResponse({"value": -1, **kobold_error(error)}, error.status)
 
-    @routes.post("/detokenize", openapi_extra=struct_schema(DetokenizeRequest))
+    @routes.post("/detokenize", openapi_extra=struct_schema(DetokenizeRequest), responses=answers(Detokenized))
     async def detokenize(request: Request) -> Response:
+        """The text of tokens."""
         raw = await read_body(request, served.max_body_bytes)
         text = await understand(raw, lambda body: text_of(body, served))
         return JSONResponse({"result": text, "success": True})

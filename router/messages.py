@@ -8,12 +8,14 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from .answer import AnswerForm, AnswerReader
+from .answer_schema import answers, generates
 from .bodies import read_body, understand
 from .errors import ApiError, anthropic_error
 from .guidance_check import check_guidance
 from .job import Core
 from .messages_output import MessageOutput
 from .messages_request import MessagesRequest, parse_messages
+from .messages_schemas import MessageAnswer, MessageEvent, TokenCount
 from .named_events import events
 from .request_id import request_id_of
 from .request_schema import body_schema
@@ -24,10 +26,12 @@ from .text_stream import ChoiceText, Generation, Piece, TextStream
 
 def messages_routes(core: Core, served: Served) -> APIRouter:
     routes = APIRouter(prefix="/v1", tags=["Anthropic"])
-    body = body_schema(MessagesRequest, {}, {})
+    body = body_schema(MessagesRequest, {}, {}, required=["max_tokens"])
+    counted_body = body_schema(MessagesRequest, {}, {})
 
-    @routes.post("/messages", openapi_extra=body)
+    @routes.post("/messages", openapi_extra=body, responses=generates(MessageAnswer, MessageEvent, 404))
     async def create(request: Request) -> Response:
+        """The assistant's next message in a conversation, with its thoughts and uses of tools."""
         raw = await read_body(request, served.max_body_bytes)
         parse = partial(parse_messages, request_id=request_id_of(request.scope), served=served)
         asked, generation, form = await understand(raw, parse)
@@ -36,8 +40,9 @@ def messages_routes(core: Core, served: Served) -> APIRouter:
         start = partial(TextStream, core, generation, served.tokenizer)
         return GenerationResponse(start, renderer, stream=asked.stream)
 
-    @routes.post("/messages/count_tokens", openapi_extra=body)
+    @routes.post("/messages/count_tokens", openapi_extra=counted_body, responses=answers(TokenCount, 404))
     async def count_tokens(request: Request) -> Response:
+        """Tokens that the prompt of such a message would have."""
         raw = await read_body(request, served.max_body_bytes)
         parse = partial(parse_messages, request_id=request_id_of(request.scope), served=served, counted=True)
         _, generation, _ = await understand(raw, parse)

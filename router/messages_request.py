@@ -24,28 +24,40 @@ Cache = dict[str, Any] | None
 
 class TextBlock(Struct, frozen=True, tag="text", forbid_unknown_fields=True):
     text: str
+    """The text."""
     cache_control: Cache = None
+    """A hint to a provider's cache; prefixes are found by their content here."""
     citations: list[Any] | None = None
+    """Of an earlier answer; templates do not show them."""
 
 
 class ThinkingBlock(Struct, frozen=True, tag="thinking", forbid_unknown_fields=True):
     thinking: str
+    """What the assistant thought."""
     signature: str = ""
+    """As an earlier answer gave it; not needed."""
 
 
 class ToolUseBlock(Struct, frozen=True, tag="tool_use", forbid_unknown_fields=True):
     id: str
+    """Which the block with its result names."""
     name: str
+    """Of the tool."""
     input: dict[str, Any]
+    """What it was given."""
     cache_control: Cache = None
+    """A hint to a provider's cache; prefixes are found by their content here."""
 
 
 class ToolResultBlock(Struct, frozen=True, tag="tool_result", forbid_unknown_fields=True):
     tool_use_id: str
+    """Of the use whose result it is."""
     content: str | list[TextBlock] = ""
+    """The result, as text."""
     is_error: bool = False
     """Templates have no place for it: the content says so itself."""
     cache_control: Cache = None
+    """A hint to a provider's cache; prefixes are found by their content here."""
 
 
 Block = TextBlock | ThinkingBlock | ToolUseBlock | ToolResultBlock
@@ -53,29 +65,42 @@ Block = TextBlock | ThinkingBlock | ToolUseBlock | ToolResultBlock
 
 class ChatMessage(Struct, frozen=True, forbid_unknown_fields=True):
     role: Literal["user", "assistant"]
+    """Who speaks; results of tools are the user's."""
     content: str | Annotated[list[Block], Meta(min_length=1)]
+    """The text, or blocks."""
 
 
 class CustomTool(Struct, frozen=True, forbid_unknown_fields=True):
     name: str
+    """What the model calls it by."""
     input_schema: dict[str, Any]
+    """A JSON schema of its input, which is an object."""
     description: str | None = None
+    """What it does, for the model."""
     strict: bool | None = None
+    """Hold the model's uses to the schema."""
     type: Literal["custom"] | None = None
+    """Only the client's own tools."""
     cache_control: Cache = None
+    """A hint to a provider's cache; prefixes are found by their content here."""
 
 
 class Choice(Struct, frozen=True, forbid_unknown_fields=True):
     type: Literal["auto", "any", "tool", "none"]
+    """If the model wants to, in any case, this one, or never."""
     name: str | None = None
+    """Of the tool, where type is tool."""
     disable_parallel_tool_use: bool = False
+    """One answer uses one tool at most."""
 
 
 class Thinking(Struct, frozen=True, forbid_unknown_fields=True):
     type: Literal["enabled", "disabled", "adaptive"]
+    """Whether it does; templates know no more than that."""
     budget_tokens: int | None = None
     """A hint that no model here is told."""
     display: str | None = None
+    """Thoughts are shown whole, in their blocks."""
 
 
 class JsonFormat(Struct, frozen=True, forbid_unknown_fields=True):

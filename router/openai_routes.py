@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
+from .answer_schema import answers, generates
 from .bodies import read_body, understand
 from .chat_request import CHAT_ALIASES, ChatRequest, parse_chat
 from .completion_request import COMPLETION_ALIASES, DEFAULT_MAX_TOKENS, CompletionRequest, parse_completion
@@ -16,6 +17,7 @@ from .job import Core
 from .messages_models import model_info, models_page, wants_anthropic
 from .openai_chat import ChatRenderer
 from .openai_completions import CompletionRenderer
+from .openai_schemas import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk, ModelCard, ModelList
 from .request_id import request_id_of
 from .request_schema import body_schema
 from .served import Served
@@ -28,21 +30,24 @@ def openai_routes(core: Core, served: Served) -> APIRouter:
     completion_body = body_schema(CompletionRequest, COMPLETION_ALIASES, {"max_tokens": DEFAULT_MAX_TOKENS})
     chat_body = body_schema(ChatRequest, CHAT_ALIASES, {})
 
-    @routes.get("/models")
+    @routes.get("/models", responses=answers(ModelList))
     async def list_models(request: Request) -> Response:
+        """The names that requests may give in `model`; in Anthropic's shape if the header `anthropic-version` is there."""
         if wants_anthropic(request):
             return JSONResponse(models_page(served))
         return JSONResponse({"object": "list", "data": [model_card(name, served) for name in served.model_names]})
 
-    @routes.get("/models/{model:path}")
+    @routes.get("/models/{model:path}", responses=answers(ModelCard, 404))
     async def show_model(model: str, request: Request) -> Response:
+        """One of them."""
         if model not in served.model_names:
             raise ApiError(404, f"model: there is no model {model!r} here", param="model", code="model_not_found")
         card = model_info if wants_anthropic(request) else model_card
         return JSONResponse(card(model, served))
 
-    @routes.post("/completions", openapi_extra=completion_body)
+    @routes.post("/completions", openapi_extra=completion_body, responses=generates(Completion, CompletionChunk, 404))
     async def complete(request: Request) -> Response:
+        """Goes on from one or several prompts, as text or as token ids."""
         raw = await read_body(request, served.max_body_bytes)
         request_id = request_id_of(request.scope)
         asked, generation = await understand(raw, partial(parse_completion, request_id=request_id, served=served))
@@ -51,8 +56,11 @@ def openai_routes(core: Core, served: Served) -> APIRouter:
         start = partial(TextStream, core, generation, served.tokenizer)
         return GenerationResponse(start, renderer, stream=asked.stream)
 
-    @routes.post("/chat/completions", openapi_extra=chat_body)
+    @routes.post(
+        "/chat/completions", openapi_extra=chat_body, responses=generates(ChatCompletion, ChatCompletionChunk, 404)
+    )
     async def chat(request: Request) -> Response:
+        """The assistant's next message in a conversation, with its thoughts and calls of tools."""
         raw = await read_body(request, served.max_body_bytes)
         request_id = request_id_of(request.scope)
         asked, generation, form = await understand(raw, partial(parse_chat, request_id=request_id, served=served))

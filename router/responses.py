@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from .answer import AnswerForm, AnswerReader
+from .answer_schema import generates
 from .bodies import read_body, understand
 from .errors import ApiError, openai_error
 from .guidance_check import check_guidance
@@ -18,6 +19,7 @@ from .request_id import request_id_of
 from .request_schema import body_schema
 from .responses_output import ResponseOutput
 from .responses_request import ALIASES, ResponsesRequest, parse_response
+from .responses_schemas import ResponseEvent, ResponseObject
 from .served import Served
 from .sse import GenerationResponse
 from .text_stream import Generation, Piece, TextStream
@@ -28,8 +30,9 @@ def responses_routes(core: Core, served: Served) -> APIRouter:
 
     body = body_schema(ResponsesRequest, ALIASES, {})
 
-    @routes.post("/responses", openapi_extra=body)
+    @routes.post("/responses", openapi_extra=body, responses=generates(ResponseObject, ResponseEvent, 404))
     async def respond(request: Request) -> Response:
+        """The answer to a whole conversation: nothing is kept between requests."""
         raw = await read_body(request, served.max_body_bytes)
         parse = partial(parse_response, request_id=request_id_of(request.scope), served=served)
         asked, generation, form = await understand(raw, parse)

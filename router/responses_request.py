@@ -25,9 +25,13 @@ NAMES = (("messages", "input"), ("reasoning_effort", "reasoning.effort"), (".fun
 
 class TextItem(Struct, frozen=True, forbid_unknown_fields=True):
     type: Literal["input_text", "output_text", "text", "reasoning_text", "summary_text"]
+    """Whose text it is; all are read alike."""
     text: str
+    """The text."""
     annotations: list[Any] | None = None
+    """As an earlier response gave it; not needed."""
     logprobs: list[Any] | None = None
+    """As an earlier response gave it; not needed."""
 
 
 Texts = str | list[TextItem]
@@ -35,33 +39,52 @@ Texts = str | list[TextItem]
 
 class MessageItem(Struct, frozen=True, tag="message", forbid_unknown_fields=True):
     role: Literal["user", "assistant", "system", "developer"]
+    """Who speaks; a developer is read as the system."""
     content: Texts
+    """The text, or its parts."""
     id: str | None = None
+    """As an earlier response gave it; not needed."""
     status: str | None = None
+    """As an earlier response gave it; not needed."""
     phase: str | None = None
+    """As an earlier response gave it; not needed."""
 
 
 class CallItem(Struct, frozen=True, tag="function_call", forbid_unknown_fields=True):
     call_id: str
+    """Which the item with its result names."""
     name: str
+    """Of the function."""
     arguments: str
+    """JSON."""
     id: str | None = None
+    """As an earlier response gave it; not needed."""
     status: str | None = None
+    """As an earlier response gave it; not needed."""
 
 
 class ResultItem(Struct, frozen=True, tag="function_call_output", forbid_unknown_fields=True):
     call_id: str
+    """Of the call whose result it is."""
     output: Texts
+    """The result, as text."""
     id: str | None = None
+    """As an earlier response gave it; not needed."""
     status: str | None = None
+    """As an earlier response gave it; not needed."""
 
 
 class ReasoningItem(Struct, frozen=True, tag="reasoning", forbid_unknown_fields=True):
     summary: list[TextItem] = []
+    """Read where there is no content."""
     content: list[TextItem] | None = None
+    """The thought."""
     id: str | None = None
+    """As an earlier response gave it; not needed."""
     status: str | None = None
+    """As an earlier response gave it; not needed."""
     encrypted_content: str | None = None
+    """As an earlier response gave it; not needed."""
 
 
 Item = MessageItem | CallItem | ResultItem | ReasoningItem
@@ -69,34 +92,46 @@ Item = MessageItem | CallItem | ResultItem | ReasoningItem
 
 class FunctionTool(FunctionFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     type: Literal["function"]
+    """Only functions are called."""
 
 
 class NamedFunction(Struct, frozen=True, forbid_unknown_fields=True):
     type: Literal["function"]
+    """Only functions are called."""
     name: str
+    """One of those in tools."""
 
 
 class TextFormat(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     type: Literal["text", "json_object", "json_schema"]
+    """What the text is: anything, JSON, or JSON that a schema describes."""
     name: str | None = None
+    """Of the schema; not shown to the model."""
     description: str | None = None
+    """Of the schema; not shown to the model."""
     schema: dict[str, Any] | None = None
+    """The JSON schema."""
     strict: bool | None = None
+    """Nothing to switch: the schema always holds."""
 
 
 class Reasoning(Struct, frozen=True, forbid_unknown_fields=True):
     effort: Effort | None = None
+    """How long the model thinks, for templates that know it; none: not at all."""
     summary: Literal["auto", "concise", "detailed"] | None = None
     """Thoughts are shown whole, in their items."""
 
 
 class TextConfig(Struct, frozen=True, forbid_unknown_fields=True):
     format: TextFormat | None = None
+    """What the text is."""
     verbosity: Literal["medium"] | None = None
+    """Only as it is."""
 
 
 class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
     include_obfuscation: Literal[False] | None = None
+    """Padding against observers of packet lengths. Not built."""
 
 
 class ResponsesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -9,8 +9,10 @@ from starlette.responses import Response
 from ..wire.sampler_lists import KOBOLD, KOBOLD_ORDER, NAMES
 from ..wire.sampling import DEFAULT_ORDER
 from ..wire.sampling_table import Parameter, parameters
+from .answer_schema import answers
 from .completion_request import DEFAULT_MAX_TOKENS
 from .kobold_request import DEFAULT_MAX_LENGTH, SAMPLING_DEFAULTS
+from .openai_schemas import Samplers
 
 ROUTE_DEFAULTS: dict[str, dict[str, Any]] = {
     "openai": {"sampler_priority": DEFAULT_ORDER, "max_tokens": DEFAULT_MAX_TOKENS},
@@ -30,7 +32,7 @@ def samplers_routes() -> APIRouter:
         and Kobold's routes, help; and the orders of samplers, with the names and ids that lists of them may hold."""
         return Response(raw, media_type="application/json")
 
-    routes.add_api_route("/v1/samplers", samplers, methods=["GET"])
+    routes.add_api_route("/v1/samplers", samplers, methods=["GET"], responses=answers(Samplers))
     return routes
 
 

@@ -4,7 +4,10 @@ import msgspec
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from .answer_schema import answers
 from .job import Core
+from .service_schemas import Timelines
+from .topology import Topology
 
 NO_STORE = {"Cache-Control": "no-store"}
 
@@ -12,12 +15,12 @@ NO_STORE = {"Cache-Control": "no-store"}
 def status_routes(core: Core) -> APIRouter:
     routes = APIRouter(prefix="/v1", tags=["status"])
 
-    @routes.get("/topology")
+    @routes.get("/topology", responses=answers(Topology))
     async def topology() -> Response:
         """The router, its workers with queues, KV blocks and measured rates, and the links KV moves over."""
         return json_response(core.topology())
 
-    @routes.get("/timelines")
+    @routes.get("/timelines", responses=answers(Timelines))
     async def timelines() -> Response:
         """Of requests that run and of the last 200 that have ended, newest first: seconds in queue, prefill, transfer
         and decode, counts of tokens, workers. No text."""

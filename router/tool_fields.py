@@ -16,23 +16,32 @@ MAX_TOOLS = 512
 
 class FunctionFields(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     name: Annotated[str, Meta(pattern=r"^[\w.:/-]{1,128}$")]
+    """What the model calls it by."""
     description: str | None = None
+    """What it does, for the model."""
     parameters: dict[str, Any] | None = None
+    """A JSON schema of its arguments, which are an object."""
     strict: bool | None = None
+    """Hold the model's calls to the schema."""
 
 
 class Tool(Struct, frozen=True, forbid_unknown_fields=True):
     type: Literal["function"]
+    """Only functions are called."""
     function: FunctionFields
+    """What may be called."""
 
 
 class FunctionName(Struct, frozen=True, forbid_unknown_fields=True):
     name: str
+    """One of those in tools."""
 
 
 class NamedTool(Struct, frozen=True, forbid_unknown_fields=True):
     function: FunctionName
+    """The one to call."""
     type: Literal["function"] = "function"
+    """Only functions are called."""
 
 
 Tools = Annotated[list[Tool], Meta(max_length=MAX_TOOLS)]
