@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -14,6 +15,8 @@ from .errors import ApiError, bad_field
 from .no_ops import NO_OPS, NOT_BUILT, WHY, asks_for_nothing
 
 T = TypeVar("T")
+MAX_EXACT = 2**53
+"""Up to here floats are exact integers."""
 SHORTHANDS = frozenset(["dynatemp_range", "dynamic_temperature"])
 """Ways to say other fields of sampling: see sampling_fields."""
 
@@ -82,6 +85,8 @@ def take_apart(body: Mapping[str, Any], own: frozenset[str], aliases: Mapping[st
 
 def read_value(name: str, sent: str, value: Any) -> Any:
     """As our field means it. Raises ApiError (400) if it is written in no way we know."""
+    if name in TABLE and TABLE[name].kind == "integer":
+        value = whole(value)
     if name not in READERS:
         return value
     try:
@@ -106,9 +111,34 @@ def same(a: Any, b: Any) -> bool:
 def convert(value: Any, kind: type[T], fields: Fields | None = None, at: str = "") -> T:
     """`value` as `kind`; ApiError (400) naming the field if it is not one. `at` is the path of `value` itself."""
     try:
-        return msgspec.convert(value, kind, str_keys=True)
+        return to_kind(value, kind)
     except msgspec.ValidationError as error:
         raise field_error(str(error), fields or Fields(), at) from error
+
+
+def to_kind(value: Any, kind: type[T]) -> T:
+    """`value` as `kind`. In JSON 5.0 is an integer, and clients without integers write it so; for msgspec it is none.
+    Raises msgspec.ValidationError."""
+    try:
+        return msgspec.convert(value, kind, str_keys=True)
+    except msgspec.ValidationError:
+        with suppress(msgspec.ValidationError):
+            return msgspec.convert(all_whole(value), kind, str_keys=True)
+        raise
+
+
+def all_whole(value: Any) -> Any:
+    """With `whole` of each number in it."""
+    if isinstance(value, list):
+        return [all_whole(item) for item in value]
+    if isinstance(value, dict):
+        return {name: all_whole(item) for name, item in value.items()}
+    return whole(value)
+
+
+def whole(value: Any) -> Any:
+    """A float without a fraction as the integer it is; anything else as it came."""
+    return int(value) if type(value) is float and abs(value) <= MAX_EXACT and value.is_integer() else value
 
 
 def field_error(text: str, fields: Fields, at: str = "") -> ApiError:

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 from msgspec import Meta, Struct
 from starlette.responses import JSONResponse, Response
 
+from ..wire.sampling import TokenId
 from .answer_schema import answers
 from .bodies import read_body, understand
 from .chat_request import ChatRequest, Message, render_chat
@@ -28,7 +29,7 @@ class CountRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DetokenizeRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    ids: Annotated[list[int], Meta(max_length=MAX_IDS)]
+    ids: Annotated[list[TokenId], Meta(max_length=MAX_IDS)]
     """The tokens."""
     special: bool = True
     """Show special tokens as text."""

@@ -45,7 +45,11 @@ def openai_routes(core: Core, served: Served) -> APIRouter:
         card = model_info if wants_anthropic(request) else model_card
         return JSONResponse(card(model, served))
 
-    @routes.post("/completions", openapi_extra=completion_body, responses=generates(Completion, CompletionChunk, 404))
+    @routes.post(
+        "/completions",
+        openapi_extra=completion_body,
+        responses=generates(Completion, CompletionChunk, 404, last="[DONE]"),
+    )
     async def complete(request: Request) -> Response:
         """Goes on from one or several prompts, as text or as token ids."""
         raw = await read_body(request, served.max_body_bytes)
@@ -57,7 +61,9 @@ def openai_routes(core: Core, served: Served) -> APIRouter:
         return GenerationResponse(start, renderer, stream=asked.stream)
 
     @routes.post(
-        "/chat/completions", openapi_extra=chat_body, responses=generates(ChatCompletion, ChatCompletionChunk, 404)
+        "/chat/completions",
+        openapi_extra=chat_body,
+        responses=generates(ChatCompletion, ChatCompletionChunk, 404, last="[DONE]"),
     )
     async def chat(request: Request) -> Response:
         """The assistant's next message in a conversation, with its thoughts and calls of tools."""

@@ -81,4 +81,4 @@ def _default(name: str, defaults: Mapping[str, Any]) -> Schema:
 
 
 def _alias_of(name: str, schema: Mapping[str, Any]) -> Schema:
-    return {**{key: value for key, value in schema.items() if key != "default"}, "description": f"The same as {name}."}
+    return {**{key: value for key, value in schema.items() if key != "default"}, "description": f"the same as {name}"}

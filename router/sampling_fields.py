@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 from ..wire.sampling import SamplingParams, Step
 from ..wire.sampling_table import TABLE
 from .errors import ApiError, bad_field
-from .fields import Fields, convert, field_error
+from .fields import Fields, convert, field_error, to_kind
 
 ROUNDING = 1e-6
 """Between two ways to say the same temperatures."""
@@ -51,9 +51,9 @@ def with_temperature_last(order: tuple[Step, ...], wanted: Any) -> tuple[Step, .
     return (*(step for step in order if step != "temperature"), "temperature")
 
 
-def in_range(given: Mapping[str, Any], fields: Fields) -> SamplingParams:
+def in_range(given: dict[str, Any], fields: Fields) -> SamplingParams:
     try:
-        return msgspec.convert(given, SamplingParams, str_keys=True)
+        return to_kind(given, SamplingParams)
     except msgspec.ValidationError as error:
         raise with_range(field_error(str(error), fields), fields) from error
 

@@ -79,8 +79,12 @@ READERS: dict[str, Callable[[Any], Any]] = {
 }
 """By our field's name."""
 
-JSON_LIST = {"type": "string", "description": "a list as JSON"}
-COMMA_LIST = {"type": "string", "description": "ids between commas"}
+JSON_LIST = {"type": "string", "pattern": r"^\s*\[", "description": "a list as JSON"}
+COMMA_LIST = {
+    "type": "string",
+    "pattern": r"^[ \[\]]*([0-9]+ *(, *[0-9]+ *)*)?[ \[\]]*$",
+    "description": "ids between commas",
+}
 UNITS = {"type": "number", "exclusiveMinimum": 1, "maximum": UNITS_IN_ONE, "description": "in units of 1e-4"}
 PAIR = {"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2}
 OTHER_FORMS: dict[str, tuple[dict[str, Any], ...]] = {
