@@ -39,6 +39,10 @@ def refused(statuses: tuple[int, ...]) -> Responses:
     return {status: {"description": MEANINGS[status]} for status in statuses}
 
 
+def either(*kinds: Any) -> Schema:
+    return {"anyOf": [as_schema(kind) for kind in kinds]}
+
+
 def as_schema(kind: Any) -> Schema:
     return kind if isinstance(kind, dict) else schema_of(kind)
 

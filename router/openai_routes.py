@@ -7,10 +7,11 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from .answer_schema import answers, generates
+from .answer_schema import answers, either, generates
 from .bodies import read_body, understand
 from .chat_request import CHAT_ALIASES, ChatRequest, parse_chat
 from .completion_request import COMPLETION_ALIASES, DEFAULT_MAX_TOKENS, CompletionRequest, parse_completion
+from .error_schemas import OpenAiError
 from .errors import ApiError
 from .guidance_check import check_guidance
 from .job import Core
@@ -48,7 +49,7 @@ def openai_routes(core: Core, served: Served) -> APIRouter:
     @routes.post(
         "/completions",
         openapi_extra=completion_body,
-        responses=generates(Completion, CompletionChunk, 404, last="[DONE]"),
+        responses=generates(Completion, either(CompletionChunk, OpenAiError), 404, last="[DONE]"),
     )
     async def complete(request: Request) -> Response:
         """Goes on from one or several prompts, as text or as token ids."""
@@ -63,7 +64,7 @@ def openai_routes(core: Core, served: Served) -> APIRouter:
     @routes.post(
         "/chat/completions",
         openapi_extra=chat_body,
-        responses=generates(ChatCompletion, ChatCompletionChunk, 404, last="[DONE]"),
+        responses=generates(ChatCompletion, either(ChatCompletionChunk, OpenAiError), 404, last="[DONE]"),
     )
     async def chat(request: Request) -> Response:
         """The assistant's next message in a conversation, with its thoughts and calls of tools."""
