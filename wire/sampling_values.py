@@ -79,7 +79,7 @@ READERS: dict[str, Callable[[Any], Any]] = {
 }
 """By our field's name."""
 
-JSON_LIST = {"type": "string", "pattern": r"^\s*\[", "description": "a list as JSON"}
+JSON_LIST = {"type": "string", "pattern": r"^\s*(\[|$)", "description": "a list as JSON"}
 COMMA_LIST = {
     "type": "string",
     "pattern": r"^[ \[\]]*([0-9]+ *(, *[0-9]+ *)*)?[ \[\]]*$",
