@@ -9,23 +9,12 @@ from ..wire.sampling import SamplingParams
 from .errors import bad_field
 from .fields import Fields, convert, decode_json, take_apart
 from .openai_request import ALIASES, MAX_N, OpenAiRequest, Prompt, check_request, make_generation
-from .prompt_forms import split_prompts
+from .prompt_forms import PROMPT, split_prompts
 from .served import Served
 from .text_stream import Generation
 
 DEFAULT_MAX_TOKENS = 16
 COMPLETION_ALIASES = {**ALIASES, "n_probs": "logprobs"}
-
-
-TOKEN_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
-PROMPT = {
-    "anyOf": [
-        {"type": "string", "minLength": 1},
-        {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
-        TOKEN_IDS,
-        {"type": "array", "items": TOKEN_IDS, "minItems": 1},
-    ]
-}
 
 
 class CompletionRequest(OpenAiRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -19,12 +19,12 @@ from .pooling_request import (
     text_ids,
     usage_of,
 )
-from .prompt_forms import split_prompts
+from .prompt_forms import PROMPT, split_prompts
 from .served import Served
 
 
 class EmbeddingRequest(PoolingRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    input: Any
+    input: Annotated[Any, Meta(extra_json_schema=PROMPT)]
     """A string, a list of strings, token ids, or a list of lists of token ids."""
     encoding_format: Literal["float", "base64"] = "float"
     """Numbers, or the bytes of little-endian float32 numbers in base64."""

@@ -87,6 +87,27 @@ class MessageEvent(Struct):
     error: AnthropicDetail | UnsetType = UNSET
 
 
+class AnthropicModel(Struct):
+    """A model, in Anthropic's shape."""
+
+    type: Literal["model"]
+    id: str
+    display_name: str
+    created_at: str
+    """RFC 3339."""
+    max_input_tokens: int
+    max_tokens: int
+
+
+class AnthropicModels(Struct):
+    """The names that requests may give in `model`, in Anthropic's shape."""
+
+    data: list[AnthropicModel]
+    has_more: Literal[False]
+    first_id: str
+    last_id: str
+
+
 class TokenCount(Struct):
     """Tokens that the prompt of such a message would have."""
 

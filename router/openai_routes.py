@@ -16,6 +16,7 @@ from .errors import ApiError
 from .guidance_check import check_guidance
 from .job import Core
 from .messages_models import model_info, models_page, wants_anthropic
+from .messages_schemas import AnthropicModel, AnthropicModels
 from .openai_chat import ChatRenderer
 from .openai_completions import CompletionRenderer
 from .openai_schemas import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk, ModelCard, ModelList
@@ -25,20 +26,23 @@ from .served import Served
 from .sse import GenerationResponse
 from .text_stream import TextStream
 
+MODEL_LISTS = either(ModelList, AnthropicModels)
+MODEL_CARDS = either(ModelCard, AnthropicModel)
+
 
 def openai_routes(core: Core, served: Served) -> APIRouter:
     routes = APIRouter(prefix="/v1", tags=["OpenAI"])
     completion_body = body_schema(CompletionRequest, COMPLETION_ALIASES, {"max_tokens": DEFAULT_MAX_TOKENS})
     chat_body = body_schema(ChatRequest, CHAT_ALIASES, {})
 
-    @routes.get("/models", responses=answers(ModelList))
+    @routes.get("/models", responses=answers(MODEL_LISTS))
     async def list_models(request: Request) -> Response:
-        """The names that requests may give in `model`; in Anthropic's shape if the header `anthropic-version` is there."""
+        """The names that requests may give in `model`, in Anthropic's shape where the header `anthropic-version` is."""
         if wants_anthropic(request):
             return JSONResponse(models_page(served))
         return JSONResponse({"object": "list", "data": [model_card(name, served) for name in served.model_names]})
 
-    @routes.get("/models/{model:path}", responses=answers(ModelCard, 404))
+    @routes.get("/models/{model:path}", responses=answers(MODEL_CARDS, 404))
     async def show_model(model: str, request: Request) -> Response:
         """One of them."""
         if model not in served.model_names:

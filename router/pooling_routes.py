@@ -1,15 +1,19 @@
 """Routes that make vectors of texts, or scores of them. Those outside /v1 are other servers' names for the same."""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from fastapi import APIRouter, Request
+from msgspec import Struct
 from starlette.responses import Response
 
+from .answer_schema import generates
 from .bodies import read_body, understand
 from .embeddings import EmbeddingRequest, KoboldEmbeddingRequest, parse_embeddings, parse_kobold_embeddings
 from .job import Core
 from .pooling_request import PoolingRequest, PoolingTask
 from .pooling_response import PoolingResponse
+from .pooling_schemas import EmbeddingList, Ranking, ScoreList
 from .request_id import request_id_of
 from .request_schema import struct_schema
 from .rerank import RerankRequest, parse_rerank
@@ -18,20 +22,43 @@ from .served import Served
 
 Parse = Callable[[bytes, str, Served], PoolingTask]
 
-ROUTES: dict[str, tuple[type[PoolingRequest], Parse, str]] = {
-    "/v1/embeddings": (EmbeddingRequest, parse_embeddings, "OpenAI"),
-    "/api/extra/embeddings": (KoboldEmbeddingRequest, parse_kobold_embeddings, "Kobold"),
-    **dict.fromkeys(("/v1/score", "/score"), (ScoreRequest, parse_score, "vLLM")),
-    **dict.fromkeys(("/v1/rerank", "/v2/rerank", "/rerank"), (RerankRequest, parse_rerank, "vLLM")),
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What routes of one kind take, and what they answer."""
+
+    request: type[PoolingRequest]
+    parse: Parse
+    answer: type[Struct]
+    description: str
+    tag: str = "OpenAI"
+
+
+EMBEDDINGS = Kind(EmbeddingRequest, parse_embeddings, EmbeddingList, "One vector for each text.")
+KOBOLD = Kind(KoboldEmbeddingRequest, parse_kobold_embeddings, EmbeddingList, "As /v1/embeddings.", "Kobold")
+SCORE = Kind(ScoreRequest, parse_score, ScoreList, "How well the texts of each pair fit each other.")
+RERANK = Kind(RerankRequest, parse_rerank, Ranking, "Documents by how well they fit a query, the best first.")
+ROUTES = {
+    "/v1/embeddings": EMBEDDINGS,
+    "/api/extra/embeddings": KOBOLD,
+    **dict.fromkeys(("/v1/score", "/score"), SCORE),
+    **dict.fromkeys(("/v1/rerank", "/v2/rerank", "/rerank"), RERANK),
 }
 
 
 def pooling_routes(core: Core, served: Served) -> APIRouter:
     routes = APIRouter()
-    bodies = {request: struct_schema(request) for request, _, _ in ROUTES.values()}
-    for path, (request, parse, tag) in ROUTES.items():
-        handler, name = handler_of(parse, core, served), path.strip("/").replace("/", "_")
-        routes.add_api_route(path, handler, methods=["POST"], tags=[tag], name=name, openapi_extra=bodies[request])
+    for path, kind in ROUTES.items():
+        routes.add_api_route(
+            path,
+            handler_of(kind.parse, core, served),
+            methods=["POST"],
+            tags=[kind.tag],
+            name=path.strip("/").replace("/", "_"),
+            description=kind.description,
+            openapi_extra=struct_schema(kind.request),
+            responses=generates(kind.answer, None, 404),
+        )
     return routes
 
 

@@ -5,6 +5,16 @@ from typing import Any
 from .errors import bad_field
 from .fields import convert
 
+TOKEN_IDS = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
+PROMPT = {
+    "anyOf": [
+        {"type": "string", "minLength": 1},
+        {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
+        TOKEN_IDS,
+        {"type": "array", "items": TOKEN_IDS, "minItems": 1},
+    ]
+}
+
 
 def split_prompts(given: Any, param: str) -> list[str] | list[list[int]]:
     """The prompts of the four forms that field `param` can have: a string, strings, token ids, lists of token ids.

@@ -8,7 +8,7 @@ import msgspec
 from ..wire.sampling import SamplingParams
 from ..wire.sampling_table import HIDDEN, TABLE
 from ..wire.sampling_values import OTHER_FORMS
-from .no_ops import INSTEAD, NO_OPS, NOT_BUILT
+from .no_ops import NO_OPS, NOT_BUILT, WHY
 from .sampling_fields import Shorthands
 from .schemas import Schema, nullable, schema_of
 
@@ -63,7 +63,7 @@ def _not_built() -> dict[str, Schema]:
 
 
 def _neutral_alone(name: str, values: tuple[Any, ...]) -> Schema:
-    why = f"Not supported: {INSTEAD[name]}." if name in INSTEAD else "Not supported yet."
+    why = f"Not supported: {WHY[name]}." if name in WHY else "Not supported yet."
     return {"enum": [*values, None], "description": f"{why} Accepted where it asks for nothing."}
 
 

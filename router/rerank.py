@@ -14,6 +14,7 @@ from .served import Served
 
 class Document(Struct, frozen=True, forbid_unknown_fields=True):
     text: str
+    """A text to put in order."""
 
 
 class RerankRequest(PoolingRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from .answer import AnswerForm, AnswerReader
-from .answer_schema import generates
+from .answer_schema import answers, generates
 from .bodies import read_body, understand
 from .errors import ApiError, openai_error
 from .guidance_check import check_guidance
@@ -19,7 +19,7 @@ from .request_id import request_id_of
 from .request_schema import body_schema
 from .responses_output import ResponseOutput
 from .responses_request import ALIASES, ResponsesRequest, parse_response
-from .responses_schemas import ResponseEvent, ResponseObject
+from .responses_schemas import InputTokens, ResponseEvent, ResponseObject
 from .served import Served
 from .sse import GenerationResponse
 from .text_stream import Generation, Piece, TextStream
@@ -41,7 +41,7 @@ def responses_routes(core: Core, served: Served) -> APIRouter:
         start = partial(TextStream, core, generation, served.tokenizer)
         return GenerationResponse(start, renderer, stream=asked.stream)
 
-    @routes.post("/responses/input_tokens", openapi_extra=body)
+    @routes.post("/responses/input_tokens", openapi_extra=body, responses=answers(InputTokens, 404))
     async def count_tokens(request: Request) -> Response:
         """Tokens that the prompt of such a response would have."""
         raw = await read_body(request, served.max_body_bytes)

@@ -7,6 +7,13 @@ from msgspec import UNSET, Struct, UnsetType
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
 
 
+class InputTokens(Struct):
+    """Tokens that the prompt of such a response would have."""
+
+    object: Literal["response.input_tokens"]
+    input_tokens: int
+
+
 class OutputText(Struct, tag="output_text"):
     text: str
     annotations: list[Any]
