@@ -56,7 +56,7 @@ def pooling_routes(core: Core, served: Served) -> APIRouter:
             tags=[kind.tag],
             name=path.strip("/").replace("/", "_"),
             description=kind.description,
-            openapi_extra=struct_schema(kind.request),
+            openapi_extra=struct_schema(kind.request, nulls=True),
             responses=generates(kind.answer, None, 404),
         )
     return routes

@@ -34,9 +34,17 @@ def body_schema(
     return body_of({**schema, "properties": properties, "required": sorted(needed)})
 
 
-def struct_schema(request: type[msgspec.Struct], *, optional: bool = False) -> dict[str, Any]:
-    """`openapi_extra` for a route whose body is `request` alone; `optional`: which may be left out."""
-    return body_of(schema_of(request), optional=optional)
+def struct_schema(request: type[msgspec.Struct], *, optional: bool = False, nulls: bool = False) -> dict[str, Any]:
+    """`openapi_extra` for a route whose body is `request` alone; `optional`: which may be left out; `nulls`: a field
+    that may be left out may be null."""
+    schema = schema_of(request)
+    return body_of(_with_nulls(schema) if nulls else schema, optional=optional)
+
+
+def _with_nulls(schema: Schema) -> Schema:
+    needed = schema.get("required", ())
+    properties = {name: about if name in needed else nullable(about) for name, about in schema["properties"].items()}
+    return {**schema, "properties": properties}
 
 
 def body_of(schema: Schema, *, optional: bool = False) -> dict[str, Any]:
