@@ -91,9 +91,9 @@ def test_a_hub_id_reaches_workers_as_such(demo: Model) -> None:
 def test_what_is_no_model_is_a_config_error(demo: Model, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="there is no model at"):
         find_model(ModelOptions(str(tmp_path / "none.gguf")))
-    (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')
+    (tmp_path / "config.json").write_text('{"architectures": ["T5Model"]}')
     shutil.copy(demo.resolved.folder / "tokenizer.json", tmp_path)
-    with pytest.raises(ConfigError, match="'BertModel' is not supported"):
+    with pytest.raises(ConfigError, match="'T5Model' is not supported"):
         find_model(ModelOptions(str(tmp_path), load_format="dummy"))
 
 
