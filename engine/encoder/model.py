@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..linear import Linear, PlainLinear, make_linear
 from ..weights import Shape, Weights
 from .config import EncoderConfig
 
@@ -92,11 +93,11 @@ class _Layer:
         self._num_heads, self._head_dim = config.num_heads, config.head_dim
         self._activate = GELUS[config.activation]
         attention = f"{prefix}attention."
-        self._qkv = _Linear(weights, *(f"{attention}self.{name}" for name in ("query", "key", "value")))
-        self._out = _Linear(weights, f"{attention}output.dense")
+        self._qkv = _linear(weights, *(f"{attention}self.{name}" for name in ("query", "key", "value")))
+        self._out = _linear(weights, f"{attention}output.dense")
         self._norm = _Norm(weights, f"{attention}output.LayerNorm", config.norm_eps)
-        self._up = _Linear(weights, f"{prefix}intermediate.dense")
-        self._down = _Linear(weights, f"{prefix}output.dense")
+        self._up = _linear(weights, f"{prefix}intermediate.dense")
+        self._down = _linear(weights, f"{prefix}output.dense")
         self._last_norm = _Norm(weights, f"{prefix}output.LayerNorm", config.norm_eps)
 
     def __call__(self, x: Tensor, runs: _Runs) -> Tensor:
@@ -117,7 +118,7 @@ class _Head:
     """States of first tokens to scores: a dense layer with tanh, and one row a label."""
 
     def __init__(self, config: EncoderConfig, weights: Weights) -> None:
-        self._dense, self._labels = (_Linear(weights, name) for name in _Head._names(config))
+        self._dense, self._labels = (_linear(weights, name) for name in _Head._names(config))
 
     def __call__(self, first: Tensor) -> Tensor:
         return self._labels(torch.tanh(self._dense(first)))
@@ -135,15 +136,10 @@ class _Head:
         return _linear_shapes(dense, hidden, hidden) | _linear_shapes(labels, config.num_labels, hidden)
 
 
-class _Linear:
+def _linear(weights: Weights, *names: str) -> Linear:
     """Several of them side by side are one."""
-
-    def __init__(self, weights: Weights, *names: str) -> None:
-        self._weight = weights.take(*(f"{name}.weight" for name in names))
-        self._bias = weights.take(*(f"{name}.bias" for name in names))
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self._weight, self._bias)
+    weight, bias = (weights.take(*(f"{name}.{part}" for name in names)) for part in ("weight", "bias"))
+    return make_linear(weight, bias) if weight.device.type == "cpu" else PlainLinear(weight, bias)
 
 
 class _Norm:
