@@ -70,7 +70,8 @@ def cosines(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
 def _read_together(
     first: NamedTexts, second: NamedTexts, request: PoolingRequest, request_id: str, served: Served
 ) -> PairScores:
-    """The model's one label, between 0 and 1, as sentence-transformers' CrossEncoder has it."""
+    """The model's one label, as sentence-transformers' CrossEncoder has it: between 0 and 1 unless its folder says
+    otherwise."""
     is_shared = len(first.texts) == 1
     ids = []
     for index, text in enumerate(second.texts):
@@ -82,9 +83,13 @@ def _read_together(
 
     def score(vectors: Sequence[np.ndarray]) -> list[float]:
         logits = np.concatenate([vector[:1] for vector in vectors]).astype(np.float64)
-        return (0.5 * (1 + np.tanh(0.5 * logits))).tolist()
+        return (logits if served.pooling.activation == "identity" else sigmoid(logits)).tolist()
 
     return PairScores(pooling_jobs(request_id, ids, served), score)
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 0.5 * (1 + np.tanh(0.5 * x))  # which does not overflow
 
 
 def _pair_ids(first: str, second: str, param: str, request: PoolingRequest, served: Served) -> list[int]:

@@ -16,6 +16,13 @@ from ..wire.messages import Pooling
 from .tokenizer import read_json
 
 PoolingChoice = Literal["auto", "last", "mean", "cls"]
+Activation = Literal["sigmoid", "identity"]
+
+ACTIVATIONS: dict[str, Activation] = {
+    "torch.nn.modules.activation.Sigmoid": "sigmoid",
+    "torch.nn.modules.linear.Identity": "identity",
+}
+"""What sentence-transformers applies to the label of a CrossEncoder."""
 
 ENCODERS = frozenset(
     (
@@ -62,6 +69,8 @@ class PoolingConfig:
     kind: Pooling = "last"
     normalize: bool = True
     """Vectors are scaled to length 1."""
+    activation: Activation = "sigmoid"
+    """What makes a score of the label of a model that reads pairs."""
 
     @classmethod
     def from_folder(cls, folder: Path, choice: PoolingChoice = "auto") -> "PoolingConfig":
@@ -69,7 +78,7 @@ class PoolingConfig:
         if _is_classifier(folder):
             if choice != "auto":
                 raise ValueError(f"--pooling {choice}: the model scores pairs of texts, it makes no vectors")
-            return cls("score", normalize=False)
+            return cls("score", normalize=False, activation=_read_activation(folder))
         modules = read_modules(folder)
         found = cls(_default_kind(folder) if choice == "auto" else choice)
         for module in modules:
@@ -134,6 +143,20 @@ def _is_classifier(folder: Path) -> bool:
     """Whether the model reads two texts and scores them, as cross-encoders do."""
     names = read_json(folder / "config.json").get("architectures") or [""]
     return str(names[0]).endswith("ForSequenceClassification")
+
+
+def _read_activation(folder: Path) -> Activation:
+    """Newer programs name it in a file of their own, older ones in config.json, under one of two names."""
+    config, own = read_json(folder / "config.json"), read_json(folder / "config_sentence_transformers.json")
+    inner = config.get("sentence_transformers")
+    inner = inner if isinstance(inner, dict) else {}
+    named = own.get("activation_fn") or inner.get("activation_fn") or config.get("sbert_ce_default_activation_function")
+    if named is None:
+        return "sigmoid"
+    if named not in ACTIVATIONS:
+        known = " and ".join(ACTIVATIONS)
+        raise ValueError(f"{folder}: scores go through {named!r}, which is not supported ({known} are)")
+    return ACTIVATIONS[named]
 
 
 def _default_kind(folder: Path) -> Pooling:

@@ -34,6 +34,7 @@ TEXT_FILES = (
     "chat_template.jinja",
     "chat_template.json",
     "sentence_bert_config.json",
+    "config_sentence_transformers.json",
     "modules.json",
 )
 VOCABULARY_PATTERNS = ("tokenizer.model", "spiece.model", "tekken.json", "vocab.*", "*.tiktoken")
@@ -41,7 +42,7 @@ VOCABULARY_PATTERNS = ("tokenizer.model", "spiece.model", "tekken.json", "vocab.
 HUB_PATTERNS = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt")
 WEIGHT_PATTERNS = {"weights": ("*.safetensors",), "head": ("*.safetensors", "pytorch_model.bin")}
 """By need. Heads are also published in torch's own format."""
-FORMAT = 2
+FORMAT = 3
 """Part of the cache key: raise it when what is written into the folder changes."""
 RESOLVED = "resolved.json"
 KEPT = ("weights", "weights_digest", "tokenizer_digest")

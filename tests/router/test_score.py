@@ -1,6 +1,7 @@
 """Scores of pairs, and documents in their order: by vectors, and by a model that reads pairs."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -81,6 +82,8 @@ def test_a_model_for_pairs_reads_both() -> None:
     assert [list(job.prompt_ids) for job in jobs] == [ids("abc"), ids("abde")]
     assert {job.pooling for job in jobs} == {"score"}
     assert scores(reply) == pytest.approx([1 / (1 + math.exp(-3)), 1 / (1 + math.exp(-4))])
+    plain = replace(PAIRS, activation="identity")
+    assert scores(post("/v1/score", {"text_1": "ab", "text_2": ["c", "de"]}, pooling=plain)) == [3, 4]
     body = {"query": "ab", "documents": ["c", "de" * 200], "truncate_prompt_tokens": 10}
     reply = post("/rerank", body, core, pooling=PAIRS)
     assert [result["index"] for result in reply.json()["results"]] == [1, 0]

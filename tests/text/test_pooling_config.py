@@ -100,8 +100,36 @@ def test_configs_of_modules(tmp_path: Path) -> None:
     assert module_configs(folder) == ["1_Pooling/config.json", "2_Normalize/config.json"]
 
 
+RERANKER = {"model_type": "bert", "architectures": ["BertForSequenceClassification"]}
+
+
 def test_a_reranker_scores_pairs(tmp_path: Path) -> None:
-    folder = make(tmp_path, {"model_type": "bert", "architectures": ["BertForSequenceClassification"]})
+    folder = make(tmp_path, RERANKER)
     assert PoolingConfig.from_folder(folder) == PoolingConfig("score", normalize=False)
     with pytest.raises(ValueError, match="--pooling mean: the model scores pairs"):
         PoolingConfig.from_folder(folder, "mean")
+
+
+IDENTITY, SIGMOID = "torch.nn.modules.linear.Identity", "torch.nn.modules.activation.Sigmoid"
+
+
+@pytest.mark.parametrize(
+    ("config", "own", "activation"),
+    [
+        ({}, {}, "sigmoid"),
+        ({"sbert_ce_default_activation_function": IDENTITY}, {}, "identity"),
+        ({"sentence_transformers": {"activation_fn": IDENTITY, "version": "4.1.0"}}, {}, "identity"),
+        ({"sentence_transformers": {"version": "4.1.0"}}, {"activation_fn": IDENTITY}, "identity"),
+        ({"sbert_ce_default_activation_function": IDENTITY}, {"activation_fn": SIGMOID}, "sigmoid"),
+    ],
+)
+def test_what_a_label_becomes(tmp_path: Path, config: dict[str, Any], own: dict[str, str], activation: str) -> None:
+    folder = make(tmp_path, {**RERANKER, **config})
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(own))
+    assert PoolingConfig.from_folder(folder).activation == activation
+
+
+def test_other_scores_are_refused(tmp_path: Path) -> None:
+    folder = make(tmp_path, {**RERANKER, "sbert_ce_default_activation_function": "torch.nn.modules.activation.Tanh"})
+    with pytest.raises(ValueError, match=r"scores go through 'torch.*Tanh', which is not supported"):
+        PoolingConfig.from_folder(folder)
