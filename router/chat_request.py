@@ -14,8 +14,9 @@ from ..wire.sampling import SamplingParams
 from .answer import AnswerForm
 from .answer_guidance import answer_guidance
 from .chat_messages import Message, check_messages, template_messages
-from .errors import bad_field
+from .errors import bad_field, from_job_error
 from .fields import Fields, convert, decode_json, take_apart
+from .job import no_text
 from .logprob_fields import put_chat_logprobs, take_chat_logprobs
 from .openai_request import ALIASES, OpenAiRequest, Prompt, check_request, make_generation
 from .served import Served
@@ -89,6 +90,8 @@ def encode_chat(text: str, request: ChatRequest, served: Served) -> list[int]:
 
 
 def render_chat(request: ChatRequest, use: ToolUse | None, served: Served) -> str:
+    if not served.generates:
+        raise from_job_error(no_text(served.name))
     if served.chat_template is None:
         raise bad_field("messages", "the model has no chat template; start the server with --chat-template")
     if request.add_generation_prompt and request.continue_final_message:

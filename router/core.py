@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from ..wire.hub import Hub
 from ..wire.messages import Fingerprint
 from .dispatch import Waiting, decide
-from .job import Job, JobError
+from .job import Job, JobError, no_text
 from .ledger import Ledger
 from .metrics import Gauges, Metrics
 from .metrics_page import MetricsPage
@@ -252,7 +252,7 @@ class RouterCore:
     def _check_fits(self, job: Job) -> None:
         """Raises JobError if not even one choice of it fits into an empty decode worker, or the model cannot do it."""
         if job.pooling is None and not self._generates:
-            raise JobError(400, f"the model {self._model} gives embeddings: it does not generate text")
+            raise no_text(self._model)
         if self.registry.expected is None or (job.prompt_only and self.registry.taking_work("prefill")):
             return
         sizes = [w.ready.capacity.num_blocks for w in self.registry.taking_work("decode") if w.ready is not None]

@@ -84,6 +84,11 @@ class JobError(Exception):
         self.retry_after_s = retry_after_s
 
 
+def no_text(model: str) -> JobError:
+    """What is told where text is asked of an encoder."""
+    return JobError(400, f"the model {model} gives embeddings: it does not generate text")
+
+
 class Stream(Protocol):
     """The tokens of one job, as they come."""
 

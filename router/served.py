@@ -43,6 +43,8 @@ class Served:
     """How it makes vectors of texts."""
     hidden_size: int | None = None
     """Numbers of such a vector, if that is known."""
+    generates: bool = True
+    """False of an encoder: it gives vectors, and no text."""
 
     special: Mapping[str, int] = field(init=False, repr=False, compare=False)
     """Ids of special tokens by their text."""

@@ -101,6 +101,7 @@ def run(
         tool_call_parser=tool_call_parser,
         reasoning_parser=reasoning_parser,
         pooling=pooling,
+        generates=generates,
     )
     if kobold_lite is not None:
         served = replace(served, kobold_lite=lite_files(kobold_lite))
@@ -218,6 +219,7 @@ def load_served(
     tool_call_parser: str = "auto",
     reasoning_parser: str = "auto",
     pooling: PoolingChoice = "auto",
+    generates: bool = True,
 ) -> Served:
     """What the HTTP handlers need of the model. Raises ValueError."""
     tokenizer = Tokenizer.from_folder(folder)
@@ -236,6 +238,7 @@ def load_served(
         reasoning=detect_style(source) if reasoning_parser == "auto" else STYLES.get(reasoning_parser),
         pooling=PoolingConfig.from_folder(folder, pooling),
         hidden_size=read_json(folder / "config.json").get("hidden_size"),
+        generates=generates,
     )
 
 

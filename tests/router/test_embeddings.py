@@ -214,3 +214,20 @@ def test_a_client_that_leaves_cancels_all() -> None:
 
     run(use())
     assert all(stream.cancelled.is_set() for stream in core.streams)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}),
+        ("/v1/responses", {"input": "hi"}),
+        ("/v1/messages", {"max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}),
+    ],
+)
+@pytest.mark.parametrize("changes", [{}, {"chat_template": None}], ids=["with a template", "without"])
+def test_an_encoder_does_not_chat(path: str, body: dict[str, Any], changes: dict[str, Any]) -> None:
+    core = FakeCore()
+    reply = ask(core, "POST", path, json={"model": "tiny", **body}, served_with={"generates": False, **changes})
+    assert reply.status_code == 400
+    assert "the model tiny gives embeddings: it does not generate text" in reply.json()["error"]["message"]
+    assert core.streams == []
