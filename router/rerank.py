@@ -11,16 +11,18 @@ from .pair_scores import NamedTexts, score_pairs
 from .pooling_request import PoolingRequest, PoolingTask, check_num_inputs, read_request, usage_of
 from .served import Served
 
+Text = Annotated[str, Meta(extra_json_schema={"minLength": 1})]
+
 
 class Document(Struct, frozen=True, forbid_unknown_fields=True):
-    text: str
+    text: Text
     """A text to put in order."""
 
 
 class RerankRequest(PoolingRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    query: str
+    query: Text
     """What is looked for."""
-    documents: Annotated[list[str | Document], Meta(min_length=1)]
+    documents: Annotated[list[Text | Document], Meta(min_length=1)]
     """Texts to put in order."""
     top_n: Annotated[int, Meta(ge=0)] = 0
     """Return so many, the best ones; 0: all."""
