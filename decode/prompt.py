@@ -198,6 +198,7 @@ class Prompt:
             num_computed=num_tokens,
             num_committed=full,
             last_hash=hashes[-1] if hashes else b"",
+            salt=self.message.salt,
             pending=1,
             guide=self.guide(choice),
             ban=ban,

@@ -389,7 +389,7 @@ class DecodeScheduler:
         token_ids = unpack_ids(msg.prompt + msg.choices[0].output)
         draws = msg.params.max_tokens != 0
         num_blocks = self._bounds.num_blocks_for(len(token_ids), len(msg.choices), draws=draws)
-        hashes = hash_prompt(self.pool, token_ids)
+        hashes = hash_prompt(self.pool, token_ids, msg.salt)
         match = msg.remote or (msg.params.prompt_logprobs is None and not needs_all(msg.pooling))
         paged = reserve_prompt(self.pool, token_ids, hashes, num_blocks, self._keep_free, match=match)
         if paged is None:

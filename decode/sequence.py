@@ -80,6 +80,8 @@ class Sequence:
     """Full blocks offered to the prefix cache."""
     last_hash: bytes
     """Of the last of those, empty at 0."""
+    salt: bytes
+    """Of the hashes."""
     pending: int = 0
     """Plans in flight that draw for it: its blocks stay until they are applied."""
     condemned: bool = False
@@ -225,7 +227,7 @@ class Sequence:
         while pool.enable_prefix_caching and (self.num_committed + 1) * pool.block_size <= self.num_settled:
             start = self.num_committed * pool.block_size
             filled = self.tokens[start : start + pool.block_size]
-            (self.last_hash,) = block_hashes(filled, pool.block_size, parent=self.last_hash)
+            (self.last_hash,) = block_hashes(filled, pool.block_size, self.salt, parent=self.last_hash)
             pool.commit(self.table[self.num_committed], self.last_hash)
             self.num_committed += 1
 

@@ -91,6 +91,6 @@ def reserve_prompt(
     return PagedPrompt(token_ids, list(hashes), cached + fresh, num_cached, num_cached, num_cached)
 
 
-def hash_prompt(pool: BlockPool, token_ids: Sequence[int]) -> list[bytes]:
-    """The hashes of the prompt's full blocks; none where the pool has no prefix cache to use them."""
-    return block_hashes(token_ids, pool.block_size) if pool.enable_prefix_caching else []
+def hash_prompt(pool: BlockPool, token_ids: Sequence[int], salt: bytes) -> list[bytes]:
+    """The hashes of the prompt's full blocks under its salt; none where the pool has no prefix cache to use them."""
+    return block_hashes(token_ids, pool.block_size, salt) if pool.enable_prefix_caching else []

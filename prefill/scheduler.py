@@ -106,7 +106,7 @@ class PrefillScheduler:
             self._effects.messages.append(Failed(msg.placement, "draining", retriable=True))
         else:
             token_ids = unpack_ids(msg.token_ids)
-            hashes = hash_prompt(self.pool, token_ids)
+            hashes = hash_prompt(self.pool, token_ids, msg.salt)
             first_block = msg.first_token // self.pool.block_size
             job = Job(msg, self._num_sequences, token_ids, hashes, first_block, first_block)
             job.pooler = None if msg.pooling is None else Pooler(msg.pooling, len(token_ids))

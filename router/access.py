@@ -20,7 +20,7 @@ the pages show they fetch from routes that ask."""
 OPEN_FOLDERS = ("/ui/",)
 ADMIN_FOLDER = "/admin/"
 DATA_FOLDERS = ("/v1/", "/v2/", "/api/", ADMIN_FOLDER)
-DATA_PATHS = frozenset(("/metrics", "/props", "/rerank", "/score"))
+DATA_PATHS = frozenset(("/detokenize", "/load", "/metrics", "/props", "/rerank", "/score", "/tokenize"))
 """Outside of these folders."""
 NOT_COUNTED = frozenset(
     (
@@ -32,6 +32,7 @@ NOT_COUNTED = frozenset(
         "json_to_grammar",
         "last_logprobs",
         "props",
+        "show",
         "tokencount",
         "tokenize",
     )

@@ -9,7 +9,7 @@ from .error_schemas import MEANINGS
 from .schemas import Schema, schema_of
 
 Responses = dict[int | str, dict[str, Any]]
-JSON, EVENTS, TEXT = "application/json", "text/event-stream", "text/plain"
+JSON, EVENTS, LINES, TEXT = "application/json", "text/event-stream", "application/x-ndjson", "text/plain"
 
 
 def answers(kind: Any, *refusals: int, status: int = 200, media_type: str = JSON) -> Responses:
@@ -26,6 +26,13 @@ def generates(whole: Any, event: Any, *refusals: int, last: str | None = None) -
     streamed = {} if event is None else {EVENTS: {"itemSchema": event_schema(event, last)}}
     about = as_schema(event if whole is None else whole).get("description", "The answer.")
     return {200: {"description": about, "content": {**told, **streamed}}, **refused((*refusals, 503, 504))}
+
+
+def generates_lines(kind: Any) -> Responses:
+    """A route that answers with a `kind`, or with a line of JSON for each part of it."""
+    content = {JSON: {"schema": as_schema(kind)}, LINES: {"itemSchema": as_schema(kind)}}
+    about = as_schema(kind).get("description", "The answer.")
+    return {200: {"description": about, "content": content}, **refused((404, 503, 504))}
 
 
 def event_schema(kind: Any, last: str | None) -> Schema:

@@ -21,6 +21,7 @@ from .key_metrics import KeyMetricsPage
 from .kobold import kobold_routes
 from .kobold_lite import lite_routes
 from .messages import messages_routes
+from .ollama import ollama_routes
 from .openai_routes import openai_routes
 from .openapi_page import complete_page
 from .page import DEFAULT_PREFIX, Page
@@ -33,6 +34,7 @@ from .samplers_route import samplers_routes
 from .served import Served
 from .service_schemas import Alive, Ready, Version
 from .status_routes import status_routes
+from .token_routes import token_routes
 from .ui_routes import home_routes, ui_routes
 
 log = logging.getLogger(__name__)
@@ -65,7 +67,9 @@ def create_app(
     app.include_router(pooling_routes(core, served))
     app.include_router(responses_routes(core, served))
     app.include_router(messages_routes(core, served))
+    app.include_router(token_routes(served))
     app.include_router(kobold_routes(core, served, protected=access.needs_key))
+    app.include_router(ollama_routes(core, served))
     app.include_router(samplers_routes())
     app.include_router(admin_routes(core, access))
     app.include_router(status_routes(core))

@@ -57,8 +57,8 @@ class Message(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
     """Another name of reasoning_content."""
     refusal: str | None = None
     """What the assistant said instead of an answer; templates do not show it."""
-    function_call: dict[str, Any] | None = None
-    """An older form of tool_calls; only null."""
+    function_call: CalledFunction | None = None
+    """The older form of one call."""
     annotations: list[Any] | None = None
     """Of an earlier answer; templates do not show them."""
     audio: dict[str, Any] | None = None
@@ -70,9 +70,6 @@ def check_messages(messages: Any) -> None:
     for index, message in enumerate(messages if isinstance(messages, list) else ()):
         if not isinstance(message, dict):
             continue
-        if message.get("function_call") is not None:
-            older = "an older form that is not supported; send tool_calls"
-            raise bad_field(f"messages[{index}].function_call", older, code="unsupported_field")
         content = message.get("content")
         for part_index, part in enumerate(content if isinstance(content, list) else ()):
             kind = part.get("type", "text") if isinstance(part, dict) else "text"
@@ -88,13 +85,17 @@ def template_messages(messages: Sequence[Message], template: str) -> Iterator[li
     """The conversation as the dicts that templates read, in the ways they want calls, the likeliest first: arguments
     as an object or as its text. Content that is null is empty text, but for templates that ask whether it is none."""
     null = None if TESTS_FOR_NONE.search(template) else ""
-    yield [template_message(message, null) for message in messages]
+    developer = "developer" if "developer" in template else "system"
+    yield [template_message(message, null, developer) for message in messages]
     if any(message.tool_calls for message in messages):
-        yield [with_text_arguments(template_message(message, null)) for message in messages]
+        yield [with_text_arguments(template_message(message, null, developer)) for message in messages]
 
 
-def template_message(message: Message, null: str | None) -> dict[str, Any]:
+def template_message(message: Message, null: str | None, developer: str) -> dict[str, Any]:
+    """`developer`: what the template calls that role."""
     fields: dict[str, Any] = msgspec.to_builtins(message)
+    if message.role == "developer":
+        fields["role"] = developer
     if message.tool_calls:
         fields["tool_calls"] = [template_call(call) for call in message.tool_calls]
     if (reasoning := fields.pop("reasoning", None)) is not None:

@@ -14,14 +14,17 @@ from ..wire.sampling import SamplingParams
 from .answer import AnswerForm
 from .answer_guidance import answer_guidance
 from .chat_messages import Message, check_messages, template_messages
-from .errors import bad_field, from_job_error
+from .errors import ApiError, bad_field, from_job_error
 from .fields import Fields, convert, decode_json, take_apart
 from .job import no_text
 from .logprob_fields import put_chat_logprobs, take_chat_logprobs
+from .older_functions import NAMES as OLDER_NAMES
+from .older_functions import FunctionChoice, newer_choice, newer_messages, newer_tools
 from .openai_request import ALIASES, OpenAiRequest, Prompt, check_request, make_generation
+from .renamed import renamed
 from .served import Served
 from .text_stream import Generation
-from .tool_fields import ToolChoice, Tools, ToolUse, tool_use
+from .tool_fields import MAX_TOOLS, FunctionFields, FunctionName, ToolChoice, Tools, ToolUse, tool_use
 
 CHAT_ALIASES = {**ALIASES, "max_completion_tokens": "max_tokens"}
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
@@ -39,10 +42,14 @@ class ChatRequest(OpenAiRequest, frozen=True, kw_only=True, forbid_unknown_field
     tools: Tools = msgspec.field(default_factory=list)
     """Functions the model may call, each with a JSON schema of its arguments."""
     tool_choice: ToolChoice = "auto"
-    """Whether it calls: never, if it wants to, always, or this one function. The last two hold it to the schemas, and
-    so does `strict` in a function."""
+    """Whether it calls: never, if it wants to, always, this one function, or only those in allowed_tools. Always and
+    one function hold it to the schemas, and so does `strict` in a function."""
     parallel_tool_calls: bool = True
     """Whether one answer may call more than once."""
+    functions: Annotated[list[FunctionFields], Meta(max_length=MAX_TOOLS)] = msgspec.field(default_factory=list)
+    """The older form of `tools`: the answer's call is then in function_call."""
+    function_call: FunctionChoice = "auto"
+    """The older form of `tool_choice`."""
     reasoning_effort: Effort | Literal[""] | None = None
     """How long the model thinks, for templates that know `reasoning_effort`; none: not at all, for those that know
     `enable_thinking`."""
@@ -54,6 +61,11 @@ class ChatRequest(OpenAiRequest, frozen=True, kw_only=True, forbid_unknown_field
     """And the likeliest tokens in its place, so many."""
     add_special_tokens: bool = False
     """Begin the rendered prompt as the model expects any text to begin, besides what the template wrote."""
+
+    @property
+    def in_older_form(self) -> bool:
+        """Whether its functions are told of, and called, as they were before there were tools."""
+        return bool(self.functions) or isinstance(self.function_call, FunctionName)
 
 
 OWN = frozenset(ChatRequest.__struct_fields__)
@@ -68,18 +80,43 @@ def read_chat(fields: Fields, request_id: str, served: Served) -> tuple[ChatRequ
     """Also of other routes, which say in these fields what they mean. Raises ApiError."""
     check_messages(fields.own.get("messages"))
     take_chat_logprobs(fields)
-    request = convert(fields.own, ChatRequest, fields)
+    request = with_newer_tools(convert(fields.own, ChatRequest, fields))
     put_chat_logprobs(request.logprobs, request.top_logprobs, fields, served)
     params = check_request(request, fields, served)
     if params.max_tokens == 0:
         raise bad_field(fields.sent("max_tokens"), "must be at least 1; /v1/completions takes 0, to warm a prefix")
-    use = tool_use(request.tools, request.tool_choice, parallel=request.parallel_tool_calls)
-    text = render_chat(request, use, served)
-    form = answer_form(request, use, text, served)
-    params = guided(params, use, form, fields, served)
+    try:
+        text, form, params = plan_answer(request, params, fields, served)
+    except ApiError as error:
+        raise renamed(error, OLDER_NAMES if request.in_older_form else ()) from error
     prompt = Prompt(encode_chat(text, request, served))
     generation = make_generation(request_id, request, params, [prompt], "messages", fields, served)
     return request, shown_to(form, generation, served), form
+
+
+def with_newer_tools(request: ChatRequest) -> ChatRequest:
+    """What its older fields ask for, in the newer ones. Raises ApiError."""
+    if not request.in_older_form:
+        return request
+    if request.tools or request.tool_choice != "auto":
+        newer = "tools" if request.tools else "tool_choice"
+        raise bad_field(newer, "not beside functions and function_call, its older form")
+    return msgspec.structs.replace(
+        request,
+        tools=newer_tools(request.functions),
+        tool_choice=newer_choice(request.function_call),
+        parallel_tool_calls=False,
+    )
+
+
+def plan_answer(
+    request: ChatRequest, params: SamplingParams, fields: Fields, served: Served
+) -> tuple[str, AnswerForm, SamplingParams]:
+    """The prompt's text, and what is to be made and read after it. Raises ApiError."""
+    use = tool_use(request.tools, request.tool_choice, parallel=request.parallel_tool_calls)
+    text = render_chat(request, use, served)
+    form = answer_form(request, use, text, served)
+    return text, form, guided(params, use, form, fields, served)
 
 
 def encode_chat(text: str, request: ChatRequest, served: Served) -> list[int]:
@@ -98,6 +135,7 @@ def render_chat(request: ChatRequest, use: ToolUse | None, served: Served) -> st
         raise bad_field("continue_final_message", "needs add_generation_prompt false")
     kwargs = {**effort_of(request, served.chat_template.source), **request.chat_template_kwargs}
     refusals: list[ChatTemplateError] = []
+    request = msgspec.structs.replace(request, messages=list(newer_messages(request.messages)))
     for messages in template_messages(request.messages, served.chat_template.source):
         try:
             return render(messages, request, use, served, kwargs)

@@ -40,8 +40,13 @@ OWN = frozenset(CompletionRequest.__struct_fields__)
 def parse_completion(raw: bytes, request_id: str, served: Served) -> tuple[CompletionRequest, Generation]:
     """Raises ApiError. Safe in a thread, for large bodies."""
     fields = take_apart(decode_json(raw), OWN, COMPLETION_ALIASES)
-    request = convert(fields.own, CompletionRequest, fields)
     fields.sampling.setdefault("max_tokens", DEFAULT_MAX_TOKENS)
+    return read_completion(fields, request_id, served)
+
+
+def read_completion(fields: Fields, request_id: str, served: Served) -> tuple[CompletionRequest, Generation]:
+    """Also of other routes, which say in these fields what they mean. Raises ApiError."""
+    request = convert(fields.own, CompletionRequest, fields)
     check_best_of(request, fields)
     params = asked_logprobs(check_request(request, fields, served), request)
     prompts = [read_prompt(prompt, request, served) for prompt in split_prompts(request.prompt, "prompt")]

@@ -2,7 +2,7 @@
 
 from msgspec import Struct
 
-from .errors import ErrorWriter, anthropic_error, error_writer, kobold_error, openai_error
+from .errors import ErrorWriter, anthropic_error, error_writer, kobold_error, ollama_error, openai_error
 from .schemas import Schema, schema_of
 
 MEANINGS = {
@@ -57,10 +57,16 @@ class AnthropicError(Struct, tag="error"):
     error: AnthropicDetail
 
 
+class OllamaError(Struct):
+    error: str
+    """What is wrong, beginning with the field at fault."""
+
+
 SHAPES: dict[ErrorWriter, type[Struct]] = {
     openai_error: OpenAiError,
     kobold_error: KoboldError,
     anthropic_error: AnthropicError,
+    ollama_error: OllamaError,
 }
 """By the function that writes it."""
 

@@ -1,5 +1,5 @@
 """What a client is told when its request cannot be served, in OpenAI's shape on /v1, in Anthropic's on
-/v1/messages, in Kobold's on /api."""
+/v1/messages, in Kobold's on /api, in Ollama's on its routes there."""
 
 import math
 from collections.abc import Callable
@@ -34,6 +34,8 @@ ANTHROPIC_TYPES = {
     503: "overloaded_error",
     504: "timeout_error",
 }
+
+OLLAMA_PATHS = frozenset(("/api/generate", "/api/chat", "/api/show", "/api/tags", "/api/version"))
 
 MAX_MESSAGE = 1000
 MAX_PARAM = 100
@@ -86,6 +88,10 @@ def anthropic_error(error: ApiError) -> dict[str, Any]:
     return {"type": "error", "error": {"type": kind, "message": error.message}}
 
 
+def ollama_error(error: ApiError) -> dict[str, Any]:
+    return {"error": error.message}
+
+
 ErrorWriter = Callable[[ApiError], dict[str, Any]]
 
 
@@ -93,6 +99,8 @@ def error_writer(path: str) -> ErrorWriter:
     """Makes the bodies of a route at `path`."""
     if path.startswith("/v1/messages"):
         return anthropic_error
+    if path in OLLAMA_PATHS:
+        return ollama_error
     return kobold_error if path.startswith("/api/") else openai_error
 
 

@@ -121,7 +121,9 @@ def to_kind(value: Any, kind: type[T]) -> T:
     Raises msgspec.ValidationError."""
     try:
         return msgspec.convert(value, kind, str_keys=True)
-    except msgspec.ValidationError:
+    except msgspec.ValidationError as error:
+        if "got `float`" not in str(error):
+            raise
         with suppress(msgspec.ValidationError):
             return msgspec.convert(all_whole(value), kind, str_keys=True)
         raise

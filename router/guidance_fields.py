@@ -17,6 +17,7 @@ from ..text.structural_tag import StructuralTag
 from ..wire.sampling import Guidance
 from .errors import bad_field
 from .fields import Fields
+from .scheduling_fields import SchedulingFields
 
 
 class NamedSchema(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -68,7 +69,7 @@ class StructuredOutputs(Struct, frozen=True, omit_defaults=True, forbid_unknown_
     """Nothing to switch off: there is no other implementation."""
 
 
-class GuidanceFields(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class GuidanceFields(SchedulingFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Of every route that generates."""
 
     guided_json: str | dict[str, Any] | None = None

@@ -30,6 +30,10 @@ class Job:
     eos_ids: tuple[int, ...]
     pooling: Pooling | None = None
     """One vector of the prompt is wanted: then `max_tokens` is 0, and there is one choice."""
+    priority: int = 0
+    """The lower, the sooner it leaves the queue."""
+    salt: bytes = b""
+    """Of its block hashes: KV is shared only under the same one."""
 
     @property
     def prompt_only(self) -> bool:

@@ -16,6 +16,7 @@ from .guidance_check import check_guidance
 from .job import Core
 from .kobold_events import KoboldRenderer
 from .kobold_facts import kobold_fact_routes
+from .kobold_grammar import kobold_grammar_routes
 from .kobold_perf import perf
 from .kobold_request import ALIASES, SAMPLING_DEFAULTS, KoboldRequest, parse_kobold
 from .kobold_running import GenKey, RunningGenerations
@@ -128,6 +129,7 @@ def kobold_routes(core: Core, served: Served, *, protected: bool = False) -> API
     for method in (get, post):
         method("/props", handlers.props, responses=answers(Props))
     routes.include_router(kobold_token_routes(served))
+    routes.include_router(kobold_grammar_routes(served))
     routes.include_router(kobold_fact_routes(served, protected=protected))
     return routes
 

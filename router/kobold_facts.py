@@ -39,7 +39,7 @@ CAPABILITIES = {
     "admin": 0,
     "router": False,
     "guidance": False,
-    "jinja": False,
+    "jinja": False,  # true where the model has a chat template
     "mcp": False,
 }
 
@@ -70,7 +70,8 @@ def kobold_fact_routes(served: Served, *, protected: bool) -> APIRouter:
 def facts(served: Served, *, protected: bool) -> dict[str, tuple[str, Any]]:
     """What they are, and the answer, by path."""
     shared = version_facts(served)
-    version = {"result": "KoboldCpp", "version": KOBOLDCPP_VERSION, "protected": protected, **CAPABILITIES}
+    can = {**CAPABILITIES, "jinja": served.chat_template is not None}
+    version = {"result": "KoboldCpp", "version": KOBOLDCPP_VERSION, "protected": protected, **can}
     return {
         **{f"/api/{version}{path}": answer for version in ("v1", "latest") for path, answer in shared.items()},
         "/api/extra/true_max_context_length": (CONTEXT, {"value": served.max_model_len}),

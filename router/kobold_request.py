@@ -84,7 +84,7 @@ def parse_kobold(raw: bytes, request_id: str, served: Served) -> tuple[KoboldReq
     params = msgspec.structs.replace(params, min_tokens=min(params.min_tokens, max_length))
     prompt_ids = kobold_prompt(request, context - max_length, served)
     generation = Generation(
-        jobs=make_jobs(request_id, [(prompt_ids, max_length)], request.n, params, served),
+        jobs=make_jobs(request_id, [(prompt_ids, max_length)], request.n, params, served, request),
         options=TextOptions(tuple(request.stop_sequence), not request.trim_stop, not request.render_special),
         guided_by=fields.sent("guidance"),
     )

@@ -6,7 +6,6 @@ from fastapi import APIRouter, Request
 from msgspec import Meta, Struct
 from starlette.responses import JSONResponse, Response
 
-from ..wire.sampling import TokenId
 from .answer_schema import answers
 from .bodies import read_body, understand
 from .chat_request import ChatRequest, Message, render_chat
@@ -15,8 +14,7 @@ from .fields import convert, decode_json
 from .kobold_schemas import Detokenized, TokensCounted
 from .request_schema import struct_schema
 from .served import Served
-
-MAX_IDS = 1 << 20
+from .token_routes import TokenIds, decode_ids
 
 
 class CountRequest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -29,7 +27,7 @@ class CountRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DetokenizeRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    ids: Annotated[list[TokenId], Meta(max_length=MAX_IDS)]
+    ids: TokenIds
     """The tokens."""
     special: bool = True
     """Show special tokens as text."""
@@ -74,7 +72,4 @@ def count_tokens(raw: bytes, served: Served) -> dict[str, Any]:
 def text_of(raw: bytes, served: Served) -> str:
     """Raises ApiError."""
     asked = convert(decode_json(raw), DetokenizeRequest)
-    invalid = served.tokenizer.invalid_id(asked.ids)
-    if invalid is not None:
-        raise bad_field("ids", f"{invalid} is no token of the model")
-    return served.tokenizer.decode(asked.ids, skip_special_tokens=not asked.special)
+    return decode_ids(asked.ids, "ids", served, skip_special_tokens=not asked.special)

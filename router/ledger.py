@@ -507,6 +507,7 @@ def reserve_message(attempt: Attempt, cost_blocks: int) -> Reserve:
         remote=attempt.prefill is not None,
         eos_ids=job.eos_ids,
         pooling=job.pooling,
+        salt=job.salt,
     )
 
 
@@ -522,6 +523,7 @@ def prefill_message(attempt: Attempt, transfer_id: str) -> Prefill:
         prompt_len=attempt.entry.num_prompt_tokens if attempt.entry.num_prompt_logprobs is not None else 0,
         prompt_logprobs=attempt.entry.num_prompt_logprobs,
         pooling=attempt.entry.job.pooling,
+        salt=attempt.entry.job.salt,
     )
 
 

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
+from ..wire.block_hash import salt_of
 from ..wire.sampling import MAX_BANNED_CHARS, MAX_RANGE_BANS, SamplingParams
 from .errors import ApiError, bad_field
 from .fields import Fields
 from .job import Job
+from .scheduling_fields import SchedulingFields
 from .served import Served
 
 
@@ -96,9 +98,10 @@ def make_jobs(
     n: int,
     params: SamplingParams,
     served: Served,
+    scheduling: SchedulingFields,
 ) -> tuple[Job, ...]:
     """A job for each prompt, given as (ids, max_tokens)."""
-    seeded = with_seed(params)
+    seeded, salt = with_seed(params), salt_of(scheduling.cache_salt)
     return tuple(
         Job(
             request_id=request_id,
@@ -107,6 +110,8 @@ def make_jobs(
             num_choices=n,
             params=msgspec.structs.replace(seeded, max_tokens=max_tokens),
             eos_ids=served.eos_ids,
+            priority=scheduling.priority,
+            salt=salt,
         )
         for index, (ids, max_tokens) in enumerate(prompts)
     )

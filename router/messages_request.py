@@ -13,6 +13,7 @@ from .errors import ApiError
 from .fields import Fields, convert, decode_json, take_apart
 from .openai_request import MAX_STOPS, StopString
 from .renamed import renamed
+from .scheduling_fields import SchedulingFields
 from .served import Served
 from .text_stream import Generation
 from .tool_fields import MAX_TOOLS
@@ -117,7 +118,7 @@ class OutputConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Hold the answer to a JSON schema."""
 
 
-class MessagesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class MessagesRequest(SchedulingFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     messages: Annotated[list[ChatMessage], Meta(min_length=1)]
     """The conversation: text, thoughts, uses of tools and their results."""
     model: str | None = None
@@ -171,6 +172,8 @@ def chat_fields(request: MessagesRequest, fields: Fields) -> Fields:
         "stop": request.stop_sequences,
         "stream": request.stream,
         "model": request.model,
+        "priority": request.priority,
+        "cache_salt": request.cache_salt,
     }
     own["chat_template_kwargs"] = template_variables(request)
     if (form := request.output_config.format) is not None:

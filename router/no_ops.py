@@ -39,8 +39,6 @@ NOT_BUILT: dict[str, tuple[Any, ...]] = {
     "truncate_prompt_tokens": (),
     "spaces_between_special_tokens": (True,),
     "detokenize": (True,),
-    "priority": (0,),
-    "cache_salt": ("",),
     "add_bos_token": (True,),
     "min_keep": (0, 1),
     "best_of": (1,),
@@ -69,8 +67,6 @@ NOT_BUILT: dict[str, tuple[Any, ...]] = {
 """Known fields outside sampling that are not built: the values that ask for nothing. `None` is always one."""
 
 WHY = {
-    "functions": "an older form that is not supported; send tools",
-    "function_call": "an older form that is not supported; send tool_choice",
     "thread": "nothing is kept between requests; send the whole conversation",
 }
 """Why a field is known but not built, and what to do, where there is something to say."""

@@ -22,6 +22,7 @@ class ChatRenderer:
     def __init__(self, request: ChatRequest, generation: Generation, form: AnswerForm, served: Served, now: int):
         """`form`: what is to be read out of the text. `now`: Unix time, seconds."""
         self._form = form
+        self._in_older_form = request.in_older_form
         self._num_choices = generation.num_choices
         self._include_usage = request.include_usage
         self._tokenizer = served.tokenizer
@@ -34,12 +35,14 @@ class ChatRenderer:
             "system_fingerprint": served.system_fingerprint,
         }
         head = {**self._head, "object": "chat.completion.chunk"}
+        self._ids = {"prompt_token_ids": generation.jobs[0].prompt_ids} if request.return_token_ids else {}
         self._chunks = ChunkTemplate(
             head,
             b'"delta":{"content":',
             b"}",
             usage_null=self._include_usage,
             logprobs=self._logprobs if self._shows_logprobs else None,
+            with_ids=request.return_token_ids,
         )
         self._deltas = ChunkTemplate(
             head,
@@ -47,11 +50,12 @@ class ChatRenderer:
             b"",
             usage_null=self._include_usage,
             logprobs=self._logprobs if self._shows_logprobs else None,
+            with_ids=request.return_token_ids,
         )
         self._readers = [AnswerReader(form) for _ in range(self._num_choices)]
         self.event = self._chunks.piece if form.is_plain else self._read
         self._roles = ChunkTemplate(
-            head, b'"delta":{"role":"assistant","content":', b"}", usage_null=self._include_usage
+            {**head, **self._ids}, b'"delta":{"role":"assistant","content":', b"}", usage_null=self._include_usage
         )
 
     def opening(self, text: TextStream) -> bytes:
@@ -66,27 +70,34 @@ class ChatRenderer:
     def whole(self, text: TextStream) -> bytes:
         choices = [self._choice(choice) for choice in text.choices]
         prompt = prompt_logprobs_of(text, 0, self._tokenizer)
-        return msgspec.json.encode({**self._head, "choices": choices, "usage": usage_of(text), **prompt})
+        told = {"choices": choices, "usage": usage_of(text), **prompt, **self._ids}
+        return msgspec.json.encode({**self._head, **told})
 
     def _read(self, piece: Piece) -> bytes:
         """The event for a piece; nothing while it may belong to a marker."""
         reader = self._readers[piece.index]
         ended = piece.finish_reason is not None
         part = reader.last(piece.text) if ended else reader.push(piece.text)
-        if not part and not ended and not piece.logprobs:
+        if not part and not ended and not piece.logprobs and not piece.token_ids:
             return b""
-        return self._deltas.made_of(piece, delta_json(part), reader.finish_reason(piece.finish_reason))
+        delta = delta_json(part, in_older_form=self._in_older_form)
+        return self._deltas.made_of(piece, delta, self._finish_reason(reader, piece.finish_reason))
+
+    def _finish_reason(self, reader: AnswerReader, reason: str | None) -> str | None:
+        reason = reader.finish_reason(reason)
+        return "function_call" if reason == "tool_calls" and self._in_older_form else reason
 
     def _logprobs(self, of: Piece | ChoiceText) -> dict[str, Any]:
         return chat_logprobs(of.logprobs, self._tokenizer)
 
     def _choice(self, choice: ChoiceText) -> dict[str, Any]:
         reader = AnswerReader(self._form)
-        message = message_json(reader.last("".join(choice.parts)))
+        message = message_json(reader.last("".join(choice.parts)), in_older_form=self._in_older_form)
         return {
             "index": choice.index,
             "message": message,
             "logprobs": self._logprobs(choice) if self._shows_logprobs else None,
-            "finish_reason": reader.finish_reason(choice.finish_reason),
+            "finish_reason": self._finish_reason(reader, choice.finish_reason),
             "stop_reason": choice.stop_reason,
+            **({"token_ids": choice.token_ids} if self._ids else {}),
         }

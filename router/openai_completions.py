@@ -22,6 +22,7 @@ class CompletionRenderer:
         """`now`: Unix time, seconds."""
         self._generation = generation
         self._num_returned = request.n
+        self._with_ids = request.return_token_ids
         self._include_usage = request.include_usage
         self._tokenizer = served.tokenizer
         self._shows_logprobs = generation.num_logprobs is not None
@@ -38,18 +39,26 @@ class CompletionRenderer:
             b"",
             usage_null=self._include_usage,
             logprobs=self._piece_logprobs if self._shows_logprobs else None,
+            with_ids=self._with_ids,
         )
         self.event = self._chunks.piece
 
     def opening(self, text: TextStream) -> bytes:
-        """The prompts, where echo is asked for."""
-        if not self._generation.echoes:
+        """The prompts, where their text or tokens are asked for."""
+        if not self._generation.echoes and not self._with_ids:
             return b""
         return b"".join([self._echo(text, index) for index in range(self._generation.num_choices)])
 
     def _echo(self, text: TextStream, index: int) -> bytes:
-        logprobs = echo_logprobs(text, index, self._tokenizer) if self._shows_logprobs else None
-        return self._chunks.text(index, self._generation.echo(index), logprobs)
+        more: dict[str, Any] = self._prompt_ids(index)
+        if self._with_ids:
+            more["token_ids"] = []
+        if self._shows_logprobs and self._generation.echoes:
+            more["logprobs"] = echo_logprobs(text, index, self._tokenizer)
+        return self._chunks.text(index, self._generation.echo(index), more)
+
+    def _prompt_ids(self, index: int) -> dict[str, Any]:
+        return {"prompt_token_ids": self._generation.job_of(index).prompt_ids} if self._with_ids else {}
 
     def _piece_logprobs(self, piece: Piece) -> dict[str, Any]:
         return completion_logprobs(piece.logprobs, self._tokenizer, len(self._generation.echo(piece.index)))
@@ -73,6 +82,8 @@ class CompletionRenderer:
             "finish_reason": choice.finish_reason,
             "stop_reason": choice.stop_reason,
             **prompt_logprobs_of(text, choice.index, self._tokenizer),
+            **({"token_ids": choice.token_ids} if self._with_ids else {}),
+            **self._prompt_ids(choice.index),
         }
 
     def _choice_logprobs(self, choice: ChoiceText, text: TextStream) -> dict[str, Any]:

@@ -32,10 +32,11 @@ class ChunkTemplate:
         *,
         usage_null: bool,
         logprobs: RenderLogprobs | None = None,
+        with_ids: bool = False,
     ):
         """`head`: the chunk's fields before `choices`. The text stands between `before_text` and `after_text` in its
         choice. `usage_null`: as OpenAI's chunks say it when a last one will carry the usage. `logprobs` writes those
-        of the tokens whose text a chunk carries; None: nobody asked."""
+        of the tokens whose text a chunk carries; None: nobody asked. `with_ids`: chunks tell their tokens."""
         self._head = b"data: " + encode(head)[:-1]
         self._tail = b',"usage":null}\n\n' if usage_null else b"}\n\n"
         self._before_text = b"," + before_text
@@ -43,23 +44,28 @@ class ChunkTemplate:
         self._unfinished = after_text + b',"logprobs":null,"finish_reason":null}]' + self._tail
         self._openings: dict[int, bytes] = {}
         self._logprobs = logprobs
+        self._with_ids = with_ids
+        self._is_bare = logprobs is None and not with_ids
 
-    def text(self, index: int, text: Any, logprobs: Mapping[str, Any] | None = None) -> bytes:
-        if logprobs is None:
+    def text(self, index: int, text: Any, more: Mapping[str, Any] | None = None) -> bytes:
+        """`more` fields of the choice."""
+        if not more:
             return self._opening(index) + encode(text) + self._unfinished
-        return self._ended(index, text, {"logprobs": logprobs, "finish_reason": None})
+        return self._ended(index, text, {"logprobs": None, "finish_reason": None, **more})
 
     def piece(self, piece: Piece) -> bytes:
         return self.made_of(piece, piece.text, piece.finish_reason)
 
     def made_of(self, piece: Piece, text: Any, finish_reason: str | None) -> bytes:
         """With `text`, anything JSON has, in the place of the piece's."""
-        if finish_reason is None and self._logprobs is None:
+        if finish_reason is None and self._is_bare:
             return self._opening(piece.index) + encode(text) + self._unfinished
         ending: dict[str, Any] = {"logprobs": self._logprobs and self._logprobs(piece)}
         ending["finish_reason"] = finish_reason
         if finish_reason is not None:
             ending["stop_reason"] = piece.stop_reason
+        if self._with_ids:
+            ending["token_ids"] = piece.token_ids
         return self._ended(piece.index, text, ending)
 
     def _opening(self, index: int) -> bytes:

@@ -16,6 +16,7 @@ from .logprob_fields import check_logprobs
 from .sampling_fields import sampling_params
 from .served import Served
 from .text_stream import Generation, TextOptions, TextStream
+from .truncation import last_tokens, prompt_limit
 
 MAX_N = 128
 MAX_STOPS = 64
@@ -56,6 +57,11 @@ class OpenAiRequest(GuidanceFields, frozen=True, kw_only=True, forbid_unknown_fi
     """End it after the string that stopped it."""
     skip_special_tokens: bool = True
     """Leave special tokens out of the text."""
+    return_token_ids: bool = False
+    """Tell the tokens of the prompt (prompt_token_ids) and of each choice or chunk (token_ids)."""
+    truncate_prompt_tokens: Annotated[int, Meta(ge=-1)] | None = None
+    """Keep only the last so many tokens of a prompt, and before them its BOS; -1: as many as the context holds beside
+    max_tokens."""
 
     @property
     def num_made(self) -> int:
@@ -69,7 +75,9 @@ class OpenAiRequest(GuidanceFields, frozen=True, kw_only=True, forbid_unknown_fi
     @property
     def text_options(self) -> TextOptions:
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        return TextOptions(stops, self.include_stop_str_in_output, self.skip_special_tokens)
+        return TextOptions(
+            stops, self.include_stop_str_in_output, self.skip_special_tokens, with_ids=self.return_token_ids
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,16 +115,28 @@ def make_generation(
     """`param` names the field that holds the prompts. Raises ApiError."""
     named = "n" if request.num_made == request.n else "best_of"
     check_num_choices(len(prompts), request.num_made, served, named)
+    prompts = [shortened(prompt, request, params, served) for prompt in prompts]
     sized = [(p.ids, fit_context(params, len(p.ids), param, fields, served)) for p in prompts]
     echoes = tuple(prompt.text for prompt in prompts)
     return Generation(
-        jobs=make_jobs(request_id, sized, request.num_made, params, served),
+        jobs=make_jobs(request_id, sized, request.num_made, params, served, request),
         options=request.text_options,
         echoes=echoes if any(echoes) else (),
         num_logprobs=fields.sampling.get("logprobs"),
         num_prompt_logprobs=fields.sampling.get("prompt_logprobs"),
         guided_by=fields.sent("guidance"),
     )
+
+
+def shortened(prompt: Prompt, request: OpenAiRequest, params: SamplingParams, served: Served) -> Prompt:
+    """As `truncate_prompt_tokens` asks; its text, for echo, is then that of the tokens left. Raises ApiError."""
+    if request.truncate_prompt_tokens is None:
+        return prompt
+    tokenizer, limit = served.tokenizer, prompt_limit(request.truncate_prompt_tokens, params, served)
+    ids = last_tokens(prompt.ids, limit, tokenizer)
+    if len(ids) == len(prompt.ids) or not prompt.text:
+        return Prompt(ids, prompt.text)
+    return Prompt(ids, tokenizer.decode(ids, skip_special_tokens=request.skip_special_tokens))
 
 
 def usage_of(text: TextStream) -> dict[str, Any]:

@@ -14,6 +14,7 @@ TAGS = {
     "OpenAI": "OpenAI's API, with the extensions of vLLM and Aphrodite.",
     "Anthropic": "Anthropic's messages.",
     "Kobold": "KoboldAI's API, as KoboldCpp has it.",
+    "Ollama": "Ollama's API, as far as KoboldCpp has it too.",
     "status": "What runs at this moment, as the page at /ui shows it.",
     "service": "Health, version and metrics.",
     "admin": "For whoever runs the server. An admin key is needed.",

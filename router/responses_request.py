@@ -15,12 +15,21 @@ from .chat_request import Effort, read_chat
 from .errors import ApiError, bad_field
 from .fields import Fields, convert, decode_json, take_apart
 from .renamed import renamed
+from .scheduling_fields import SchedulingFields
 from .served import Served
 from .text_stream import Generation
 from .tool_fields import MAX_TOOLS, FunctionFields
 
 ALIASES = {"max_output_tokens": "max_tokens"}
-NAMES = (("messages", "input"), ("reasoning_effort", "reasoning.effort"), (".function", ""))
+NAMES = (
+    ("messages", "input"),
+    ("reasoning_effort", "reasoning.effort"),
+    ("tool_choice.function", "tool_choice.name"),
+    ("tool_choice.name.name", "tool_choice.name"),
+    (".function", ""),
+    ("tool_choice.allowed_tools", "tool_choice"),
+)
+NOTHING_KEPT = "nothing is kept between requests; send the whole conversation as input"
 
 
 class TextItem(Struct, frozen=True, forbid_unknown_fields=True):
@@ -102,6 +111,19 @@ class NamedFunction(Struct, frozen=True, forbid_unknown_fields=True):
     """One of those in tools."""
 
 
+class ChosenFunctions(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """The function of that name, or those in `tools`."""
+
+    type: Literal["function", "allowed_tools"]
+    """Which of the two is chosen."""
+    name: str | None = None
+    """The function to call."""
+    mode: Literal["auto", "required"] | None = None
+    """Whether one of those in `tools` must be called."""
+    tools: Annotated[list[NamedFunction], Meta(min_length=1, max_length=MAX_TOOLS)] | None = None
+    """Those that may be called."""
+
+
 class TextFormat(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     type: Literal["text", "json_object", "json_schema"]
     """What the text is: anything, JSON, or JSON that a schema describes."""
@@ -134,7 +156,7 @@ class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
     """Padding against observers of packet lengths. Not built."""
 
 
-class ResponsesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ResponsesRequest(SchedulingFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     input: Annotated[str, Meta(min_length=1)] | Annotated[list[Item], Meta(min_length=1)]
     """What the user says, or the conversation: messages, calls of functions, their results, and thoughts."""
     model: str | None = None
@@ -147,8 +169,8 @@ class ResponsesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Padding of events (include_obfuscation) is not built."""
     tools: Annotated[list[FunctionTool], Meta(max_length=MAX_TOOLS)] = msgspec.field(default_factory=list)
     """Functions the model may call, each with a JSON schema of its arguments."""
-    tool_choice: Literal["none", "auto", "required"] | NamedFunction = "auto"
-    """Whether it calls: never, if it wants to, always, or this one function."""
+    tool_choice: Literal["none", "auto", "required"] | ChosenFunctions = "auto"
+    """Whether it calls: never, if it wants to, always, this one function, or only those of allowed_tools."""
     parallel_tool_calls: bool = True
     """Whether one answer may call more than once."""
     text: TextConfig = TextConfig()
@@ -161,9 +183,9 @@ class ResponsesRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Too long a conversation is refused, never cut."""
     background: Literal[False] = False
     """Not built: answers are made while the client waits."""
-    previous_response_id: Literal[None] = None
+    previous_response_id: str | None = None
     """Not built: nothing is kept, send the whole conversation."""
-    conversation: Literal[None] = None
+    conversation: str | dict[str, Any] | None = None
     """Not built: nothing is kept, send the whole conversation."""
 
 
@@ -192,8 +214,7 @@ def refuse_kept(fields: Fields) -> None:
     """Raises ApiError (400) for an earlier response that is meant to be known."""
     for name in ("previous_response_id", "conversation"):
         if name in fields.own:
-            why = "nothing is kept between requests; send the whole conversation as input"
-            raise bad_field(name, why, code="unsupported_field")
+            raise bad_field(name, NOTHING_KEPT, code="unsupported_field")
 
 
 def typed_item(item: Any) -> Any:
@@ -211,6 +232,8 @@ def chat_fields(request: ResponsesRequest, fields: Fields) -> Fields:
         "response_format": chat_format(request.text.format),
         "stream": request.stream,
         "model": request.model,
+        "priority": request.priority,
+        "cache_salt": request.cache_salt,
     }
     sent_as = {**fields.sent_as, "response_format": "text.format"}
     return replace(fields, own={name: value for name, value in own.items() if value is not None}, sent_as=sent_as)
@@ -225,8 +248,18 @@ def chat_tool(tool: FunctionTool) -> dict[str, Any]:
     return {"type": function.pop("type"), "function": function}
 
 
-def chat_choice(choice: str | NamedFunction) -> Any:
-    return choice if isinstance(choice, str) else {"type": "function", "function": {"name": choice.name}}
+def chat_choice(choice: str | ChosenFunctions) -> Any:
+    """What does not belong to its type, or is missing, the chat says."""
+    if isinstance(choice, str):
+        return choice
+    told: dict[str, Any] = {"type": choice.type}
+    if choice.name is not None:
+        told["function"] = {"name": choice.name}
+    if choice.tools is not None:
+        told["allowed_tools"] = {"tools": [{"function": {"name": tool.name}} for tool in choice.tools]}
+    if choice.mode is not None:
+        told.setdefault("allowed_tools", {})["mode"] = choice.mode
+    return told
 
 
 def chat_format(format: TextFormat | None) -> dict[str, Any] | None:
@@ -250,8 +283,7 @@ def chat_messages(conversation: str | Sequence[Item]) -> Iterator[dict[str, Any]
             case MessageItem(role="assistant"):
                 turn |= {"role": "assistant", "content": joined(item.content)}
             case MessageItem():
-                role = "system" if item.role == "developer" else item.role
-                yield {"role": role, "content": joined(item.content)}
+                yield {"role": item.role, "content": joined(item.content)}
             case ReasoningItem():
                 turn |= {"role": "assistant", "reasoning_content": joined(item.content or item.summary)}
             case CallItem():

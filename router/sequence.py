@@ -104,7 +104,7 @@ class Sequence:
     attempt: "Attempt | None" = None
     """Where it runs, in every state between QUEUED and the final ones."""
     urgent: bool = False
-    """It had begun before: it waits at the front of the queue."""
+    """It had begun before: it waits at the front of the queue, among those of its priority."""
     num_failures: int = 0
     num_deaths: int = 0
     """Workers that died while they may have been computing it."""
@@ -132,8 +132,8 @@ class Sequence:
         return self.entry.num_prompt_tokens + len(self.output)
 
     @property
-    def queue_key(self) -> tuple[bool, int, int]:
-        return (not self.urgent, self.entry.arrival, self.choice)
+    def queue_key(self) -> tuple[int, bool, int, int]:
+        return (self.entry.job.priority, not self.urgent, self.entry.arrival, self.choice)
 
     def as_choice(self) -> Choice:
         return Choice(self.choice, pack_ids(self.output) if self.output else b"", self.sampler_state, self.epoch)

@@ -23,6 +23,12 @@ class Version(Struct):
     version: str
 
 
+class Load(Struct):
+    """Sequences that are queued or running."""
+
+    server_load: int
+
+
 class Timelines(Struct):
     """Requests, the newest first."""
 

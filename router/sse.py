@@ -6,7 +6,7 @@ token exists, so an error until then has its own HTTP status; after it, an error
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -22,7 +22,8 @@ from .text_stream import Piece, TextStream
 
 log = logging.getLogger(__name__)
 
-EVENT_HEADERS = (
+Headers = Sequence[tuple[bytes, bytes]]
+EVENT_HEADERS: Headers = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
@@ -59,11 +60,14 @@ class GenerationResponse(Response):
         *,
         stream: bool,
         during: Callable[[TextStream], AbstractContextManager[object]] = nullcontext,
+        headers: Headers = EVENT_HEADERS,
     ):
-        """`start` submits the generation; it may raise JobError. `during` is entered while that runs."""
+        """`start` submits the generation; it may raise JobError. `during` is entered while that runs. `headers` are
+        a stream's."""
         super().__init__()
         self._failed = False
         self._during = during
+        self._stream_headers = headers
         self._start = start
         self._renderer = renderer
         self._stream = stream
@@ -118,7 +122,7 @@ class GenerationResponse(Response):
             raise self._failure(error) from error
         if watcher.done():
             return
-        await send({"type": "http.response.start", "status": 200, "headers": list(EVENT_HEADERS)})
+        await send({"type": "http.response.start", "status": 200, "headers": list(self._stream_headers)})
         event = self._renderer.event
         body = self._renderer.opening(text)
         try:

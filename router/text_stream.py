@@ -30,6 +30,8 @@ class Piece(Struct, frozen=True):
     """The stop string or token id asked for that ended it; None for end of sequence and for length."""
     logprobs: tuple[ScoredToken, ...] = ()
     """Of the tokens whose text this is, where the request asks."""
+    token_ids: tuple[int, ...] = ()
+    """That came since the piece before, stop tokens included, where the request asks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,8 @@ class TextOptions:
     skip_special_tokens: bool = True
     shown_special: frozenset[int] = frozenset()
     """Special tokens that are not skipped: markers of what is read out of the text."""
+    with_ids: bool = False
+    """Whether pieces and choices tell their tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +93,11 @@ class ChoiceText:
         """Of the tokens whose text has been given out, where the request asks."""
         self.sum_logprobs = 0.0
         """Of all tokens that count as output, where the request asks."""
+        self.token_ids: list[int] = []
+        """All that count as output, where the request asks."""
+        self._num_ids_told = 0
         self._num_chars = 0
+        self._with_ids = options.with_ids
         self._params = job.params
         self._include_stop = options.include_stop
         skip, shown = options.skip_special_tokens, options.shown_special
@@ -101,15 +109,23 @@ class ChoiceText:
     def push(self, new: NewTokens) -> Piece | None:
         """What `new` adds; None if that is nothing. Once finished, no more may be pushed."""
         assert self.finish_reason is None
+        num_before = self.num_tokens
         if self._one_by_one or new.finish_reason is not None:
             text = self._text(new)
         else:  # the usual case, spared all that follows
             self.num_tokens += len(new.token_ids)
             text = self._detokenizer.push(new.token_ids)
+        if self._with_ids:
+            self.token_ids += new.token_ids[: self.num_tokens - num_before]
         if not text and self.finish_reason is None:
             return None
         self.parts.append(text)
-        return Piece(self.index, text, self.finish_reason, self.stop_reason, self._logprobs_of(text))
+        logprobs = self._logprobs_of(text)
+        return Piece(self.index, text, self.finish_reason, self.stop_reason, logprobs, self._untold_ids())
+
+    def _untold_ids(self) -> tuple[int, ...]:
+        untold, self._num_ids_told = self.token_ids[self._num_ids_told :], len(self.token_ids)
+        return tuple(untold)
 
     def _text(self, new: NewTokens) -> str:
         text = self._shown(new)

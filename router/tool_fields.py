@@ -44,8 +44,26 @@ class NamedTool(Struct, frozen=True, forbid_unknown_fields=True):
     """Only functions are called."""
 
 
+class AllowedTools(Struct, frozen=True, forbid_unknown_fields=True):
+    mode: Literal["auto", "required"]
+    """Whether one of them must be called."""
+    tools: Annotated[list[NamedTool], Meta(min_length=1, max_length=MAX_TOOLS)]
+    """Those that may be called."""
+
+
+class ChosenTools(Struct, frozen=True, forbid_unknown_fields=True):
+    """One function, or some of those that the model is told of."""
+
+    type: Literal["function", "allowed_tools"] = "function"
+    """Which of the two is chosen."""
+    function: FunctionName | None = None
+    """The one to call."""
+    allowed_tools: AllowedTools | None = None
+    """Some of them."""
+
+
 Tools = Annotated[list[Tool], Meta(max_length=MAX_TOOLS)]
-ToolChoice = Literal["none", "auto", "required"] | NamedTool
+ToolChoice = Literal["none", "auto", "required"] | ChosenTools
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,29 +77,56 @@ class ToolUse:
     must_call: bool
     parallel: bool
     strict: bool
-    """Calls the model is free to make are held to the schemas too."""
+    """Calls the model is free to make are held to these functions and their schemas too."""
 
 
 def tool_use(tools: Sequence[Tool], choice: ToolChoice, *, parallel: bool) -> ToolUse | None:
     """None if nothing may be called. Raises ApiError (400)."""
     check_tools(tools)
-    if not tools and choice not in ("none", "auto"):
+    mode, names = read_choice(choice)
+    if not tools and (names or mode == "required"):
         raise bad_field("tool_choice", "needs tools")
-    if not tools or choice == "none":
+    if not tools or mode == "none":
         return None
-    named = choice.function.name if isinstance(choice, NamedTool) else None
-    functions = tuple(called_function(tool, choice) for tool in tools)
-    chosen = tuple(each for each in functions if named in (None, each.name))
-    if not chosen:
-        raise bad_field("tool_choice.function.name", f"there is no function {named!r} in tools")
-    strict = any(tool.function.strict for tool in tools)
-    schemas = {tool.function.name: tool.function.parameters or {} for tool in tools}
-    return ToolUse(chosen, schemas, must_call=choice != "auto", parallel=parallel and named is None, strict=strict)
+    check_names(names, tools)
+    chosen = [tool for tool in tools if not names or tool.function.name in names.values()]
+    return ToolUse(
+        functions=tuple(called_function(tool, mode) for tool in chosen),
+        schemas={tool.function.name: tool.function.parameters or {} for tool in tools},
+        must_call=mode != "auto",
+        parallel=parallel and mode != "named",
+        strict=len(chosen) < len(tools) or any(tool.function.strict for tool in tools),
+    )
 
 
-def called_function(tool: Tool, choice: ToolChoice) -> Function:
+def read_choice(choice: ToolChoice) -> tuple[str, dict[str, str]]:
+    """(mode, functions that it names by the field that does): none, auto, required, or named. Raises ApiError."""
+    if isinstance(choice, str):
+        return choice, {}
+    chosen, other = choice.type, "allowed_tools" if choice.type == "function" else "function"
+    if getattr(choice, chosen) is None:
+        raise bad_field(f"tool_choice.{chosen}", "missing")
+    if getattr(choice, other) is not None:
+        raise bad_field(f"tool_choice.{other}", f"not where the type is {chosen!r}")
+    if choice.function is not None:
+        return "named", {"tool_choice.function.name": choice.function.name}
+    assert choice.allowed_tools is not None
+    at = "tool_choice.allowed_tools.tools[{}].function.name"
+    names = [tool.function.name for tool in choice.allowed_tools.tools]
+    return choice.allowed_tools.mode, {at.format(index): name for index, name in enumerate(names)}
+
+
+def check_names(names: Mapping[str, str], tools: Sequence[Tool]) -> None:
+    """Raises ApiError (400) for a function that there is not."""
+    known = {tool.function.name for tool in tools}
+    for at, name in names.items():
+        if name not in known:
+            raise bad_field(at, f"there is no function {name!r} in tools")
+
+
+def called_function(tool: Tool, mode: str) -> Function:
     """A choice left to the model holds only those functions to their schema that are strict."""
-    loose = choice == "auto" and not tool.function.strict
+    loose = mode == "auto" and not tool.function.strict
     schema = tool.function.parameters or NO_ARGUMENTS
     return Function(tool.function.name, {} if loose else schema)
 

@@ -1,4 +1,8 @@
-"""The router's queue: first come, first served, those that had begun before all others."""
+"""The router's queue: by priority, then first come, first served, those that had begun before all others.
+
+Whatever is of a lower number counts as older: it may pass, and is not overtaken for longer than any other. Workers keep
+to the order in which placements reach them; credit lets only the next few go there before their turn.
+"""
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator

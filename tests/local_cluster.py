@@ -29,6 +29,7 @@ class Ask:
     num_choices: int = 1
     cancel_after: int | None = None
     """Tokens after which the client leaves."""
+    salt: bytes = b""
 
 
 @dataclass
@@ -185,7 +186,8 @@ class LocalCluster:
             self.crashes.append(error)
 
     async def _one(self, index: int, ask: Ask, eos_ids: tuple[int, ...]) -> list[list[int]]:
-        stream = self.core.submit(Job(f"job-{index}", 0, ask.prompt_ids, ask.num_choices, ask.params, eos_ids))
+        job = Job(f"job-{index}", 0, ask.prompt_ids, ask.num_choices, ask.params, eos_ids, salt=ask.salt)
+        stream = self.core.submit(job)
         outputs: list[list[int]] = [[] for _ in range(ask.num_choices)]
         while new := await stream.next():
             for tokens in new:

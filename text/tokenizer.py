@@ -97,6 +97,10 @@ class Tokenizer:
         """The token alone, as text; a part of a character shows as U+FFFD."""
         return self.token_bytes[token_id].decode(errors="replace")
 
+    def spelling(self, token_id: int) -> str:
+        """The token as its vocabulary has it, such as "Ġthe"; empty where that has none."""
+        return self._backend.id_to_token(token_id) or ""
+
     def special_texts(self) -> dict[str, int]:
         """Ids of special tokens by their text."""
         return {self.token_text(token_id): token_id for token_id in self.special_ids if token_id < self.vocab_size}

@@ -8,6 +8,7 @@ from hashlib import blake2b
 from struct import Struct
 
 HASH_BYTES = 16
+SALT_BYTES = 32
 
 
 def block_hashes(
@@ -27,3 +28,8 @@ def block_hashes(
         parent = digest.digest()
         hashes.append(parent)
     return hashes
+
+
+def salt_of(secret: str) -> bytes:
+    """A salt from a client's secret, which workers need not know; none from an empty one."""
+    return blake2b(secret.encode(), digest_size=SALT_BYTES).digest() if secret else b""

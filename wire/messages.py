@@ -15,7 +15,7 @@ from msgspec import Struct
 from .logprobs import TokenLogprobs
 from .sampling import SamplingParams
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 MAX_CONTROL_BYTES = 64 << 20
 """Largest control message a peer may send; the largest is a Reserve or Prefill with its prompt."""
 
@@ -187,6 +187,8 @@ class Reserve(Struct, frozen=True, tag="reserve"):
     eos_ids: tuple[int, ...] = ()
     pooling: Pooling | None = None
     """Of a prompt after which nothing is drawn: answer with a `Pooled`."""
+    salt: bytes = b""
+    """Of the prompt's block hashes."""
 
 
 class Prefill(Struct, frozen=True, tag="prefill"):
@@ -210,6 +212,8 @@ class Prefill(Struct, frozen=True, tag="prefill"):
     KV, or to the router where nothing is sent."""
     pooling: Pooling | None = None
     """Of a prompt whose KV is not sent: answer with a `Pooled`."""
+    salt: bytes = b""
+    """Of the prompt's block hashes."""
 
 
 class Cancel(Struct, frozen=True, tag="cancel"):

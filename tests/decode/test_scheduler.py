@@ -43,6 +43,7 @@ class Bench:
         remote: bool = False,
         num_choices: int = 1,
         output: list[int] | None = None,
+        salt: bytes = b"",
         **params: Any,
     ) -> None:
         choices = tuple(Choice(i, pack_ids(output or [])) for i in range(num_choices))
@@ -57,6 +58,7 @@ class Bench:
                 1,
                 remote,
                 (EOS,),
+                salt=salt,
             ),
             0.0,
         )
@@ -367,6 +369,21 @@ def test_blocks_join_the_prefix_cache_as_they_fill() -> None:
     output = [row.token_ids[0] for i in range(7) for row in bench.step(20 + i)]
     bench.reserve(2, [*PROMPT, *output, 1])
     assert [m.num_cached_tokens for m in bench.messages(Reserved)] == [16], "the 17th token has no KV yet"
+    bench.finish()
+
+
+@pytest.mark.parametrize("prompt", [PROMPT, PROMPT[:3]], ids=["two blocks", "less than a block"])
+@pytest.mark.parametrize("remote", [False, True])
+def test_only_what_has_the_same_salt_is_found(prompt: list[int], remote: bool) -> None:
+    """Of the prompt, and of the output after it."""
+    bench = Bench(num_blocks=64)
+    bench.reserve(1, prompt, salt=b"a")
+    output = [row.token_ids[0] for i in range(7) for row in bench.step(20 + i)]
+    bench.messages(Reserved)
+    for placement, salt in enumerate((b"", b"b", b"a"), 2):
+        bench.reserve(placement, [*prompt, *output, 1], remote=remote, salt=salt)
+    num_full = (len(prompt) + 6) // 4
+    assert [m.num_cached_tokens for m in bench.messages(Reserved)] == [0, 0, 4 * num_full]
     bench.finish()
 
 

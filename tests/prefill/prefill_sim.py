@@ -89,6 +89,7 @@ class PrefillSim:
         prompt_len: int = 0,
         prompt_logprobs: int | None = None,
         pooling: Pooling | None = None,
+        salt: bytes = b"",
     ) -> Work:
         work = Work(len(self.works), prompt, first_token, sends)
         self.works[work.placement] = work
@@ -106,6 +107,7 @@ class PrefillSim:
                 prompt_len,
                 prompt_logprobs,
                 pooling,
+                salt=salt,
             ),
             self.now,
         )

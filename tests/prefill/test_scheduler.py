@@ -260,6 +260,17 @@ def test_a_failed_send_is_retriable() -> None:
     assert sim.pool.num_used == 0
 
 
+def test_only_what_has_the_same_salt_is_found() -> None:
+    sim = PrefillSim(num_blocks=60)
+    found = []
+    for salt in (b"a", b"", b"b", b"a", b""):
+        work = sim.submit(LONG[:26], sends=False, salt=salt)
+        sim.run()
+        assert isinstance(work.answer, Prefilled)
+        found.append(work.answer.num_cached_tokens)
+    assert found == [0, 0, 0, 24, 24]
+
+
 @pytest.mark.parametrize("overlap", [False, True], ids=["synchronous", "overlapped"])
 def test_what_is_not_sent_stays_in_the_prefix_cache(overlap: bool) -> None:
     sim = PrefillSim(num_blocks=60, overlap=overlap)

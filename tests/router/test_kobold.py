@@ -7,6 +7,7 @@ import pytest
 from isthmus.router.fake_core import FakeCore
 from isthmus.router.job import JobError
 from isthmus.tests.router.edge import TOKENIZER, ask, byte_tokenizer, http_client, ids, run, saying
+from isthmus.text.chat_template import ChatTemplate
 
 LITES_PATTERN = re.compile(r"^event: (.*)\ndata: (.*)(\r?\n){2}", re.MULTILINE)
 
@@ -44,7 +45,7 @@ def test_version_promises_no_more_than_there_is():
     body = ask(FakeCore(), "GET", "/api/extra/version").json()
     assert body["result"] == "KoboldCpp"
     assert body["version"] == "1.104"
-    assert [name for name, value in body.items() if value is True] == ["llm", "embeddings"]
+    assert [name for name, value in body.items() if value is True] == ["llm", "embeddings", "jinja"]
 
 
 def test_generate():
@@ -262,6 +263,37 @@ def test_detokenize():
     assert hidden == {"result": "ab", "success": True}
     wrong = ask(FakeCore(), "POST", "/api/extra/detokenize", json={"ids": [9999]})
     assert (wrong.status_code, wrong.json()["detail"]["param"]) == (400, "ids")
+
+
+def test_a_schema_becomes_a_grammar_that_a_request_may_send():
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    body = ask(FakeCore(), "POST", "/api/extra/json_to_grammar", json={"schema": schema}).json()
+    assert body["success"] is True
+    assert body["result"].startswith("root ::= ")
+    asked = {"prompt": "x", "max_length": 5, "grammar": body["result"]}
+    assert ask(saying("1"), "POST", "/api/v1/generate", json=asked).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "schema"),
+        ({"schema": "x"}, "schema"),
+        ({"schema": {"type": "text"}}, "schema.type"),
+        ({"schema": {"properties": {"a": {"pattern": "b"}}}}, "schema.properties.a.pattern"),
+        ({"schema": {}, "x": 1}, "x"),
+    ],
+)
+def test_a_schema_that_is_no_grammar_is_no_success(body, param):
+    reply = ask(FakeCore(), "POST", "/api/extra/json_to_grammar", json=body)
+    told = reply.json()
+    assert (reply.status_code, told["success"], told["result"], told["detail"]["param"]) == (400, False, "", param)
+
+
+def test_the_version_says_whether_there_is_a_template():
+    for template, jinja in ((ChatTemplate("x", {}), True), (None, False)):
+        told = ask(FakeCore(), "GET", "/api/extra/version", served_with={"chat_template": template}).json()
+        assert told["jinja"] is jinja
 
 
 def test_soft_prompts_can_be_chosen_as_long_as_it_is_none():

@@ -67,8 +67,8 @@ def make_ledger(**given):
     return Ledger(router_epoch=5, metrics=Metrics(), **given)
 
 
-def make_job(name="r1", num_choices=1, max_tokens=None):
-    return Job(name, 0, [1, 2, 3, 4], num_choices, SamplingParams(seed=7, max_tokens=max_tokens), (2,))
+def make_job(name="r1", num_choices=1, max_tokens=None, **given):
+    return Job(name, 0, [1, 2, 3, 4], num_choices, SamplingParams(seed=7, max_tokens=max_tokens), (2,), **given)
 
 
 def place(ledger, head, *, decode=D, prefill=None, max_choices=8, now=0.0):
@@ -125,6 +125,14 @@ def test_the_reserve_carries_the_job():
     assert [c.index for c in reserve.choices] == [0, 1], "the third waits for another placement"
     assert (reserve.remote, reserve.eos_ids, reserve.params.seed) == (True, (2,), 7)
     assert first(ledger).choice == 2
+
+
+def test_the_salt_reaches_both_workers():
+    ledger = make_ledger()
+    ledger.submit(make_job(salt=b"s"), Sink(), 0.0)
+    attempt = place(ledger, first(ledger), prefill=P)
+    ledger.on_reserved(D, Reserved(attempt.placement, 0, "t"))
+    assert [(worker, message.salt) for worker, message in ledger.outbox] == [(D, b"s"), (P, b"s")]
 
 
 def test_a_replay_carries_the_state_after_the_last_token():
@@ -565,6 +573,18 @@ def test_the_queue_is_first_come_first_served_with_the_begun_in_front():
     ledger.on_declined(D, Declined(attempt.placement, "preempted", choice=0, preempted=True), 2.0)
     assert [s.entry.job.request_id for s in ledger.waiting] == ["r1", "r2", "r2", "r3"]
     assert [s.entry.job.request_id for s in ledger.waiting.heads(2.0)] == ["r1", "r2", "r3"]
+
+
+def test_priority_comes_before_arrival_and_before_what_has_begun():
+    ledger = make_ledger()
+    _, attempt, _ = running(ledger)
+    for name, priority in (("late", 5), ("r2", 0), ("soon", -1), ("later", 5), ("soon too", -1)):
+        ledger.submit(make_job(name, num_choices=2, priority=priority), Sink(), 1.0)
+    ledger.on_declined(D, Declined(attempt.placement, "preempted", choice=0, preempted=True), 2.0)
+    heads = [head.entry.job.request_id for head in ledger.waiting.heads(2.0)]
+    assert heads == ["soon", "soon too", "r1", "r2", "late", "later"]
+    ledger.cancel(ledger.entries()[3], 2.0)  # "soon"
+    assert [s.entry.job.request_id for s in ledger.waiting][:2] == ["soon too"] * 2
 
 
 def answer(request_id, choice, position):

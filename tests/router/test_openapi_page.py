@@ -14,7 +14,7 @@ from isthmus.tests.router.edge import served
 from isthmus.tests.router.test_access import KEYS, ROUTES
 from isthmus.wire.sampling_table import TABLE
 
-JSON, EVENTS = "application/json", "text/event-stream"
+JSON, EVENTS, LINES = "application/json", "text/event-stream", "application/x-ndjson"
 TYPED = {"type", "anyOf", "enum", "const", "$ref"}
 
 
@@ -77,8 +77,8 @@ def test_answers_have_a_schema_and_refusals_the_shape_of_their_api(
     for status, response in responses.items():
         assert response["description"]
         for media_type, media in response["content"].items():
-            assert media_type in (JSON, EVENTS, "text/plain")
-            assert TYPED & (media["itemSchema"] if media_type == EVENTS else media["schema"]).keys()
+            assert media_type in (JSON, EVENTS, LINES, "text/plain")
+            assert TYPED & (media["itemSchema"] if media_type in (EVENTS, LINES) else media["schema"]).keys()
         if status >= 400:
             assert response["content"][JSON]["schema"] == {"$ref": f"#/components/schemas/{error_name(path)}"}
 

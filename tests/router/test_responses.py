@@ -163,6 +163,7 @@ def test_what_the_model_may_write(body, good, bad):
     assert [text for text in bad if accepted(core, text)] == []
 
 
+ALLOWED = {"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "now"}]}
 REFUSED = [
     ({"input": None}, 400, "input"),
     ({"input": ""}, 400, "input"),
@@ -175,6 +176,7 @@ REFUSED = [
     ({"max_output_tokens": 5000}, 400, "max_output_tokens"),
     ({"previous_response_id": "resp_1"}, 400, "previous_response_id"),
     ({"conversation": "conv_1"}, 400, "conversation"),
+    ({"conversation": {"id": "conv_1"}}, 400, "conversation"),
     ({"background": True}, 400, "background"),
     ({"truncation": "auto"}, 400, "truncation"),
     ({"include": ["file_search_call.results"]}, 400, "include[0]"),
@@ -182,6 +184,12 @@ REFUSED = [
     ({"tools": [NOW, NOW]}, 400, "tools[1].name"),
     ({"tools": [{**NOW, "parameters": {"type": "x"}}]}, 400, "tools[0].parameters.type"),
     ({"tool_choice": {"type": "function", "name": "x"}, "tools": [NOW]}, 400, "tool_choice.name"),
+    ({"tool_choice": {"type": "function"}, "tools": [NOW]}, 400, "tool_choice.name"),
+    ({"tool_choice": {"type": "allowed_tools"}, "tools": [NOW]}, 400, "tool_choice"),
+    ({"tool_choice": {**ALLOWED, "name": "now"}, "tools": [NOW]}, 400, "tool_choice.name"),
+    ({"tool_choice": {**ALLOWED, "mode": None}, "tools": [NOW]}, 400, "tool_choice.mode"),
+    ({"tool_choice": {**ALLOWED, "tools": None}, "tools": [NOW]}, 400, "tool_choice.tools"),
+    ({"tool_choice": ALLOWED, "tools": [{**NOW, "name": "then"}]}, 400, "tool_choice.tools[0].name"),
     ({"text": {"format": {"type": "json_schema", "name": "n"}}}, 400, "text.format"),
     ({"messages": []}, 400, "messages"),
 ]
@@ -214,3 +222,13 @@ def test_samplers_and_no_ops_are_taken():
     body = {"temperature": 0.5, "top_k": 5, "store": True, "metadata": {}, "include": ["reasoning.encrypted_content"]}
     assert post(core, {**body, "previous_response_id": None}, chat_template=TEMPLATE).status_code == 200
     assert (core.streams[0].job.params.temperature, core.streams[0].job.params.top_k) == (0.5, 5)
+
+
+def test_only_allowed_functions_are_called():
+    core = saying("x")
+    reply = post(core, {"tools": [NOW, {**NOW, "name": "then"}], "tool_choice": ALLOWED})
+    assert reply.status_code == 200, reply.text
+    assert reply.json()["tool_choice"] == ALLOWED
+    grammar = core.streams[0].job.params.guidance.spec
+    assert "now" in grammar
+    assert "then" not in grammar

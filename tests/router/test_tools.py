@@ -4,7 +4,6 @@ import json
 from typing import Any
 
 import numpy as np
-import openai
 import pytest
 from isthmus.router.chat_messages import arguments_object
 from isthmus.router.fake_core import FakeCore
@@ -275,6 +274,12 @@ def parameters(schema: Any) -> dict[str, Any]:
     return function(parameters=schema)
 
 
+def allowing(mode: str, *names: str) -> dict[str, Any]:
+    tools = [{"type": "function", "function": {"name": name}} for name in names]
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+
+ALLOWED = allowing("required", "now")
 REFUSED = [
     ({"tools": {}}, "tools"),
     ({"tools": [NOW, {"type": "function"}]}, "tools[1].function"),
@@ -297,12 +302,33 @@ REFUSED = [
     ({"tool_choice": {"type": "function", "function": {"name": "other"}}}, "tool_choice.function.name"),
     ({"tools": [], "tool_choice": "required"}, "tool_choice"),
     ({"tool_choice": "required", **parameters({"properties": {"a": {"not": {"type": "null"}}}})}, "tools"),
-    ({"functions": [{"name": "f"}]}, "functions"),
-    ({"function_call": {"name": "f"}}, "function_call"),
-    ({"messages": [{"role": "assistant", "function_call": {"name": "f"}}]}, "messages[0].function_call"),
+    ({"tool_choice": {"type": "function"}}, "tool_choice.function"),
+    ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice.allowed_tools"),
+    ({"tool_choice": {**ALLOWED, "function": {"name": "now"}}}, "tool_choice.function"),
+    ({"tool_choice": allowing("auto")}, "tool_choice.allowed_tools.tools"),
+    ({"tool_choice": allowing("none", "now")}, "tool_choice.allowed_tools.mode"),
+    ({"tool_choice": allowing("auto", "now", "x")}, "tool_choice.allowed_tools.tools[1].function.name"),
+    ({"tools": [], "tool_choice": ALLOWED}, "tool_choice"),
     ({"messages": [{"role": "assistant", "tool_calls": [{"id": "x"}]}]}, "messages[0].tool_calls[0].function"),
     ({"messages": [{**USER, "content": [{"type": "image_url", "image_url": {}}]}]}, "messages[0].content[0].type"),
 ]
+
+
+def guidance_of(core: FakeCore) -> str:
+    guidance = core.streams[0].job.params.guidance
+    return "" if guidance is None else guidance.spec
+
+
+@pytest.mark.parametrize("mode", ["auto", "required"])
+def test_of_the_tools_it_is_told_of_only_allowed_ones_can_be_called(mode):
+    core = saying("x")
+    assert post(core, {"tool_choice": allowing(mode, "now")}).status_code == 200
+    assert '"weather"' in prompt_of(core)
+    assert "now" in guidance_of(core)
+    assert "weather" not in guidance_of(core)
+    both = saying("x")
+    assert post(both, {"tool_choice": allowing(mode, "weather", "now")}).status_code == 200
+    assert ("weather" in guidance_of(both)) == (mode == "required"), "all are allowed: nothing to hold it to"
 
 
 @pytest.mark.parametrize(("body", "param"), REFUSED, ids=[json.dumps(row[0])[:70] for row in REFUSED])
@@ -318,12 +344,3 @@ def test_a_model_that_knows_no_calls_refuses_tools():
     assert (reply.status_code, reply.json()["error"]["param"]) == (400, "tools")
     assert "--tool-call-parser" in reply.json()["error"]["message"]
     assert post(saying("ok"), {"tool_choice": "none"}, call_format=None).status_code == 200
-
-
-def test_the_older_form_is_refused_with_what_to_send():
-    async def use(client):
-        with pytest.raises(openai.BadRequestError, match="send tools") as error:
-            await client.chat.completions.create(model="tiny", messages=[USER], functions=[{"name": "f"}])
-        return error.value
-
-    assert with_client(FakeCore(), use, **SETTINGS).param == "functions"

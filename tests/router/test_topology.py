@@ -190,3 +190,11 @@ def test_the_routes():
     assert topology.json()["router"]["model"] == "fake"
     assert [each["num_output_tokens"] for each in timelines.json()["data"]] == [3]
     assert topology.headers["cache-control"] == timelines.headers["cache-control"] == "no-store"
+
+
+def test_the_load_is_what_waits_and_what_runs():
+    class Busy(FakeCore):
+        def topology(self) -> Topology:
+            return Topology(RouterView("fake", uptime_s=1.0, num_waiting=2, num_running=3))
+
+    assert ask(Busy(), "GET", "/load").json() == {"server_load": 5}

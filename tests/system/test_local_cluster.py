@@ -73,6 +73,20 @@ def test_a_warmed_prefix_is_found_again(num_prefill: int, computes: str) -> None
         wait_until_unused(cluster)
 
 
+@pytest.mark.parametrize("num_prefill", [1, 0])
+def test_prompts_under_other_salts_share_nothing(num_prefill: int) -> None:
+    prompt = [5 * i % VOCAB_SIZE for i in range(40)]
+    hits = []
+    with LocalCluster(fake_load(), num_prefill=num_prefill, max_num_batched_tokens=16) as cluster:
+        for salt in (b"", b"a", b"b", b"a"):
+            ask = Ask(prompt, SamplingParams(seed=3, max_tokens=5), salt=salt)
+            assert cluster.ask([ask]) == [expected(ask)]
+            wait_until_unused(cluster)
+            hits.append(sum(stats.prefix_hit_tokens for stats in cluster.stats().values()))
+    assert hits[:3] == [0, 0, 0]
+    assert hits[3] >= 36, "all whole blocks before the last token"
+
+
 def test_stages_and_rates_are_measured_where_kv_moves() -> None:
     asks = [Ask([i] * 50, SamplingParams(seed=i, max_tokens=20)) for i in range(1, 6)]
     with LocalCluster(fake_load(num_blocks=200), num_prefill=1) as cluster:

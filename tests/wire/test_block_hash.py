@@ -1,6 +1,6 @@
 """Router, prefill and decode agree on block hashes only as long as these bytes stay."""
 
-from isthmus.wire.block_hash import block_hashes
+from isthmus.wire.block_hash import SALT_BYTES, block_hashes, salt_of
 
 TOKENS = list(range(100, 140))
 GOLDEN = ["370fb46b913ad658067cf47c4284d703", "5fe845b2a59fab98ec8772ea5d93c792"]
@@ -29,3 +29,10 @@ def test_continues_a_chain() -> None:
         block_hashes(TOKENS, 8, b"s", parent=block_hashes(TOKENS[:16], 8, b"s")[-1], start=16)
         == (block_hashes(TOKENS, 8, b"s")[2:])
     )
+
+
+def test_secrets_become_salts() -> None:
+    assert salt_of("") == b""
+    assert len(salt_of("tenant a")) == SALT_BYTES
+    salted = [block_hashes(TOKENS, 8, salt_of(secret)) for secret in ("", "tenant a", "tenant b")]
+    assert len({digest for hashes in salted for digest in hashes}) == 15
