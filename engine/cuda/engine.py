@@ -230,6 +230,7 @@ class CudaEngine:
             order,
             guesses,
             proposed,
+            grid.refused,
             partial(self._on_proposed, [grid.rows[index] for index in grid.asking]),
             kept,
             logprobs,
@@ -287,6 +288,7 @@ class CudaEngine:
                 self._sampler.set_masks(turn, [self._sequences.slot(row.seq_id)], [draw])
             for place in places[1 + len(guesses.token_ids) :]:
                 inputs.rows[place : place + 1].fill_(-1)
+                grid.refused.add(place)
 
     def _read_proposed(self, grid: Grid) -> np.ndarray | None:
         if not grid.asking:

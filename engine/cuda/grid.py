@@ -5,7 +5,7 @@ padding: then all that is drawn in one turn lies side by side.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..guesses import Guesses, followed, with_guesses
 from ..plan import DRAFT, Draw, Row
@@ -20,6 +20,8 @@ class Grid:
     guesses: Sequence[Guesses | None]
     stride: int
     num_turns: int = 1
+    refused: set[int] = field(default_factory=set)
+    """Places of guesses that were `DRAFT`, and after which grammars let nothing come."""
 
     @classmethod
     def of(cls, rows: Sequence[Row], stride: int, max_drafts: int) -> "Grid":

@@ -1,6 +1,6 @@
 """A launched step of the GPU's engine: what it waits for, and how what comes from the device becomes a Result."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -35,6 +35,8 @@ class Step:
     """Of rows that have some, with the number of their first draw."""
     proposed: np.ndarray | None = None
     """int32, the tokens of a grid, once `wait` has returned, where some guesses are `DRAFT` in `guesses`."""
+    refused: Collection[int] = ()
+    """Places in `tokens` at which nothing was drawn, whatever the draws before gave."""
     on_proposed: Callable[[Sequence[Guesses]], None] = lambda guesses: None
     """Is told those."""
     kept: dict[int, Tensor] = field(default_factory=dict)
@@ -50,7 +52,8 @@ class Step:
         token_ids = [_MISSING.get(place, token) for place, token in zip(order, self._tokens, strict=True)]
         for first, guesses in self._known_guesses():
             for index in range(1, 1 + len(guesses.token_ids)):
-                if not guesses.reaches(index, token_ids[first + index - 1]):
+                was_drawn = order[first + index] not in self.refused
+                if not (was_drawn and guesses.reaches(index, token_ids[first + index - 1])):
                     token_ids[first + index] = NOT_DRAWN
         logprobs: Sequence[TokenLogprobs | None] = ()
         if self.logprobs is not None or any(one for _, one, _ in self.eager.values()):

@@ -37,6 +37,10 @@ SIMPLE = [
 ]
 
 
+NOT_FOLLOWED = frozenset(range(0, tiny.VOCAB_SIZE, 3))
+"""They may come, but not as guesses that others come after: as tokens that end an output."""
+
+
 @dataclass
 class Drawing:
     """As a scheduler keeps it. Blocks that hold no token that stays are others in every step."""
@@ -87,7 +91,7 @@ class Drawing:
             mask = self.mask(position)
             assert mask is not None
             position += 1
-            return self.mask(position) if allows(mask.result(), token) else None
+            return self.mask(position) if allows(mask.result(), token) and token not in NOT_FOLLOWED else None
 
         return follow
 
