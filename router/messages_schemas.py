@@ -6,7 +6,7 @@ from msgspec import UNSET, Struct, UnsetType
 
 from .error_schemas import AnthropicDetail
 
-StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
+StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use", "model_context_window_exceeded"]
 
 
 class TextContent(Struct, tag="text"):

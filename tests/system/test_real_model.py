@@ -109,7 +109,7 @@ def test_errors_are_those_of_the_client(client: openai.OpenAI) -> None:
         client.completions.create(model=model, prompt="x", temperature=-1)
     with pytest.raises(openai.NotFoundError, match="gpt-9"):
         client.completions.create(model="gpt-9", prompt="x")
-    with pytest.raises(openai.BadRequestError, match="context is") as caught:
+    with pytest.raises(openai.BadRequestError, match="context length is") as caught:
         client.completions.create(model=model, prompt="word " * 9000, max_tokens=5)
     assert caught.value.code == "context_length_exceeded"
     assert caught.value.param == "prompt"
