@@ -250,6 +250,8 @@ class DraftPolicy:
     def _give_up(self, num_rows: int) -> None:
         """The engine tries no guesses in such batches: nor does this, for a while."""
         costs = self._of(num_rows)
+        if not len(costs.plain):  # fewer rows than were counted on, and such a batch is not measured yet
+            return
         costs.added = {1: _Median()}
         for _ in range(NUM_SAMPLES):
             costs.added[1].add(num_rows * costs.plain_s)

@@ -2,7 +2,9 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, TypeVar
@@ -112,7 +114,7 @@ class LocalCluster:
             worker.stop()
         for thread in self._threads.values():
             thread.join(20)
-        self._call(self._close())
+        asyncio.run_coroutine_threadsafe(self._close(), self.loop).result(60)
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._loop_thread.join(20)
         self.loop.close()
@@ -159,7 +161,14 @@ class LocalCluster:
         return {name: role.scheduler.stats() for name, role in roles.items() if role is not None}
 
     def _call(self, coroutine: Coroutine[Any, Any, Value]) -> Value:
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(60)
+        """Raises what a worker has died of, rather than wait for its answers."""
+        running, end_s = asyncio.run_coroutine_threadsafe(coroutine, self.loop), time.monotonic() + 60
+        while not running.done() and not self.crashes and time.monotonic() < end_s:
+            wait((running,), timeout=0.05)
+        if self.crashes and not running.done():
+            running.cancel()
+            raise self.crashes[0]
+        return running.result(0)
 
     async def _start(self) -> RouterCore:
         core = RouterCore(

@@ -206,6 +206,14 @@ def test_where_the_engine_tries_nothing() -> None:
     assert 1 < asked < 8
 
 
+def test_where_the_engine_tries_nothing_in_a_batch_that_was_never_measured() -> None:
+    """Some rows may have gone since it was said how many guesses pay."""
+    policy = DraftPolicy()
+    policy.record(DecodedStep(3, 0.01, num_drafts=4), is_plain=False)
+    assert policy.least_rate(3, 4) == (1.0, False)
+    assert policy.lengths([0.9], [4], 3) == [0]
+
+
 @pytest.mark.parametrize("num_rows", [1, 8, 64])
 def test_looks_are_a_small_part_of_a_step(num_rows: int) -> None:
     slow, fast = World(0.0, plain_s=1.0), World(0.0, plain_s=1e-5 * num_rows)
