@@ -149,7 +149,11 @@ def compare(maker: EngineMaker, asker: Asker, options: argparse.Namespace) -> No
     if options.control:
         decoders["off again"] = maker.decoder(SpeculationConfig())
     for method in options.methods:
-        decoders[method] = maker.decoder(config_of(method, options), fixed=options.fixed)
+        config = config_of(method, options)
+        if options.idle:
+            decoders[method], decoders[f"{method}, idle"] = maker.decoders(config)
+        else:
+            decoders[method] = maker.decoder(config, fixed=options.fixed)
     warm(decoders, asker, options.batches)
     settle()
     print(f"\n{HEADER}", flush=True)
@@ -212,6 +216,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--control", action="store_true", help="a second engine without guesses, to see what is chance")
+    parser.add_argument(
+        "--idle", action="store_true", help="each method's engine without guesses, too; cuda only, without --fixed"
+    )
     parser.add_argument("--quick", action="store_true", help="a check that all runs, in under a minute")
     parser.add_argument("--sampler", action="store_true", help="measure drawing and masks instead")
     parser.add_argument("--sampler-batch", type=int, default=64)
@@ -221,6 +228,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"{' and '.join(asking)} each need a --speculative-model: measure one at a time")
     if asking and options.speculative_model is None:
         parser.error(f"{asking[0]} needs a --speculative-model")
+    if options.idle and (options.fixed or options.device == "cpu"):
+        parser.error("--idle takes turns on one engine, round by round: it needs --device cuda, and no --fixed")
     return quick(options) if options.quick else options
 
 

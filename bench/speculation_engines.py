@@ -43,9 +43,18 @@ class EngineMaker:
         cannot be guessed for so."""
         return self.around(self.engine(config), self._speculation(config, fixed))
 
-    def around(self, engine: StepEngine, speculation: Speculation | None) -> BatchDecoder:
+    def decoders(self, config: SpeculationConfig) -> tuple[BatchDecoder, BatchDecoder]:
+        """A worker with this speculation, and one without any on the same engine, for runs in turn: what is chance in
+        how an engine lies in memory is the same for both."""
+        engine = self.engine(config)
+        guessing = self.around(engine, self._speculation(config, fixed=False), is_alone=False)
+        return guessing, self.around(engine, None, is_alone=False)
+
+    def around(self, engine: StepEngine, speculation: Speculation | None, *, is_alone: bool = True) -> BatchDecoder:
         eos_ids = sorted(self.tokenizer.eos_ids)
-        return BatchDecoder(engine, self.max_num_seqs, self.max_model_len, speculation, self.guides, eos_ids)
+        return BatchDecoder(
+            engine, self.max_num_seqs, self.max_model_len, speculation, self.guides, eos_ids, is_alone=is_alone
+        )
 
     def sampler(self) -> Sampler:
         device = "cpu" if self.device == "cpu" else "cuda:0"

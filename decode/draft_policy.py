@@ -31,7 +31,9 @@ LEAST_RATE = 0.05
 """Of the last guess of a row, that it is right."""
 PROBE_GUESSES = 2
 FIRST_PROBE_STEPS, LAST_PROBE_STEPS = 48, 1024
-"""Steps between two tries of guesses that do not pay."""
+"""Steps between two tries of guesses that do not pay: at first, and at most."""
+PROBE_SHARE = 0.005
+"""Of the time, that such tries may take in the end."""
 FIRST_PAUSE_STEPS, LAST_PAUSE_STEPS = 16, 128
 """Without guesses, where they have not paid."""
 TRIAL_STEPS = 16
@@ -162,6 +164,11 @@ class _Costs:
         part = (num_guesses - low) / (high - low)
         return (1 - part) * self._median(low) + part * self._median(high)
 
+    def rarest_probe_steps(self, num_guesses: int) -> int:
+        """Between two tries of so many guesses."""
+        wanted = math.ceil(self.added_s(num_guesses) / (PROBE_SHARE * self.plain_s))
+        return max(FIRST_PROBE_STEPS, min(wanted, LAST_PROBE_STEPS))
+
     def _median(self, count: int) -> float:
         return max(0.0, self.added[count].value)
 
@@ -236,8 +243,9 @@ class DraftPolicy:
         if most:
             costs.probe_steps = FIRST_PROBE_STEPS
         elif costs.quiet_steps >= costs.probe_steps:
-            costs.probe_steps = min(2 * costs.probe_steps, LAST_PROBE_STEPS)
             most = PROBE_GUESSES
+            num_guesses = sum(min(limit, most) for limit in limits)
+            costs.probe_steps = min(2 * costs.probe_steps, costs.rarest_probe_steps(num_guesses))
         return [_longest(rate, min(limit, most)) for rate, limit in zip(rates, limits, strict=True)]
 
     def record(self, step: DecodedStep, *, is_plain: bool) -> None:

@@ -19,7 +19,6 @@ from ...kernels.sparse_edits import apply_edits
 from ...kernels.vendor_attention import Run
 from ...text.phrases import Phrases
 from ..draft_progress import DraftProgress
-from ..eagle.cache import FIRST_SLOT
 from ..eagle.head import EagleHead
 from ..guesses import Guesses, followed, with_guesses
 from ..models.llama import Llama
@@ -31,9 +30,8 @@ from ..streams import NO_STREAMS, Streams
 from .attention import AttentionState, Chunks, StepAttention
 from .drawn_states import DrawnStates, StatesPart
 from .eager_draws import Drawn, EagerDraws
-from .follower import DeviceFollower
+from .following_head import Followed, FollowingHead
 from .grid import Grid
-from .head_cache import HeadCache
 from .head_proposer import HeadProposer
 from .inputs import FIELDS, PADDING, ChunkInputs, EditInputs, Inputs, TokenInputs, edits_to_device, to_device
 from .logprobs import DrawnLogprobs, PromptScore
@@ -136,40 +134,32 @@ class CudaEngine:
         self._ladder = NOTHING_CAPTURED
         self._graphs: dict[StepSize, Callable[[], None]] = {}
         self._proposals: dict[StepSize, Callable[[], None]] = {}
-        self._follower = None if head is None else self._make_follower(head, max_blocks)
+        self._head = None if head is None else self._follow_with(head, max_blocks)
         self._proposer = self._make_proposer(draft, max_blocks) if draws else None
         self._host_proposed = [runtime.pinned(num_draws) for _ in range(2)]
         self._num_steps = 0
         self._has_aside = False
 
-    def _make_follower(self, head: EagleHead, max_blocks: int) -> DeviceFollower:
-        pool, device, tables = self._pools.head, self._runtime.device, self._sequences.block_tables
+    def _follow_with(self, head: EagleHead, max_blocks: int) -> FollowingHead:
+        pool = self._pools.head
         assert pool is not None
-        attention = AttentionState(
-            head.layer_config,
+        return FollowingHead(
+            head,
+            self._model,
             pool,
-            head.rope.table(max_blocks * pool.block_size).to(device),
-            tables,
-            self._sizes.max_num_seqs,
-            pdl=self._attention.pdl,
-            first_position=FIRST_SLOT,
-        )
-        hidden_size = head.layer_config.hidden_size
-        cache = HeadCache(
+            self._sequences,
             self._runtime,
-            tables,
-            num_blocks=pool.num_blocks,
-            block_size=pool.block_size,
-            hidden_size=hidden_size,
-            dtype=head.dtype,
+            self._last_tokens,
+            max_num_seqs=self._sizes.max_num_seqs,
+            max_positions=max_blocks * pool.block_size,
+            pdl=self._attention.pdl,
         )
-        return DeviceFollower(head, attention, cache, self._model.config.num_layers)
 
     def _make_proposer(self, draft: Draft | None, max_blocks: int) -> DeviceProposer | None:
         assert self._sampler is not None
         num_slots, device = self._sizes.max_num_seqs, self._runtime.device
-        if self._follower is not None:
-            return HeadProposer(self._follower, self._sampler, num_slots, device)
+        if self._head is not None:
+            return HeadProposer(self._head.follower, self._sampler, num_slots, device)
         if draft is None:
             return None
         attention, progress = self._attention, None
@@ -199,9 +189,9 @@ class CudaEngine:
             self._runtime.join_aside()
             self._has_aside = False
         self._num_steps += 1
+        if self._head is not None:
+            self._head.copy(plan.copies)
         self._pools.blocks.copy(plan.copies)
-        if self._follower is not None:
-            self._follower.cache.copy(plan.copies)
         is_single = [self._is_single(row) for row in plan.rows]
         chunks = [_without_guesses(row) for row, single in zip(plan.rows, is_single, strict=True) if not single]
         grid = self._grid([row for row, single in zip(plan.rows, is_single, strict=True) if single], chunks)
@@ -307,6 +297,9 @@ class CudaEngine:
         tokens = np.concatenate((self._grid_inputs(grid), self._chunk_rows(chunks)), axis=1)
         lengths = [len(row.token_ids) for row in chunks]
         self._upload_edits(grid)
+        if self._head is not None:
+            num_rows = len(grid.rows)
+            self._head.begin(tokens[1, :num_rows], tokens[2, :num_rows], chunks, has_guesses=grid.num_turns > 1)
         size = self._fit(grid, lengths)
         if size is None or any(row.num_scored or row.pooling for row in chunks):
             return self._launch_step(grid, chunks, tokens, facts)
@@ -335,12 +328,13 @@ class CudaEngine:
             wanted = torch.cat((self._inputs.counting[:n], ends))
         attention = StepAttention.of(self._attention, inputs.rows, inputs.positions, n, chunks, 1 + size.num_drafts)
         attention.begin()
-        streams = self._streams()
+        num_lagging = 0 if size.num_drafts else n
+        streams = self._streams(inputs, num_lagging)
         hidden = self._model.hidden(self._embed(inputs, self._model.embedding), wanted, attention, streams)
         logits = self._model.head(hidden) if len(hidden) else self._chunk_logits[:0]
-        followed = self._follow_head(inputs, streams, n, size.num_single)
+        followed = self._follow_head(inputs, streams, n, size.num_single, num_lagging)
         turns = self._draw_grid(logits, inputs, size.num_single, 1 + size.num_drafts)
-        self._keep_hidden(inputs, followed, turns)
+        self._keep_hidden(followed, turns, num_lagging)
         if size.num_chunk_tokens:
             self._chunk_logits.copy_(logits[n:])
 
@@ -375,15 +369,16 @@ class CudaEngine:
             wanted = to_device(self._runtime, np.array(ends, np.int64))
         attention = StepAttention.of(self._attention, inputs.rows, inputs.positions, n, described, grid.num_turns)
         attention.begin()
-        streams = self._streams()
+        num_lagging = 0 if grid.num_turns > 1 else n
+        streams = self._streams(inputs, num_lagging)
         hidden = self._model.hidden(self._embed(inputs, self._model.embedding), wanted, attention, streams)
         logits = self._model.head(hidden[:num_ends]) if num_ends else self._chunk_logits[:0]
         facts.scores += self._score(chunks, hidden[num_ends:num_known])
         vectors = pool_rows(chunks, hidden[num_known:], self._model.norm)
         facts.vectors |= {seq_id: self._to_host(vector) for seq_id, vector in vectors.items()}
-        followed = self._follow_head(inputs, streams, n, grid.stride)
+        followed = self._follow_head(inputs, streams, n, grid.stride, num_lagging)
         turns = self._draw_grid(logits, inputs, grid.stride, grid.num_turns)
-        self._keep_hidden(inputs, followed, turns)
+        self._keep_hidden(followed, turns, num_lagging)
         return logits[n:]
 
     def _score(self, chunks: Sequence[Row], hidden: Tensor) -> list[PromptScore]:
@@ -397,32 +392,33 @@ class CudaEngine:
         return scores
 
     def _embed(self, inputs: TokenInputs, embedding: Tensor) -> Tensor:
-        last_tokens = self._no_tokens if self._sampler is None else self._sampler.table.last_token
         return begin_step(
             inputs.token_ids,
             inputs.rows,
             inputs.new_indices,
             inputs.new_blocks,
-            last_tokens,
+            self._last_tokens,
             self._sequences.block_tables,
             embedding,
         )
 
+    @property
+    def _last_tokens(self) -> Tensor:
+        return self._no_tokens if self._sampler is None else self._sampler.table.last_token
+
     # A head that follows the model.
 
-    def _streams(self) -> Streams:
-        return NO_STREAMS if self._follower is None else self._follower.streams()
+    def _streams(self, inputs: TokenInputs, num_lagging: int) -> Streams:
+        return NO_STREAMS if self._head is None else self._head.streams(inputs, num_lagging)
 
-    def _follow_head(self, inputs: TokenInputs, streams: Streams, num_single: int, stride: int) -> Tensor:
-        """Before the step's tokens are drawn: what `_keep_hidden` takes after that."""
-        if self._follower is None:
-            return self._chunk_logits[:0]
-        embedded = self._embed(inputs, self._follower.head.embedding)
-        return self._follower.follow(inputs, embedded, streams.features, num_single, stride)
+    def _follow_head(
+        self, inputs: TokenInputs, streams: Streams, num_single: int, stride: int, num_lagging: int
+    ) -> Followed | None:
+        return None if self._head is None else self._head.follow(inputs, streams, num_single, stride, num_lagging)
 
-    def _keep_hidden(self, inputs: TokenInputs, hidden: Tensor, turns: Sequence[Tensor]) -> None:
-        if self._follower is not None:
-            self._follower.keep(inputs, hidden, turns)
+    def _keep_hidden(self, followed: Followed | None, turns: Sequence[Tensor], num_lagging: int) -> None:
+        if self._head is not None and followed is not None:
+            self._head.keep(followed, turns, num_lagging)
 
     # Drawing.
 
@@ -603,30 +599,37 @@ class CudaEngine:
                 propose()
                 self._proposals[size] = self._runtime.capture(propose)
         self._ladder = ladder
+        if self._head is not None:
+            self._head.capture()
 
     # Blocks and logits, between this process's host memory and the device.
 
     @torch.inference_mode()
     def read_blocks(self, block_ids: Sequence[int], out: memoryview | None = None) -> memoryview:
+        if self._head is not None:
+            self._head.settle()
         return self._pools.blocks.read(block_ids, out)
 
     @torch.inference_mode()
     def write_blocks(self, block_ids: Sequence[int], payload: memoryview) -> None:
         self._pools.blocks.write(block_ids, payload)
-        if self._follower is not None:
-            self._follower.cache.forget(block_ids)
+        if self._head is not None:
+            self._head.cache.forget(block_ids)
         self._has_aside = True
 
     @torch.inference_mode()
     def read_hidden(self, block_id: int) -> memoryview | None:
         """See plan.HeadedEngine."""
-        return None if self._follower is None else self._follower.cache.read(block_id)
+        if self._head is None:
+            return None
+        self._head.settle()
+        return self._head.cache.read(block_id)
 
     @torch.inference_mode()
     def write_hidden(self, block_id: int, payload: memoryview) -> None:
         """See plan.HeadedEngine."""
-        assert self._follower is not None, "peers with a head are refused where there is none"
-        self._follower.cache.write(block_id, payload)
+        assert self._head is not None, "peers with a head are refused where there is none"
+        self._head.cache.write(block_id, payload)
         self._has_aside = True
 
     def pack_logits(self, logits: Tensor) -> memoryview:
@@ -669,6 +672,8 @@ class CudaEngine:
     @torch.inference_mode()
     def retire(self, seq_id: int) -> None:
         assert self._sampler is not None
+        if self._head is not None:
+            self._head.retire(self._sequences.slot(seq_id))
         self._sampler.clear(self._sequences.retire(seq_id))
         self._num_logprobs.pop(seq_id, None)
         self._state_sizes.pop(seq_id, None)

@@ -1,7 +1,7 @@
 """Keeps an EAGLE head in step with the model on the device: see engine/eagle/follower.py.
 
 K and V of every token of a step are stored, of wrong guesses too: as in the target's own pool, later rows begin there
-and write over them.
+and write over them. Tokens that come without guesses are left in the backlog, and followed some at a time.
 """
 
 from collections.abc import Sequence
@@ -15,28 +15,32 @@ from ..eagle.cache import FIRST_SLOT
 from ..eagle.head import EagleHead
 from ..streams import Streams
 from .attention import AttentionState, StepAttention
+from .backlog import Backlog, LaggingStreams
 from .head_cache import HeadCache
 from .inputs import TokenInputs
 
 
 class DeviceFollower:
-    def __init__(self, head: EagleHead, attention: AttentionState, cache: HeadCache, num_layers: int) -> None:
+    def __init__(
+        self, head: EagleHead, attention: AttentionState, cache: HeadCache, backlog: Backlog, num_layers: int
+    ) -> None:
         """`attention` is over the head's pool, from FIRST_SLOT on; `num_layers`: the target's."""
         assert attention.first_position == FIRST_SLOT
-        self.head, self.attention, self.cache = head, attention, cache
+        self.head, self.attention, self.cache, self.backlog = head, attention, cache, backlog
         self._stream_ids = head.aux_layers or (num_layers,)
 
-    def streams(self) -> Streams:
-        """To catch what `follow` takes of a step."""
-        return Streams(self._stream_ids)
+    def streams(self, inputs: TokenInputs, num_lagging: int, last_tokens: Tensor) -> Streams:
+        """To leave the step's first tokens in the backlog, and to catch what `follow` takes of the others."""
+        if not num_lagging:
+            return Streams(self._stream_ids)
+        return LaggingStreams(self._stream_ids, self.backlog, inputs, num_lagging, last_tokens)
 
     def follow(self, inputs: TokenInputs, embedded: Tensor, features: Tensor, num_single: int, stride: int) -> Tensor:
-        """After the target has computed a step's tokens, [T, hidden] and [T, feature_size]; of them `num_single` are a
-        grid, of turns of `stride`. What `keep` takes once their tokens are drawn, [T, hidden]."""
+        """After the target has computed a step, of the tokens that do not lag, [T, hidden] and [T, feature_size]; of
+        them `num_single` are a grid, of turns of `stride`. What `keep` takes once they are drawn, [T, hidden]."""
         hidden = self.head.fuse(features)
         before = self._before(inputs, hidden, num_single, stride)
-        step = StepAttention(self.attention, inputs.rows, inputs.positions, len(inputs.rows))
-        self.head.store(embedded, before, step)
+        self.head.store(embedded, before, self._step(inputs.rows, inputs.positions))
         return hidden
 
     def keep(self, inputs: TokenInputs, hidden: Tensor, turns: Sequence[Tensor]) -> None:
@@ -51,6 +55,23 @@ class DeviceFollower:
         stay = torch.cat(stays)
         is_last = torch.cat(lasts) | (stay & self.cache.ends_block(inputs.positions))
         self.cache.keep(inputs.rows, inputs.positions, hidden, is_last)
+
+    def catch_up(self, slots: Tensor) -> None:
+        """With the backlog of these sequences, int32 [S], −1 for none."""
+        taken = self.backlog.take(slots)
+        rows, positions = taken.rows.flatten(), taken.positions.flatten()
+        hidden = self.head.fuse(taken.features.flatten(0, 1))
+        after_another = (taken.positions > 0) & (taken.positions.roll(1, 1) == taken.positions - 1)
+        inner = hidden.view(*taken.rows.shape, -1).roll(1, 1).flatten(0, 1)
+        places = positions.clamp(min=0)
+        before = torch.where(after_another.flatten()[:, None], inner, self.cache.before(rows, places))
+        self.head.store(self.head.embed(taken.token_ids.flatten()), before, self._step(rows, places))
+        goes_on = taken.positions.roll(-1, 1) == taken.positions + 1
+        is_last = (rows >= 0) & (~goes_on.flatten() | self.cache.ends_block(places))
+        self.cache.keep(rows, places, hidden, is_last)
+
+    def _step(self, rows: Tensor, positions: Tensor) -> StepAttention:
+        return StepAttention(self.attention, rows, positions, len(rows))
 
     def _before(self, inputs: TokenInputs, hidden: Tensor, num_single: int, stride: int) -> Tensor:
         """The hidden state before each token: from this step, or of its sequence's last position before it."""

@@ -37,6 +37,10 @@ class TokenInputs:
     new_blocks: Tensor
     kept_places: Tensor
 
+    def after(self, count: int) -> "TokenInputs":
+        """Without the first `count` tokens."""
+        return TokenInputs(*(getattr(self, name)[count:] for name in FIELDS))
+
 
 class Inputs:
     """Fields begin at multiples of ALIGNED: kernels are compiled anew for pointers of another alignment."""

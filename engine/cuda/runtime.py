@@ -36,6 +36,9 @@ class Runtime(Protocol):
     def join_aside(self) -> None:
         """Compute goes on after what was told aside; the host does not wait."""
 
+    def hold_aside(self) -> None:
+        """What is told aside from now on begins after what compute has been told; the host does not wait."""
+
 
 class CudaRuntime:
     def __init__(self, device_index: int) -> None:
@@ -69,6 +72,9 @@ class CudaRuntime:
     def join_aside(self) -> None:
         torch.cuda.current_stream().wait_stream(self._aside)
 
+    def hold_aside(self) -> None:
+        self._aside.wait_stream(torch.cuda.current_stream())
+
 
 class HostRuntime:
     device = torch.device("cpu")
@@ -88,3 +94,5 @@ class HostRuntime:
     def finish_aside(self) -> None: ...
 
     def join_aside(self) -> None: ...
+
+    def hold_aside(self) -> None: ...

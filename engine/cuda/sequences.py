@@ -38,6 +38,10 @@ class Sequences:
         self._free.append(slot)
         return slot
 
+    def __contains__(self, seq_id: int) -> bool:
+        """Whether it is admitted."""
+        return seq_id in self._slots
+
     def slot(self, seq_id: int) -> int:
         return self._slots[seq_id]
 

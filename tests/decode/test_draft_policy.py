@@ -10,6 +10,7 @@ from isthmus.decode.draft_policy import (
     FIRST_PROBE_STEPS,
     LAST_PAUSE_STEPS,
     LAST_PROBE_STEPS,
+    PROBE_SHARE,
     REFRESH_STEPS,
     TRIAL_STEPS,
     DecodedStep,
@@ -96,13 +97,18 @@ def test_what_does_not_pay_is_not_made(rate: float) -> None:
     assert made(steps[FIRST_PLAIN_STEPS + 1 :]) <= 400 // FIRST_PROBE_STEPS
 
 
-def test_tries_become_rarer() -> None:
-    steps = World(PLAIN_S).steps(6 * LAST_PROBE_STEPS, rate=0.5)
+@pytest.mark.parametrize(
+    ("guess_s", "last"),
+    [(PLAIN_S, 2 / PROBE_SHARE), (0.6 * PLAIN_S, 1.2 / PROBE_SHARE), (99 * PLAIN_S, LAST_PROBE_STEPS)],
+)
+def test_tries_become_rarer(guess_s: float, last: float) -> None:
+    """Until they take a share of the time that does not matter."""
+    steps = World(guess_s).steps(6 * LAST_PROBE_STEPS, rate=0.5)
     tried = [index for index, wanted in enumerate(steps) if any(wanted)]
     gaps = [b - a for a, b in pairwise(tried)]
     assert gaps[0] <= FIRST_PROBE_STEPS + 2
     assert gaps == sorted(gaps)
-    assert gaps[-1] == pytest.approx(LAST_PROBE_STEPS, abs=2)
+    assert gaps[-1] == pytest.approx(last, abs=2)
 
 
 def test_it_notices_that_guesses_have_become_cheap() -> None:

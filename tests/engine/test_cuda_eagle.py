@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from isthmus.decode.sampler import Sampler
+from isthmus.engine.cuda import backlog
 from isthmus.engine.cuda.engine import CudaEngine
 from isthmus.engine.guesses import Guesses
 from isthmus.engine.plan import DRAFT, IN_FLIGHT, NO_TOKEN, Draw, Plan, Row
@@ -138,6 +139,80 @@ def test_steps_without_guesses_leave_it_in_step(headed: Headed, make: Callable[.
         assert_by_the_book(headed, sequence)
 
 
+@pytest.mark.parametrize("num_steps", [1, 3, 4, 9])
+def test_a_backlog_that_fills_up(
+    headed: Headed, make: Callable[..., CudaEngine], monkeypatch: pytest.MonkeyPatch, num_steps: int
+) -> None:
+    """Of two sequences with room for three tokens each; the second joins late, and goes on where the first ends."""
+    monkeypatch.setattr(backlog, "MAX_LENGTH", 3)
+    engine, others = make(headed, "short"), range(32, 48)
+    assert engine._head.follower.backlog.length == 3
+    with Writer(engine, prompt(6)) as first:
+        first.compute(0, 5, 50)
+        for _ in range(2):
+            first.step(0)
+        with Writer(engine, prompt(9, seed=3), others, seq_id=1) as second:
+            second.compute(0, 8, 4)
+            for _ in range(num_steps):
+                drawn = engine.launch(Plan(1, (first.row(0), second.row(0)))).result().token_ids
+                for sequence, token in zip((first, second), drawn, strict=True):
+                    sequence.tokens.append(token)
+            assert_by_the_book(headed, second, 1)
+            second.step(0)
+            assert_by_the_book(headed, second, 1)
+        assert_by_the_book(headed, first, 1)
+
+
+def test_what_lags_is_there_for_who_comes_after(headed: Headed, make: Callable[..., CudaEngine]) -> None:
+    """Sequences that have ended, were copied or read, and one that goes on with a chunk or was rewound."""
+    engine = make(headed)
+    with Writer(engine, prompt(7, seed=21)) as sequence:
+        sequence.compute(0, 6, 50)
+        for _ in range(6):
+            sequence.step(0)
+        tokens = list(sequence.tokens)
+    with (
+        Writer(engine, prompt(2), seq_id=1),  # in its slot, and waiting
+        Writer(engine, [*tokens[:12], 5, 9], (*TABLE[:3], *OTHER_TABLE[2:])) as sequence,
+    ):
+        sequence.compute(12, 13, 50)
+        assert_by_the_book(headed, sequence, 1)
+    with Writer(engine, prompt(6)) as sequence:
+        sequence.compute(0, 5, 50)
+        sequence.step(0)
+        engine.launch(Plan(0, (), copies=((TABLE[1], 44),))).result()
+        for _ in range(2):
+            sequence.step(0)
+        copied = Writer(engine, sequence.tokens[:7], (TABLE[0], 44, 45, 46, 47), seq_id=1)
+        assert_by_the_book(headed, copied, 1)
+        engine.retire(1)
+        sequence.tokens += [8, 3]
+        sequence.compute(8, 10, 50)
+        assert_by_the_book(headed, sequence, 1)
+        for _ in range(5):
+            sequence.step(0)
+        end = (len(sequence.tokens) - 2) // BLOCK_SIZE * BLOCK_SIZE + 1  # where a hidden state is kept
+        del sequence.tokens[end:]
+        sequence.step(0)
+        assert_by_the_book(headed, sequence, 1)
+
+
+def test_blocks_that_are_read_have_been_caught_up_with(headed: Headed, make: Callable[..., CudaEngine]) -> None:
+    sender, engine, blocks = make(headed), make(headed, "another"), TABLE[:3]
+    for read_first in ("blocks", "hidden"):
+        with Writer(sender, prompt(7)) as sequence:
+            sequence.compute(0, 6, 50)
+            for _ in range(4):
+                sequence.step(0)
+            hidden = sender.read_hidden(blocks[-1]) if read_first == "hidden" else None
+            payload = sender.read_blocks(blocks)
+            hidden = hidden or sender.read_hidden(blocks[-1])
+        with Writer(engine, sequence.tokens, TABLE) as receiver:
+            engine.write_blocks(blocks, payload)
+            engine.write_hidden(blocks[-1], hidden)
+            assert_by_the_book(headed, receiver, 1)
+
+
 def test_a_prefix_that_another_sequence_computed(headed: Headed, make: Callable[..., CudaEngine]) -> None:
     """Two full blocks are shared, and what follows them differs."""
     engine, first, second = make(headed), prompt(17), prompt(15, seed=8)
@@ -189,7 +264,7 @@ def test_without_the_hidden_state_guesses_are_wrong_for_once(sure: Headed, make:
     with Writer(engine, tokens) as sequence:
         sequence.compute(0, 9, 50)
         engine.write_blocks(TABLE[:3], sender.read_blocks(TABLE[:3]))
-        assert int(engine._follower.cache._positions[list(TABLE[:3])].max()) == -1
+        assert int(engine._head.cache._positions[list(TABLE[:3])].max()) == -1
         assert len(sequence.step()) == NUM_GUESSES
         assert_by_the_book(sure, sequence)
 

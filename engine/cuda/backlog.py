@@ -1,0 +1,94 @@
+"""What an EAGLE head has yet to follow: the last tokens of each sequence, with the target's features of them.
+
+A head's KV is needed when it guesses. Where it rarely does, following token by token would take short steps a tenth
+longer: so a token that comes without guesses leaves its features here, and is followed together with those after it.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...kernels.stash_rows import stash_rows
+from ..eagle.cache import NOWHERE
+from ..streams import Streams
+from .inputs import TokenInputs
+
+MAX_LENGTH, MAX_BYTES = 64, 128 << 20
+"""Tokens of a sequence, and of features of all; at least one token each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Of S sequences, L tokens each in the order of the ring."""
+
+    rows: Tensor
+    """int32 [S, L]: slots, −1 where no token is."""
+    positions: Tensor
+    """int32 [S, L], NOWHERE where none is."""
+    token_ids: Tensor
+    features: Tensor
+    """[S, L, feature_size]"""
+
+
+class Backlog:
+    def __init__(self, num_slots: int, feature_size: int, dtype: torch.dtype, device: torch.device) -> None:
+        room = MAX_BYTES // ((num_slots + 1) * feature_size * dtype.itemsize)
+        self.length = max(1, min(MAX_LENGTH, room))
+        """Tokens of each sequence."""
+        self._num_slots = num_slots
+        # The last entry is that of no sequence.
+        shape = num_slots + 1, self.length
+        self._features = torch.zeros(*shape, feature_size, dtype=dtype, device=device)
+        self._token_ids = torch.zeros(shape, dtype=torch.int32, device=device)
+        self._positions = torch.full(shape, NOWHERE, dtype=torch.int32, device=device)
+
+    # Within a step, captured or not.
+
+    def add(self, x: Tensor, inputs: TokenInputs, last_tokens: Tensor, first_column: int) -> None:
+        """Of the first tokens of a step, each of a sequence of its own, some columns of their features, [N, width]."""
+        n = len(x)
+        stash_rows(
+            x,
+            inputs.token_ids[:n],
+            inputs.rows[:n],
+            inputs.positions[:n],
+            last_tokens,
+            self._features,
+            self._token_ids,
+            self._positions,
+            first_column,
+        )
+
+    def take(self, slots: Tensor) -> Taken:
+        """All of these sequences, int32 [S], −1 for none; they then have no tokens here."""
+        places = torch.where(slots < 0, self._num_slots, slots).long()
+        positions = self._positions[places]
+        self._positions.index_fill_(0, places, NOWHERE)
+        rows = torch.where(positions >= 0, slots[:, None], -1)
+        return Taken(rows, positions, self._token_ids[places], self._features[places])
+
+
+class LaggingStreams(Streams):
+    """Of a step whose first `num_lagging` tokens are left in the backlog: `features` are those of the others."""
+
+    def __init__(
+        self,
+        wanted: Collection[int],
+        backlog: Backlog,
+        inputs: TokenInputs,
+        num_lagging: int,
+        last_tokens: Tensor,
+    ) -> None:
+        super().__init__(wanted)
+        self._backlog, self._inputs, self._num_lagging = backlog, inputs, num_lagging
+        self._last_tokens = last_tokens
+        self._num_columns = 0
+
+    def catch(self, index: int, x: Tensor) -> None:
+        """See Streams."""
+        if self.wants(index):
+            super().catch(index, x[self._num_lagging :])
+            self._backlog.add(x[: self._num_lagging], self._inputs, self._last_tokens, self._num_columns)
+            self._num_columns += x.shape[1]

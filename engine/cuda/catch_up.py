@@ -1,0 +1,66 @@
+"""When a head that follows the model catches up with what was left for later (see Backlog): before its sequence is
+guessed for, where the backlog is full, and when a sequence ends or is copied."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .follower import DeviceFollower
+from .inputs import to_device
+from .lag import Lag
+from .runtime import Runtime
+
+MAX_TOKENS = 1024
+"""At once; of more sequences one after the other."""
+
+
+class CatchUp:
+    def __init__(self, follower: DeviceFollower, runtime: Runtime, num_slots: int) -> None:
+        self._follower, self._runtime = follower, runtime
+        length = follower.backlog.length
+        self._lag = Lag(num_slots, length)
+        most = max(1, min(num_slots, MAX_TOKENS // length))
+        self._sizes = [*(1 << i for i in range((most - 1).bit_length())), most]
+        self._slots = torch.full((most,), -1, dtype=torch.int32, device=runtime.device)
+        self._graphs: dict[int, Callable[[], None]] = {}
+
+    def capture(self) -> None:
+        """Catching up is replayed from now on."""
+        self._slots.fill_(-1)
+        for size in reversed(self._sizes):
+            run = partial(self._follower.catch_up, self._slots[:size])
+            run()
+            self._graphs[size] = self._runtime.capture(run)
+
+    def later(self, slots: np.ndarray, positions: np.ndarray) -> None:
+        """The next step leaves a token of each of these behind."""
+        self._run(self._lag.add(slots, positions))
+
+    def now(self, slots: Sequence[int] | np.ndarray) -> None:
+        """What comes next needs all that was left of these."""
+        if not len(slots):
+            return
+        due = self._lag.of(np.asarray(slots, np.int64))
+        self._lag.clear(due)
+        self._run(due)
+
+    def all(self) -> bool:
+        """Of every sequence; whether there was any."""
+        due = self._lag.slots
+        self.now(due)
+        return bool(len(due))
+
+    def _run(self, due: np.ndarray) -> None:
+        most = self._sizes[-1]
+        for first in range(0, len(due), most):
+            part = due[first : first + most].astype(np.int32)
+            size = next(size for size in self._sizes if size >= len(part))
+            slots = self._upload(np.pad(part, (0, size - len(part)), constant_values=-1))
+            graph = self._graphs.get(size)
+            self._follower.catch_up(slots) if graph is None else graph()
+
+    def _upload(self, slots: np.ndarray) -> Tensor:
+        return to_device(self._runtime, slots, out=self._slots[: len(slots)])

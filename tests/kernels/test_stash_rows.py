@@ -1,0 +1,62 @@
+import pytest
+import torch
+from isthmus.kernels.stash_rows import stash_rows
+
+SHAPES = [(1, 1, 16), (5, 64, 40), (33, 128, 2500)]
+"""Tokens, columns of the ring beside those that are written, columns written."""
+NUM_SLOTS, LENGTH = 40, 7
+
+
+def check(device, shape, dtype=torch.float32):
+    num_tokens, first_column, width = shape
+    generator = torch.Generator().manual_seed(num_tokens)
+    x = torch.randn(num_tokens, 2 * width, generator=generator).to(device, dtype)[:, :width]
+    slots = torch.randperm(NUM_SLOTS, generator=generator)[:num_tokens].to(torch.int32)
+    slots[1::3] = -1
+    positions = torch.randint(0, 1000, (num_tokens,), generator=generator, dtype=torch.int32)
+    token_ids = torch.arange(100, 100 + num_tokens, dtype=torch.int32)
+    token_ids[::2] = -1
+    last_tokens = torch.arange(500, 500 + NUM_SLOTS, dtype=torch.int32)
+    ring = torch.full((NUM_SLOTS, LENGTH, first_column + width + 3), 9.0, dtype=dtype, device=device)
+    tokens, kept = (torch.full((NUM_SLOTS, LENGTH), -7, dtype=torch.int32, device=device) for _ in range(2))
+    expected, expected_tokens, expected_kept = ring.clone(), tokens.clone(), kept.clone()
+    for t, (slot, position) in enumerate(zip(slots.tolist(), positions.tolist(), strict=True)):
+        if slot >= 0:
+            place = slot, position % LENGTH
+            expected[place][first_column : first_column + width] = x[t]
+            expected_tokens[place] = 500 + slot if t % 2 == 0 else 100 + t
+            expected_kept[place] = position
+    token_ids, slots, positions, last_tokens = (one.to(device) for one in (token_ids, slots, positions, last_tokens))
+    stash_rows(x, token_ids, slots, positions, last_tokens, ring, tokens, kept, first_column)
+    assert torch.equal(ring, expected)
+    assert torch.equal(tokens, expected_tokens)
+    assert torch.equal(kept, expected_kept)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_reference(shape):
+    check("cpu", shape)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_interpreted(shape):
+    check("cpu", shape)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_compiled(shape, dtype):
+    check("cuda", shape, dtype)
+
+
+def test_what_does_not_fit_is_refused():
+    rows, x = torch.zeros(2, dtype=torch.int32), torch.zeros(2, 8)
+    ring, ints = torch.zeros(2, 4, 8), torch.zeros(2, 4, dtype=torch.int32)
+    with pytest.raises(ValueError, match="rows is"):
+        stash_rows(x, rows, rows[:1], rows, rows, ring, ints, ints)
+    with pytest.raises(ValueError, match="does not fit"):
+        stash_rows(x, rows, rows, rows, rows, ring, ints, ints, 1)
+    with pytest.raises(ValueError, match="does not fit"):
+        stash_rows(x.double(), rows, rows, rows, rows, ring, ints, ints)
