@@ -40,7 +40,7 @@ class StepEngine(Protocol):
 
     def admit(self, seed: SequenceSeed) -> None: ...
 
-    def retire(self, seq_id: int) -> None: ...
+    def retire(self, *seq_ids: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,8 +199,7 @@ class BatchDecoder:
     def _carry_out(self) -> int:
         """The scheduler's effects; how many tokens there were among them."""
         effects = self._scheduler.take_effects()
-        for seq_id in effects.retire:
-            self.engine.retire(seq_id)
+        self.engine.retire(*effects.retire)
         for seed in effects.admit:
             self.engine.admit(seed)
         num_tokens = 0

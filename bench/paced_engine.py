@@ -46,8 +46,9 @@ class PacedEngine:
     def admit(self, seed: SequenceSeed) -> None:
         self._writing[seed.seq_id] = self.texts[tuple(seed.prompt_ids)]
 
-    def retire(self, seq_id: int) -> None:
-        del self._writing[seq_id]
+    def retire(self, *seq_ids: int) -> None:
+        for seq_id in seq_ids:
+            del self._writing[seq_id]
 
     def launch(self, plan: Plan) -> _Step:
         tokens = [token for row in plan.rows for token in self._draw(row)]

@@ -120,8 +120,8 @@ class TimedEngine:
     def admit(self, seed: SequenceSeed) -> None:
         self.inner.admit(seed)
 
-    def retire(self, seq_id: int) -> None:
-        self.inner.retire(seq_id)
+    def retire(self, *seq_ids: int) -> None:
+        self.inner.retire(*seq_ids)
 
     def launch(self, plan: Plan) -> Handle:
         sampling_s, masks_s = self.watch.sampling_s, self.watch.masks_s

@@ -44,10 +44,10 @@ BALANCE_STEPS = 64
 """Those of them that count, about."""
 HELD_UP = 2.0
 """Times the usual: that a step took longer has to do with something else."""
-RECKON_STEPS = 16
+RECKON_STEPS = 64
 """Without guesses, after which it is reckoned anew what pays."""
-LOOK_S = 3e-6
-"""A look for a guess of one sequence, about."""
+LOOK_S = 10e-6
+"""A look for a guess of one sequence, about, with what it must read first."""
 LOOK_SHARE = 0.02
 """Of a step, that looks may take: it is short where a small model runs on a GPU."""
 RATES = [step / 20 for step in range(1, 20)]
@@ -267,7 +267,11 @@ class DraftPolicy:
         costs.quiet_steps = 0
 
     def _of(self, num_rows: int) -> _Costs:
-        return self._costs.setdefault(_about(num_rows), _Costs())
+        number = _about(num_rows)
+        costs = self._costs.get(number)
+        if costs is None:
+            costs = self._costs[number] = _Costs()
+        return costs
 
 
 def _least_rate(limit: int, num_rows: int, costs: _Costs) -> float:

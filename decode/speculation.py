@@ -13,6 +13,12 @@ from .speculator import Experience, Proposer, Speculator
 
 MAX_PATIENCE = 8
 """Where nothing was found for long, guesses are looked for so many times more rarely."""
+PATIENT_AFTER = 4
+"""Looks that found nothing, each time."""
+NUM_SCOUTS = 4
+"""About: of more sequences only so many are looked at where nothing was found, as each must be read for that."""
+SCOUTED_STEPS = 4096
+"""Then others are."""
 
 
 class Speculation:
@@ -22,7 +28,7 @@ class Speculation:
         self._num_tokens = num_tokens
         self._policy = DraftPolicy()
         self._experience = Experience()
-        self._num_steps = self._num_fruitless = 0
+        self._num_steps = self._num_fruitless = self._num_begun = 0
         self._is_disturbed = False
         """The step being planned has looked for guesses, or comes after one that had some: none was planned ahead."""
         self.num_drafts = 0
@@ -43,7 +49,10 @@ class Speculation:
         """Of a sequence; None if its request wants none."""
         asked = params.num_speculative_tokens
         limit = self._num_tokens if asked is None else min(asked, self._num_tokens)
-        return Speculator(self._make_proposer(), limit, self._experience) if limit else None
+        if not limit:
+            return None
+        self._num_begun += 1
+        return Speculator(self._make_proposer(), limit, self._experience, self._num_begun)
 
     def begin_step(self, num_rows: int) -> None:
         """A step of about so many rows is planned."""
@@ -52,7 +61,9 @@ class Speculation:
         if experience.is_searching or experience.had_guess:
             self._num_fruitless = 0 if experience.had_guess else self._num_fruitless + 1
         self._num_steps += 1
-        patience = min(MAX_PATIENCE, 1 + self._num_fruitless // 8)
+        patience = min(MAX_PATIENCE, 1 + self._num_fruitless // PATIENT_AFTER)
+        num_groups = max(1, num_rows // NUM_SCOUTS) if patience > 1 else 1
+        experience.scouts = num_groups, self._num_steps // SCOUTED_STEPS % num_groups
         experience.is_searching = self._num_steps % (patience * self._policy.search_steps(num_rows)) == 0
         looks = (experience.is_searching or experience.had_guess) and (is_probe or experience.best_rate >= least)
         experience.least_rate = least if looks else 1.0

@@ -42,6 +42,8 @@ class Experience:
         """What is right less often does not pay, now."""
         self.is_searching = True
         """Sequences that had no such guess last time are looked at, too."""
+        self.scouts = 1, 0
+        """Of those only every so many-th, beginning with this one."""
         self.had_guess = False
         """Some sequence had one, since this was last set."""
         self._of_class: dict[int, Acceptance] = {}
@@ -57,10 +59,11 @@ class Experience:
 
 
 class Speculator:
-    def __init__(self, proposer: Proposer, limit: int, experience: Experience) -> None:
-        """At most `limit` guesses a step."""
+    def __init__(self, proposer: Proposer, limit: int, experience: Experience, number: int = 0) -> None:
+        """At most `limit` guesses a step. `number`: sequences are counted."""
         self._proposer = proposer
         self._experience = experience
+        self._number = number
         self._own: dict[int, Acceptance] = {}
         self._class: int | None = None
         self._had_guess = False
@@ -71,7 +74,7 @@ class Speculator:
     def look(self, tokens: Sequence[int]) -> float:
         """How often the guess of what follows `tokens` would be right; 0 if it has none that pays, or is not looked at
         now."""
-        if not (self._had_guess or self._experience.is_searching):
+        if not (self._had_guess or self._is_searching):
             self.wanted = 0
             return 0.0
         self._class = found = self._proposer.look(tokens)
@@ -100,6 +103,11 @@ class Speculator:
     def forget(self, num_tokens: int) -> None:
         """The tokens after the first `num_tokens` were taken back."""
         self._proposer.forget(num_tokens)
+
+    @property
+    def _is_searching(self) -> bool:
+        num_groups, group = self._experience.scouts
+        return self._experience.is_searching and self._number % num_groups == group
 
     def _acceptance(self, of: int) -> Acceptance:
         if of not in self._own:

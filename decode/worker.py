@@ -88,8 +88,7 @@ class DecodeLoop:
 
     def carry_out(self, send: Callable[[FromWorker], None]) -> None:
         effects = self.scheduler.take_effects()
-        for seq_id in effects.retire:
-            self.engine.retire(seq_id)
+        self.engine.retire(*effects.retire)
         for seed in effects.admit:
             self._admit(seed)
         for transfer_id in effects.abandon:

@@ -203,11 +203,12 @@ class FakeEngine:
             assert bool(seed.state) == bool(seed.output_ids), f"sequence {seed.seq_id}: a state without its tokens"
             self._states[seed.seq_id] = seed.state or _STATE.pack(0)
 
-    def retire(self, seq_id: int) -> None:
+    def retire(self, *seq_ids: int) -> None:
         flying = {draw.seq_id for handle in self._flying for draw in handle.plan.draws}
-        assert seq_id not in flying, f"sequence {seq_id} retires while a plan in flight draws for it"
-        del self._seeds[seq_id], self._drawn[seq_id]
-        self._states.pop(seq_id, None)
+        for seq_id in seq_ids:
+            assert seq_id not in flying, f"sequence {seq_id} retires while a plan in flight draws for it"
+            del self._seeds[seq_id], self._drawn[seq_id]
+            self._states.pop(seq_id, None)
 
     def expected_tokens(
         self,

@@ -195,8 +195,8 @@ class Engine(Protocol):
     def admit(self, seed: "SequenceSeed") -> None:
         """A sequence whose tokens will be drawn: its sampling state begins. Before its first draw is launched."""
 
-    def retire(self, seq_id: int) -> None:
-        """Its state ends. Only after every plan that draws for it was applied."""
+    def retire(self, *seq_ids: int) -> None:
+        """Their state ends. Only after every plan that draws for them was applied."""
 
 
 @runtime_checkable

@@ -164,10 +164,11 @@ class TorchEngine:
         self._sampler.admit(seed)
 
     @torch.inference_mode()
-    def retire(self, seq_id: int) -> None:
-        self._sampler.retire(seq_id)
-        if self._proposer is not None:
-            self._proposer.retire(seq_id)
+    def retire(self, *seq_ids: int) -> None:
+        for seq_id in seq_ids:
+            self._sampler.retire(seq_id)
+            if self._proposer is not None:
+                self._proposer.retire(seq_id)
 
 
 def _chain_sizes(row: Row) -> list[int]:

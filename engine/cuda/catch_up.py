@@ -56,9 +56,10 @@ class CatchUp:
     def _run(self, due: np.ndarray) -> None:
         most = self._sizes[-1]
         for first in range(0, len(due), most):
-            part = due[first : first + most].astype(np.int32)
-            size = next(size for size in self._sizes if size >= len(part))
-            slots = self._upload(np.pad(part, (0, size - len(part)), constant_values=-1))
+            part = due[first : first + most]
+            filled = np.full(next(size for size in self._sizes if size >= len(part)), -1, np.int32)
+            filled[: len(part)] = part
+            size, slots = len(filled), self._upload(filled)
             graph = self._graphs.get(size)
             self._follower.catch_up(slots) if graph is None else graph()
 

@@ -670,10 +670,14 @@ class CudaEngine:
             self._state_sizes[seed.seq_id] = size
 
     @torch.inference_mode()
-    def retire(self, seq_id: int) -> None:
+    def retire(self, *seq_ids: int) -> None:
+        if self._head is not None and seq_ids:
+            self._head.retire([self._sequences.slot(seq_id) for seq_id in seq_ids])
+        for seq_id in seq_ids:
+            self._retire(seq_id)
+
+    def _retire(self, seq_id: int) -> None:
         assert self._sampler is not None
-        if self._head is not None:
-            self._head.retire(self._sequences.slot(seq_id))
         self._sampler.clear(self._sequences.retire(seq_id))
         self._num_logprobs.pop(seq_id, None)
         self._state_sizes.pop(seq_id, None)

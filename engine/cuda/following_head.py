@@ -119,9 +119,9 @@ class FollowingHead:
 
     # Between steps.
 
-    def retire(self, slot: int) -> None:
-        """Its sequence ends, and its blocks may be found by others."""
-        self._catch_up.now([slot])
+    def retire(self, slots: Sequence[int]) -> None:
+        """Their sequences end, and their blocks may be found by others."""
+        self._catch_up.now(slots)
 
     def settle(self) -> None:
         """Before blocks are read aside."""

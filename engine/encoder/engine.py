@@ -67,7 +67,7 @@ class EncoderEngine:
     def admit(self, seed: SequenceSeed) -> NoReturn:
         raise AssertionError("an encoder draws no tokens")
 
-    def retire(self, seq_id: int) -> NoReturn:
+    def retire(self, *seq_ids: int) -> NoReturn:
         raise AssertionError("an encoder draws no tokens")
 
     def read_blocks(self, block_ids: Sequence[int], out: memoryview | None = None) -> NoReturn:

@@ -66,8 +66,8 @@ class ClockEngine:
     def admit(self, seed: SequenceSeed) -> None:
         self.known.add(seed.seq_id)
 
-    def retire(self, seq_id: int) -> None:
-        self.known.remove(seq_id)
+    def retire(self, *seq_ids: int) -> None:
+        self.known -= set(seq_ids)
 
 
 def request(prompt: Sequence[int], seed: int = 0, temperature: float = 0.0) -> Request:

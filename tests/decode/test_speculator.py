@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 from isthmus.decode.ngram_proposer import NgramProposer
-from isthmus.decode.speculation import Speculation
+from isthmus.decode.speculation import MAX_PATIENCE, NUM_SCOUTS, PATIENT_AFTER, SCOUTED_STEPS, Speculation
 from isthmus.decode.speculator import EngineProposer, Experience, Proposer, Speculator
 from isthmus.engine.plan import DRAFT
 from isthmus.tests.decode.speculating import speculation_of
@@ -141,6 +141,30 @@ def test_without_a_search_only_those_who_had_a_guess_are_looked_at() -> None:
     assert had_not.num_looks == 1
     experience.is_searching = True
     assert [one.look(TOKENS) > 0 for one in speculators] == [True, True]
+
+
+def test_where_nothing_is_found_few_are_looked_at() -> None:
+    """Others after a while; as soon as one has a guess, all are."""
+    proposers = [Classified(None) for _ in range(32)]
+    waiting = iter(proposers)
+    speculation = speculation_of(lambda: next(waiting))
+    speculators = [begun(speculation) for _ in proposers]
+
+    def looked_at(num_steps: int) -> set[int]:
+        before = [one.num_looks for one in proposers]
+        for _ in range(num_steps):
+            planned(speculation, speculators)
+        return {index for index, one in enumerate(proposers) if one.num_looks > before[index]}
+
+    assert looked_at(1) == set(range(32))
+    looked_at(PATIENT_AFTER * MAX_PATIENCE * MAX_PATIENCE)
+    first = looked_at(4 * MAX_PATIENCE)
+    assert len(first) == NUM_SCOUTS
+    second = looked_at(SCOUTED_STEPS + 4 * MAX_PATIENCE) - first
+    assert second
+    scout = max(looked_at(4 * MAX_PATIENCE))
+    proposers[scout].of = 0
+    assert looked_at(2 * MAX_PATIENCE) == set(range(32))
 
 
 def test_tokens_that_were_taken_back_are_forgotten() -> None:

@@ -7,9 +7,8 @@ def add(lag: Lag, slots: list[int], positions: list[int]) -> list[int]:
     return due
 
 
-def test_what_goes_on_lags_until_there_is_no_room() -> None:
+def test_what_goes_on_lags_until_there_may_be_no_room() -> None:
     lag = Lag(4, length=3)
-    assert not lag
     assert add(lag, [2], [5]) == []
     for position in (10, 11):
         assert add(lag, [0, 2], [position, position - 4]) == []
@@ -17,6 +16,9 @@ def test_what_goes_on_lags_until_there_is_no_room() -> None:
     assert add(lag, [0, 2], [12, 8]) == [0, 2], "those that have room, too: all at once"
     assert add(lag, [0], [13]) == []
     assert lag.slots.tolist() == [0, 2]
+    lag.clear(np.array([0, 2]))
+    assert add(lag, [0], [14]) == []
+    assert add(lag, [0], [15]) == [0], "sooner than it must be, as another had lagged before"
 
 
 def test_a_rewound_sequence_is_caught_up_with() -> None:
