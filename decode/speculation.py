@@ -9,14 +9,14 @@ from itertools import zip_longest
 
 from ..wire.sampling import SamplingParams
 from .draft_policy import DecodedStep, DraftPolicy
-from .speculator import Experience, Proposer, Speculator
+from .speculator import Experience, Kind, Proposer, Speculator
 
 MAX_PATIENCE = 8
 """Where nothing was found for long, guesses are looked for so many times more rarely."""
 PATIENT_AFTER = 4
 """Looks that found nothing, each time."""
 NUM_SCOUTS = 4
-"""About: of more sequences only so many are looked at where nothing was found, as each must be read for that."""
+"""About: of more sequences only so many go on being looked at where nothing was found: each must be read for that."""
 SCOUTED_STEPS = 4096
 """Then others are."""
 
@@ -52,7 +52,7 @@ class Speculation:
         if not limit:
             return None
         self._num_begun += 1
-        return Speculator(self._make_proposer(), limit, self._experience, self._num_begun)
+        return Speculator(self._make_proposer(), limit, self._experience, Kind.of(params), self._num_begun)
 
     def begin_step(self, num_rows: int) -> None:
         """A step of about so many rows is planned."""

@@ -1,10 +1,16 @@
 """Guesses of one sequence's next tokens: who makes them, how sure they are, and how many are wanted."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ..engine.plan import DRAFT
+from ..wire.sampling import SamplingParams
 from .acceptance import Acceptance
+
+FIRST_LOOKS = 2
+"""Of a sequence, before it may be left to scouts."""
+WARM = 0.5
+"""A temperature from which on it is another kind of request."""
 
 
 class Proposer(Protocol):
@@ -34,6 +40,20 @@ class EngineProposer:
         pass
 
 
+class Kind(NamedTuple):
+    """Of requests whose guesses are right about as often."""
+
+    is_guided: bool = False
+    warmth: int = 0
+
+    @classmethod
+    def of(cls, params: SamplingParams) -> "Kind":
+        return cls(params.guidance is not None, (params.temperature > 0) + (params.temperature >= WARM))
+
+
+USUAL = Kind()
+
+
 class Experience:
     """What a worker knows of guesses, whoever they were for."""
 
@@ -43,30 +63,34 @@ class Experience:
         self.is_searching = True
         """Sequences that had no such guess last time are looked at, too."""
         self.scouts = 1, 0
-        """Of those only every so many-th, beginning with this one."""
+        """Of those that were looked at in vain only every so many-th, beginning with this one."""
         self.had_guess = False
         """Some sequence had one, since this was last set."""
-        self._of_class: dict[int, Acceptance] = {}
+        self._acceptances: dict[tuple[Kind, int], Acceptance] = {}
 
-    def acceptance(self, of: int) -> Acceptance:
-        """Of guesses of a class."""
-        return self._of_class.setdefault(of, Acceptance())
+    def acceptance(self, kind: Kind, of: int) -> Acceptance:
+        """Of guesses of a class, for requests of a kind."""
+        return self._acceptances.setdefault((kind, of), Acceptance())
 
     @property
     def best_rate(self) -> float:
-        """Of any class."""
-        return max((acceptance.rate for acceptance in self._of_class.values()), default=1.0)
+        """Of any kind and class."""
+        return max((acceptance.rate for acceptance in self._acceptances.values()), default=1.0)
 
 
 class Speculator:
-    def __init__(self, proposer: Proposer, limit: int, experience: Experience, number: int = 0) -> None:
+    def __init__(
+        self, proposer: Proposer, limit: int, experience: Experience, kind: Kind = USUAL, number: int = 0
+    ) -> None:
         """At most `limit` guesses a step. `number`: sequences are counted."""
         self._proposer = proposer
         self._experience = experience
-        self._number = number
+        self._kind, self._number = kind, number
         self._own: dict[int, Acceptance] = {}
         self._class: int | None = None
         self._had_guess = False
+        self._num_vain = 0
+        """Looks since it had one."""
         self.limit = limit
         self.wanted = 0
         """Guesses of the next step, as far as they pay."""
@@ -81,8 +105,9 @@ class Speculator:
         rate = 0.0 if found is None else self._acceptance(found).rate
         self._had_guess = rate >= self._experience.least_rate
         if self._had_guess:
-            self._experience.had_guess = True
+            self._experience.had_guess, self._num_vain = True, 0
             return rate
+        self._num_vain += 1
         self.wanted = 0
         return 0.0
 
@@ -107,9 +132,10 @@ class Speculator:
     @property
     def _is_searching(self) -> bool:
         num_groups, group = self._experience.scouts
-        return self._experience.is_searching and self._number % num_groups == group
+        is_asked = self._num_vain < FIRST_LOOKS or self._number % num_groups == group
+        return self._experience.is_searching and is_asked
 
     def _acceptance(self, of: int) -> Acceptance:
         if of not in self._own:
-            self._own[of] = Acceptance(self._experience.acceptance(of))
+            self._own[of] = Acceptance(self._experience.acceptance(self._kind, of))
         return self._own[of]

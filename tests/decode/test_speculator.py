@@ -9,7 +9,7 @@ from isthmus.decode.speculation import MAX_PATIENCE, NUM_SCOUTS, PATIENT_AFTER, 
 from isthmus.decode.speculator import EngineProposer, Experience, Proposer, Speculator
 from isthmus.engine.plan import DRAFT
 from isthmus.tests.decode.speculating import speculation_of
-from isthmus.wire.sampling import SamplingParams
+from isthmus.wire.sampling import Guidance, SamplingParams
 
 TOKENS = [1, 2, 3]
 
@@ -116,6 +116,22 @@ def test_each_class_of_guesses_is_known_by_itself() -> None:
     assert Speculator(good, 4, experience).look(TOKENS) > 0.9
     assert Speculator(bad, 4, experience).look(TOKENS) < 0.2
     assert experience.best_rate > 0.9
+
+
+def test_each_kind_of_request_is_known_by_itself() -> None:
+    """A new one is expected to be as those of its kind were."""
+    speculation = speculation_of(Classified)
+    chat, json = SamplingParams(temperature=0.9), SamplingParams(guidance=Guidance("json_object", ""))
+    for params, num_right in ((chat, 0), (json, 4)):
+        speculator = speculation.begin(params)
+        assert speculator is not None
+        for _ in range(50):
+            planned(speculation, [speculator])
+            speculation.learn(speculator, 4, num_right)
+    found = [speculation.begin(params) for params in (chat, json, SamplingParams(temperature=0.0))]
+    rates = [0.0 if one is None else one.look(TOKENS) for one in found]
+    assert rates[0] < 0.2 < 0.9 < rates[1]
+    assert rates[2] == pytest.approx(0.7), "nothing is known of such"
 
 
 def test_what_does_not_pay_is_no_guess() -> None:

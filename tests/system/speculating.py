@@ -37,7 +37,9 @@ class Models:
 
 
 def guess_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And look for guesses always."""
     monkeypatch.setattr(speculation, "DraftPolicy", Always)
+    monkeypatch.setattr(speculation, "MAX_PATIENCE", 1)
 
 
 def counts_of(cluster: LocalCluster) -> WorkerStats:
