@@ -112,8 +112,8 @@ class BatchDecoder:
     speculation: Speculation | None = None
     guides: Guides | None = None
     eos_ids: Sequence[int] = ()
-    is_alone: bool = True
-    """False: others use the engine, too, between runs, so that nothing stays cached."""
+    caches: bool = True
+    """Prompts, for who comes after. False where others use the engine, too, between runs."""
     _scheduler: DecodeScheduler = field(init=False)
     _outputs: dict[int, list[int]] = field(init=False, default_factory=dict)
     """By placement."""
@@ -125,7 +125,7 @@ class BatchDecoder:
 
     def __post_init__(self) -> None:
         self._scheduler = DecodeScheduler(
-            BlockPool(self.engine.num_blocks, self.engine.block_size, enable_prefix_caching=self.is_alone),
+            BlockPool(self.engine.num_blocks, self.engine.block_size, enable_prefix_caching=self.caches),
             epoch="bench",
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=MAX_BATCHED_TOKENS,

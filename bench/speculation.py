@@ -46,7 +46,9 @@ MIN_REQUESTS = 2
 WARM_TOKENS = 12
 HEADER = (
     "| prompts | T | batch | method | tok/s a sequence | ms a step | tokens a row | guessed a row | right | "
-    "right a guessing row | ÷ off | over all, lowest, highest round | ≥ 1 ÷ 1.03 | same output |\n|" + 14 * "---|"
+    "right a guessing row | ÷ off | over all, lowest, highest round | ÷ idle | ≥ 1 ÷ 1.03 | same output |\n|"
+    + 15
+    * "---|"
 )
 
 
@@ -127,13 +129,21 @@ def lines(case: Case, found: dict[str, Measured]) -> Iterator[str]:
         what = f"{case.task} | {case.temperature:g} | {case.batch} | {name}"
         pace = f"{steps.tokens_per_s:.1f} | {1e3 * steps.step_s:.2f} | {share(steps.num_tokens, steps.num_rows)}"
         if name == "off":
-            yield f"| {what} | {pace} | | | | | | | |"
+            yield f"| {what} | {pace} | | | | | | | | |"
             continue
         guessed, right = share(steps.num_guesses, steps.num_rows), share(steps.num_accepted, steps.num_guesses)
         right_a_row, ratio = share(steps.num_accepted, steps.num_drafts), one.ratio(off)
-        compared = f"{ratio:.2f} × | {one.spread(off)} | {'met' if ratio * MAX_SLOWDOWN >= 1 else 'missed'}"
+        resting = found.get(idle(name))
+        own = "–" if resting is None else f"{one.ratio(resting):.2f} ×"
+        met = "met" if ratio * MAX_SLOWDOWN >= 1 else "missed"
+        compared = f"{ratio:.2f} × | {one.spread(off)} | {own} | {met}"
         same = f"{num_same(one.outputs, off.outputs)} of {len(off.outputs)}"
         yield f"| {what} | {pace} | {guessed} | {right} | {right_a_row} | {compared} | {same} |"
+
+
+def idle(method: str) -> str:
+    """Its engine, when nobody has guesses."""
+    return f"{method}, idle"
 
 
 def pace_ratio(mine: Steps, other: Steps) -> float:
@@ -150,15 +160,14 @@ def num_same(outputs: Sequence[Sequence[int]], others: Sequence[Sequence[int]]) 
 
 def compare(maker: EngineMaker, asker: Asker, options: argparse.Namespace) -> None:
     """Prints the table, line by line."""
-    decoders = {"off": maker.decoder(SpeculationConfig())}
+    caches, off = not options.idle, SpeculationConfig()
+    decoders = {"off": maker.decoder(off, caches=caches)}
     if options.control:
-        decoders["off again"] = maker.decoder(SpeculationConfig())
+        decoders["off again"] = maker.decoder(off, caches=caches)
     for method in options.methods:
-        config = config_of(method, options)
+        decoders[method] = maker.decoder(config_of(method, options), fixed=options.fixed, caches=caches)
         if options.idle:
-            decoders[method], decoders[f"{method}, idle"] = maker.decoders(config)
-        else:
-            decoders[method] = maker.decoder(config, fixed=options.fixed)
+            decoders[idle(method)] = maker.around(decoders[method].engine, None, caches=False)
     warm(decoders, asker, options.batches)
     settle()
     print(f"\n{HEADER}", flush=True)
@@ -222,7 +231,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--control", action="store_true", help="a second engine without guesses, to see what is chance")
     parser.add_argument(
-        "--idle", action="store_true", help="each method's engine without guesses, too; cuda only, without --fixed"
+        "--idle",
+        action="store_true",
+        help="each method's engine without guesses, too, and no cached prompts; cuda only",
     )
     parser.add_argument("--quick", action="store_true", help="a check that all runs, in under a minute")
     parser.add_argument("--sampler", action="store_true", help="measure drawing and masks instead")
@@ -233,8 +244,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"{' and '.join(asking)} each need a --speculative-model: measure one at a time")
     if asking and options.speculative_model is None:
         parser.error(f"{asking[0]} needs a --speculative-model")
-    if options.idle and (options.fixed or options.device == "cpu"):
-        parser.error("--idle takes turns on one engine, round by round: it needs --device cuda, and no --fixed")
+    if options.idle and options.device == "cpu":
+        parser.error("--idle takes turns on one engine, round by round: it needs --device cuda")
     return quick(options) if options.quick else options
 
 

@@ -38,22 +38,16 @@ class EngineMaker:
     def dtype(self) -> str:
         return CPU_DTYPE if self.device == "cpu" else GPU_DTYPE
 
-    def decoder(self, config: SpeculationConfig, *, fixed: bool = False) -> BatchDecoder:
+    def decoder(self, config: SpeculationConfig, *, fixed: bool = False, caches: bool = True) -> BatchDecoder:
         """A worker with this speculation; `fixed`: its guesses are as many always. Raises ValueError where the model
         cannot be guessed for so."""
-        return self.around(self.engine(config), self._speculation(config, fixed))
+        return self.around(self.engine(config), self._speculation(config, fixed), caches=caches)
 
-    def decoders(self, config: SpeculationConfig) -> tuple[BatchDecoder, BatchDecoder]:
-        """A worker with this speculation, and one without any on the same engine, for runs in turn: what is chance in
-        how an engine lies in memory is the same for both."""
-        engine = self.engine(config)
-        guessing = self.around(engine, self._speculation(config, fixed=False), is_alone=False)
-        return guessing, self.around(engine, None, is_alone=False)
-
-    def around(self, engine: StepEngine, speculation: Speculation | None, *, is_alone: bool = True) -> BatchDecoder:
+    def around(self, engine: StepEngine, speculation: Speculation | None, *, caches: bool = True) -> BatchDecoder:
+        """Several may be around one engine, for runs in turn, if none caches prompts."""
         eos_ids = sorted(self.tokenizer.eos_ids)
         return BatchDecoder(
-            engine, self.max_num_seqs, self.max_model_len, speculation, self.guides, eos_ids, is_alone=is_alone
+            engine, self.max_num_seqs, self.max_model_len, speculation, self.guides, eos_ids, caches=caches
         )
 
     def sampler(self) -> Sampler:

@@ -14,7 +14,7 @@ from .speculator import Experience, Kind, Proposer, Speculator
 MAX_PATIENCE = 8
 """Where nothing was found for long, guesses are looked for so many times more rarely."""
 PATIENT_AFTER = 4
-"""Looks that found nothing, each time."""
+"""Looks that found nothing, each time; one that found something takes back as many."""
 NUM_SCOUTS = 4
 """About: of more sequences only so many go on being looked at where nothing was found: each must be read for that."""
 SCOUTED_STEPS = 4096
@@ -58,8 +58,9 @@ class Speculation:
         """A step of about so many rows is planned."""
         experience = self._experience
         least, is_probe = self._policy.least_rate(num_rows, self._num_tokens)
-        if experience.is_searching or experience.had_guess:
-            self._num_fruitless = 0 if experience.had_guess else self._num_fruitless + 1
+        if self.is_looking:  # in the step before
+            change = -PATIENT_AFTER if experience.had_guess else 1
+            self._num_fruitless = min(max(0, self._num_fruitless + change), MAX_PATIENCE * PATIENT_AFTER)
         self._num_steps += 1
         patience = min(MAX_PATIENCE, 1 + self._num_fruitless // PATIENT_AFTER)
         num_groups = max(1, num_rows // NUM_SCOUTS) if patience > 1 else 1

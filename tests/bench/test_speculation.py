@@ -211,10 +211,12 @@ def test_a_line_of_the_table(pace: float, ratio: str, verdict: str) -> None:
     off, slow = measured(10, 10), measured(pace, pace)
     slow.outputs[2] = [1, 5]
     case = Case("chat", 0.7, 1, [])
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines(case, {"off": off, "ngram": slow})]
+    found = {"off": off, "ngram": slow, "ngram, idle": measured(5, 5)}
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines(case, found)]
     assert cells[0][:6] == ["chat", "0.7", "1", "off", "10.0", "100.00"]
     assert cells[1][7:10] == ["2.00", "0.25", "0.62"]
-    assert cells[1][10:] == [f"{ratio} ×", f"{ratio} {ratio} {ratio}", verdict, "3 of 4"]
+    assert cells[1][10:] == [f"{ratio} ×", f"{ratio} {ratio} {ratio}", f"{pace / 5:.2f} ×", verdict, "3 of 4"]
+    assert cells[2][12] == "–", "it has no engine of its own"
 
 
 @pytest.mark.parametrize(

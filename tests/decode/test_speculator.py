@@ -180,7 +180,19 @@ def test_where_nothing_is_found_few_are_looked_at() -> None:
     assert second
     scout = max(looked_at(4 * MAX_PATIENCE))
     proposers[scout].of = 0
-    assert looked_at(2 * MAX_PATIENCE) == set(range(32))
+    assert looked_at(4 * MAX_PATIENCE) == set(range(32))
+
+
+def test_a_pause_makes_nobody_patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who was not looked at had no chance to have a guess."""
+    speculation = speculation_of(Classified)
+    speculators = [begun(speculation) for _ in range(32)]
+    assert planned(speculation, speculators, 1000) == [4] * 32
+    with monkeypatch.context() as paused:
+        paused.setattr(speculation._policy, "least_rate", lambda num_rows, limit: (1.0, False))
+        for _ in range(PATIENT_AFTER * MAX_PATIENCE * MAX_PATIENCE):
+            assert planned(speculation, speculators, 1000) == [0] * 32
+    assert planned(speculation, speculators, 1000) == [4] * 32
 
 
 def test_tokens_that_were_taken_back_are_forgotten() -> None:
