@@ -65,7 +65,9 @@ class TorchEngine:
 
     @torch.inference_mode()
     def launch(self, plan: Plan) -> Done:
-        self._blocks.copy(plan.copies)
+        if plan.copies:
+            self._catch_up()
+            self._blocks.copy(plan.copies)
         guesses = guesses_of(plan.rows, self._proposer)
         rows = [with_guesses(row, guessed) for row, guessed in zip(plan.rows, guesses, strict=True)]
         token_ids, streams = self._token_ids(rows), self._streams(rows)
@@ -135,14 +137,22 @@ class TorchEngine:
     def _token_ids(self, rows: Sequence[Row]) -> list[int]:
         return [self._last[row.seq_id] if token == IN_FLIGHT else token for row in rows for token in row.token_ids]
 
+    def _catch_up(self, seq_ids: Sequence[int] | None = None) -> None:
+        if self._follower is not None:
+            self._follower.catch_up(seq_ids)
+
+    @torch.inference_mode()
     def read_blocks(self, block_ids: Sequence[int], out: memoryview | None = None) -> memoryview:
+        self._catch_up()
         return self._blocks.read(block_ids, out)
 
     def write_blocks(self, block_ids: Sequence[int], payload: memoryview) -> None:
         self._blocks.write(block_ids, payload)
 
+    @torch.inference_mode()
     def read_hidden(self, block_id: int) -> memoryview | None:
         """See plan.HeadedEngine."""
+        self._catch_up()
         return None if self._follower is None else self._follower.cache.read_hidden(block_id)
 
     def write_hidden(self, block_id: int, payload: memoryview) -> None:
@@ -165,6 +175,7 @@ class TorchEngine:
 
     @torch.inference_mode()
     def retire(self, *seq_ids: int) -> None:
+        self._catch_up(seq_ids)
         for seq_id in seq_ids:
             self._sampler.retire(seq_id)
             if self._proposer is not None:

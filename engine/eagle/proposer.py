@@ -22,6 +22,7 @@ class EagleProposer:
     def propose(self, rows: Sequence[Row]) -> list[Guesses]:
         """See guesses.Proposer. Where the hidden state before a row is gone, there are no guesses; the step that
         computes the row brings it back."""
+        self._follower.catch_up(row.seq_id for row in rows)
         known = {row.seq_id: self._follower.cache.hidden_at(row.start - 1, row.block_table) for row in rows}
         hidden = {seq_id: one for seq_id, one in known.items() if one is not None}
         drafts = [Draft(row) for row in rows]

@@ -278,7 +278,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line[:4] for line in found] == [["edit", "0", "2", name] for name in names]
     assert all(float(line[4]) > 0 and float(line[5]) > 0 for line in found)
     assert float(found[0][6]) == float(found[1][6]) == 1 < float(found[2][6])
-    assert [line[13] for line in found[1:]] == ["2 of 2"] * 3
+    assert [line[14] for line in found[1:]] == ["2 of 2"] * 3
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from isthmus.engine.eagle import follower
 from isthmus.engine.plan import DRAFT, NO_TOKEN, Draw, Plan, Row
 from isthmus.engine.torch_engine import TorchEngine
 from isthmus.tests.engine.eagle_models import NUM_GUESSES, Headed, ignorant, knowing, reference_guesses
@@ -45,10 +46,17 @@ def compute(engine: TorchEngine, tokens: list[int], start: int, chunk: int, tabl
         engine.launch(Plan(0, (Row(0, tokens[first : first + chunk], first, table),))).result()
 
 
-def ask(engine: TorchEngine, tokens: list[int], table: tuple[int, ...] = TABLE) -> list[int]:
+def say(engine: TorchEngine, tokens: list[int], count: int, table: tuple[int, ...] = TABLE, seq_id: int = 0) -> None:
+    """Draws so many without guesses, and adds them to `tokens`."""
+    for _ in range(count):
+        row = Row(seq_id, (tokens[-1],), len(tokens) - 1, table, (Draw(seq_id, 0),))
+        tokens += engine.launch(Plan(0, (row,))).result().token_ids
+
+
+def ask(engine: TorchEngine, tokens: list[int], table: tuple[int, ...] = TABLE, seq_id: int = 0) -> list[int]:
     """What is guessed to follow, the last of `tokens` being the one without KV."""
-    draws = tuple(Draw(0, index) for index in range(1 + NUM_GUESSES))
-    row = Row(0, (tokens[-1], *(DRAFT,) * NUM_GUESSES), len(tokens) - 1, table, draws, num_drafts=NUM_GUESSES)
+    draws = tuple(Draw(seq_id, index) for index in range(1 + NUM_GUESSES))
+    row = Row(seq_id, (tokens[-1], *(DRAFT,) * NUM_GUESSES), len(tokens) - 1, table, draws, num_drafts=NUM_GUESSES)
     with torch.inference_mode():
         return list(engine._proposer.propose([row])[0].token_ids)
 
@@ -81,6 +89,49 @@ def test_a_step_without_guesses_keeps_the_head_in_step(headed: Headed) -> None:
     compute(engine, tokens[:9], 0, 50)
     compute(engine, tokens[:-1], 9, 1)
     assert ask(engine, tokens) == reference_guesses(headed, tokens)
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 8])
+def test_what_waits_is_followed_in_time(headed: Headed, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Of two sequences, at most three tokens each."""
+    monkeypatch.setattr(follower, "MAX_LATE", 3)
+    engine, first, second, other = greedy_engine(headed), prompt(6), prompt(9, seed=3), (32, 33, 34, 35, 36)
+    compute(engine, first[:-1], 0, 50)
+    compute(engine, second[:-1], 0, 50, other)
+    say(engine, first, 2)
+    for _ in range(count):
+        say(engine, first, 1)
+        say(engine, second, 1, other, seq_id=1)
+        assert all(len(late.token_ids) < 3 for late in engine._follower._late.values())
+    assert ask(engine, second, other, seq_id=1) == reference_guesses(headed, second)
+    assert ask(engine, first) == reference_guesses(headed, first)
+
+
+def test_what_waits_is_there_for_who_comes_after(headed: Headed) -> None:
+    """Of sequences that have ended, were copied, sent, went on with a chunk, or back."""
+    engine, tokens = greedy_engine(headed), prompt(7)
+    compute(engine, tokens[:-1], 0, 50)
+    say(engine, tokens, 6)
+    engine.launch(Plan(0, (), copies=((TABLE[2], 44),))).result()
+    copy = (*TABLE[:2], 44, 45)
+    assert ask(engine, tokens, copy, seq_id=1) == reference_guesses(headed, tokens)
+    say(engine, tokens, 2)
+    tokens += [5, 6, 7]
+    compute(engine, tokens[:-1], 14, 50)
+    assert ask(engine, tokens) == reference_guesses(headed, tokens)
+    say(engine, tokens, 6)
+    del tokens[-2:]
+    tokens[-1] = 9
+    assert len(tokens) % BLOCK_SIZE != 1, "where a hidden state is kept anyway"
+    say(engine, tokens, 2)
+    assert ask(engine, tokens) == reference_guesses(headed, tokens)
+    say(engine, tokens, 1)
+    receiver = greedy_engine(headed)
+    hand_over(engine, receiver, len(tokens) - 1)
+    assert ask(receiver, tokens) == reference_guesses(headed, tokens)
+    say(engine, tokens, 1)
+    engine.retire(0)
+    assert ask(engine, tokens, seq_id=1) == reference_guesses(headed, tokens)
 
 
 def test_a_prefix_that_another_sequence_computed(headed: Headed) -> None:

@@ -20,10 +20,9 @@ def test_what_lives_is_not_looked_through_again(many_objects: list[list[int]]) -
 
 def test_garbage_made_later_is_still_collected(many_objects: list[list[int]]) -> None:
     settle()
-    before = gc.get_freeze_count()
     for _ in range(100):
         cycle: list[object] = []
         cycle.append(cycle)
     del cycle
     assert gc.collect() >= 100
-    assert gc.get_freeze_count() == before
+    assert gc.get_freeze_count() >= len(many_objects)
