@@ -166,8 +166,9 @@ class Sequence:
         position = self.num_output + self.pending
         draws = [self._draw(position, None if self.guide is None else self.guide.mask())]
         draws += [self._draw(position + 1 + index) for index in range(len(drafts))]
-        if self.guide is not None and drafts and DRAFT not in drafts:
-            self.guide.look_ahead(tuple(takewhile(lambda token: token not in self.limits.stop_ids, drafts)))
+        is_guided, is_open = self.guide is not None and bool(drafts), DRAFT in drafts
+        if is_guided and not is_open:
+            self._look_ahead(drafts)
         row = Row(
             self.seq_id,
             (token, *drafts),
@@ -175,8 +176,9 @@ class Sequence:
             self.table,
             tuple(draws),
             num_drafts=len(drafts),
-            follow=self._follow if drafts and self.guide is not None else None,
-            history=self.tokens if DRAFT in drafts else (),
+            follow=self._follow if is_guided else None,
+            look_ahead=self._look_ahead if is_guided and is_open else None,
+            history=self.tokens if is_open else (),
         )
         self.num_planned += 1 + len(drafts)
         self.num_drafts = len(drafts)
@@ -188,6 +190,12 @@ class Sequence:
         if self.ban is None:
             return Draw(self.seq_id, position, 0, mask, bans)
         return Draw(self.seq_id, position, self.ban.epoch, mask, (*bans, *self.ban.bans_at(position)))
+
+    def _look_ahead(self, drafts: Iterable[int]) -> None:
+        """See plan.Row. Where the grammar takes long, nothing will be followed."""
+        assert self.guide is not None
+        if not self.guide.holds_up:
+            self.guide.look_ahead(tuple(takewhile(lambda token: token not in self.limits.stop_ids, drafts)))
 
     def _follow(self, token_id: int) -> Mask | None:
         """See plan.Follow. Nothing is to come after a token that ends the output."""

@@ -355,5 +355,7 @@ def _followed(row: Row, token_ids: Sequence[int]) -> tuple[Sequence[Draw], list[
     """The row's draws with their masks, and its guesses, no more than its grammar allows; None if it has none."""
     if not row.num_drafts:
         return row.draws, None
+    if row.look_ahead is not None and row.seq_id % 2:  # as some engines do, and others do not
+        row.look_ahead(token_ids)
     guesses = followed(row, token_ids)
     return guesses.draws, list(guesses.token_ids)

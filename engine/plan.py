@@ -93,6 +93,9 @@ class Row:
     last token. Draws are made in order, each only if those before it gave what was guessed."""
     follow: Follow | None = None
     """Of a row with guesses whose sequence has a grammar: asked about each guess, in order, when it is launched."""
+    look_ahead: Callable[[Sequence[int]], None] | None = None
+    """Of a row with `follow` whose guesses are `DRAFT`: may be told all of them before `follow` is asked, so that what
+    may come after them is worked out together with that of other rows."""
     history: Sequence[int] = ()
     """Of a row whose guesses are `DRAFT`: all tokens of the sequence, `token_ids[0]` being the last."""
 

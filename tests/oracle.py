@@ -17,6 +17,7 @@ import torch
 import transformers
 from isthmus.decode.sampler import Sampler
 from isthmus.engine.config import ModelConfig
+from isthmus.engine.cuda.engine import Draft
 from isthmus.engine.cuda.parts import CudaParts
 from isthmus.engine.cuda.runtime import HostRuntime
 from isthmus.engine.load import Checkpoint, load_engine, load_model
@@ -127,12 +128,16 @@ class Reference:
         name = Fingerprint(str(self.weights), "", repr(sizes.rope), sizes.num_layers, sizes.vocab_size, BLOCK_SIZE)
         return Loaded(engine, name, min(sizes.max_position_embeddings, engine.num_blocks * BLOCK_SIZE))
 
-    def load_gpu_engine(self, _: str) -> Loaded:
-        """As `load`, with the engine for GPUs, over its kernels' references: every step is launched ahead."""
+    def load_gpu_engine(self, _: str, *, guesses: bool = False) -> Loaded:
+        """As `load`, with the engine for GPUs, over its kernels' references: every step is launched ahead. `guesses`:
+        it makes some, with the model itself."""
         model = load_model(ModelConfig.from_hf(self.config), self.weights, torch.float32, parts=CudaParts(pdl=False))
         runtime = HostRuntime()
         sampler = Sampler(self.config["vocab_size"])
-        engine = engine_around(model, runtime, torch.float32, num_blocks=256, block_size=BLOCK_SIZE, sampler=sampler)
+        draft = Draft(model, None) if guesses else None
+        engine = engine_around(
+            model, runtime, torch.float32, num_blocks=256, block_size=BLOCK_SIZE, sampler=sampler, draft=draft
+        )
         engine.capture(LADDER)
         loaded = self.load("")
         return replace(loaded, engine=engine)

@@ -262,23 +262,29 @@ class CudaEngine:
             self._proposer.propose(inputs, grid.stride, grid.num_turns)
         else:
             self._proposals[size]()
-        if any(grid.rows[index].follow is not None for index in asking):
+        if grid.guided:
             self._follow(grid, inputs)
 
     def _follow(self, grid: Grid, inputs: TokenInputs) -> None:
         """Holds guesses against grammars, which takes waiting for them: rows end before one that is not allowed."""
         assert self._sampler is not None
         tokens = inputs.token_ids[: grid.num_tokens].tolist()
-        for index in grid.asking:
-            row, places = grid.rows[index], list(grid.places(index))
-            if row.follow is None:
-                continue
-            guesses = followed(row, [tokens[place] for place in places[1:]])
-            for turn, draw in enumerate(guesses.draws[1 : 1 + len(guesses.token_ids)], 1):
-                self._sampler.set_masks(turn, [self._sequences.slot(row.seq_id)], [draw])
-            for place in places[1 + len(guesses.token_ids) :]:
-                inputs.rows[place : place + 1].fill_(-1)
-                grid.refused.add(place)
+        guided = {index: [tokens[place] for place in grid.places(index)[1:]] for index in grid.guided}
+        for index, guesses in guided.items():
+            if (look_ahead := grid.rows[index].look_ahead) is not None:
+                look_ahead(guesses)
+        turns: list[list[Draw]] = [[] for _ in range(grid.num_turns)]
+        for index, guesses in guided.items():
+            found = followed(grid.rows[index], guesses)
+            num_allowed = len(found.token_ids)
+            for turn, draw in enumerate(found.draws[1 : 1 + num_allowed], 1):
+                turns[turn].append(draw)
+            grid.refused.update(grid.places(index)[1 + num_allowed :])
+        for turn, draws in enumerate(turns):
+            self._sampler.set_masks(turn, [self._sequences.slot(draw.seq_id) for draw in draws], draws)
+        if grid.refused:
+            places = to_device(self._runtime, np.array(sorted(grid.refused), np.int64))
+            inputs.rows.index_fill_(0, places, -1)
 
     def _read_proposed(self, grid: Grid) -> np.ndarray | None:
         if not grid.asking:

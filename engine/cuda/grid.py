@@ -45,6 +45,11 @@ class Grid:
         return [index for index, row in enumerate(self.rows) if DRAFT in row.token_ids[1:2]]
 
     @property
+    def guided(self) -> list[int]:
+        """Of those, rows that have a grammar."""
+        return [index for index in self.asking if self.rows[index].follow is not None]
+
+    @property
     def draws(self) -> list[Draw]:
         """Place by place; of no sequence where nothing is."""
         draws = [_NOTHING] * self.num_tokens

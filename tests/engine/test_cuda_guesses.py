@@ -48,6 +48,8 @@ class Drawing:
     seq_id: int
     drawn: list[Drawn] = field(default_factory=list)
     table: list[int] = field(default_factory=list)
+    told: list[int] = field(default_factory=list)
+    """The guesses of the last row, where the engine made them and there is a grammar."""
 
     @property
     def start(self) -> int:
@@ -73,7 +75,8 @@ class Drawing:
         ]
         tokens = (self.drawn[-1][0], *guesses)
         history = [*PROMPT, *(one[0] for one in self.drawn)] if DRAFT in guesses else []
-        table, follow = self.blocks(len(tokens), rng), self.follower(first) if self.mask(first) is not None else None
+        table, is_guided = self.blocks(len(tokens), rng), self.mask(first) is not None
+        self.told.clear()
         return Row(
             self.seq_id,
             tokens,
@@ -81,13 +84,18 @@ class Drawing:
             table,
             tuple(draws),
             num_drafts=len(guesses),
-            follow=follow,
+            follow=self.follower(first, is_told=DRAFT in guesses) if is_guided else None,
+            look_ahead=self.told.extend if is_guided and DRAFT in guesses else None,
             history=history,
         )
 
-    def follower(self, position: int) -> "Callable[[int], Future[Any] | None]":
+    def follower(self, position: int, *, is_told: bool) -> "Callable[[int], Future[Any] | None]":
+        num_asked = 0
+
         def follow(token: int) -> "Future[Any] | None":
-            nonlocal position
+            nonlocal position, num_asked
+            assert not is_told or self.told[num_asked] == token
+            num_asked += 1
             mask = self.mask(position)
             assert mask is not None
             position += 1

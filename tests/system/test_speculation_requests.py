@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 from isthmus.decode.sequence import Sequence
+from isthmus.engine.speculation_config import SpeculationConfig
 from isthmus.engine.worker import Loaded
 from isthmus.tests.local_cluster import Ask, LocalCluster
 from isthmus.tests.oracle import make_tiny
@@ -25,6 +26,7 @@ from isthmus.tests.system.speculating import (
     counts_of,
     guess_always,
 )
+from isthmus.text.grammar_masks import MaskFiller
 from isthmus.wire.messages import WorkerStats
 from isthmus.wire.sampling import Guidance, SamplingParams
 
@@ -89,6 +91,25 @@ def test_grammars(models: Models, guided: Outputs, method: str, topology: str) -
     for (ask, fits), answers in zip(guidance.asks(), outputs, strict=False):
         assert all(fits(TOKENIZER.decode(output)) for output in answers), ask.params
     assert all(re.match("([a-d]{6} )+", TOKENIZER.decode(output)) for (output,) in outputs[-2:])
+
+
+def test_grammars_on_the_engine_for_gpus(models: Models, guided: Outputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guesses are made on the device, and those of all rows are held against their grammars together."""
+    num_masks: list[int] = []
+    fill = MaskFiller.fill
+
+    def counting(self: MaskFiller, runs: Any) -> Any:
+        num_masks.append(sum(1 + len(guesses) for _, guesses in runs))
+        return fill(self, runs)
+
+    monkeypatch.setattr(MaskFiller, "fill", counting)
+    load = spelling(partial(models.target.load_gpu_engine, guesses=True))
+    config, sizes = SpeculationConfig("first-layers", NUM_TOKENS), {"max_num_seqs": 8, "max_num_batched_tokens": 64}
+    with LocalCluster(load, num_prefill=0, speculation=config, **sizes) as cluster:
+        assert cluster.ask(guided_asks()[-8:], eos_ids=(EOS,)) == guided[-8:]
+        stats = counts_of(cluster)
+    assert stats.num_accepted_tokens > 100
+    assert max(num_masks) > 8 * NUM_TOKENS / 2
 
 
 @pytest.fixture(scope="module")
