@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from msgspec import UNSET, Struct, UnsetType
 
-FinishReason = Literal["stop", "length", "tool_calls", "abort", "error"]
+FinishReason = Literal["stop", "length", "tool_calls", "function_call", "abort", "error"]
 
 
 class ModelCard(Struct):
@@ -84,6 +84,10 @@ class CompletionChoice(Struct):
     """The stop string, or the id of the token, that ended it."""
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
     """Where they were asked for."""
+    token_ids: list[int] | UnsetType = UNSET
+    """With return_token_ids."""
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    """With return_token_ids."""
 
 
 class Completion(Struct):
@@ -107,6 +111,10 @@ class CompletionPiece(Struct):
     finish_reason: FinishReason | None
     stop_reason: int | str | UnsetType | None = UNSET
     """In the last piece."""
+    token_ids: list[int] | UnsetType = UNSET
+    """With return_token_ids."""
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    """With return_token_ids: in the first piece of a choice."""
 
 
 class CompletionChunk(Struct):
@@ -160,6 +168,8 @@ class AssistantMessage(Struct):
     reasoning: str | UnsetType = UNSET
     """The same as reasoning_content."""
     tool_calls: list[ToolCall] | UnsetType = UNSET
+    function_call: CalledFunction | UnsetType = UNSET
+    """In place of tool_calls, where the request has functions."""
 
 
 class ChatChoice(Struct):
@@ -169,6 +179,8 @@ class ChatChoice(Struct):
     finish_reason: FinishReason
     stop_reason: int | str | None
     """The stop string, or the id of the token, that ended it."""
+    token_ids: list[int] | UnsetType = UNSET
+    """With return_token_ids."""
 
 
 class ChatCompletion(Struct):
@@ -185,6 +197,8 @@ class ChatCompletion(Struct):
     usage: Usage
     prompt_logprobs: PromptLogprobs | UnsetType = UNSET
     """Where they were asked for."""
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    """With return_token_ids."""
 
 
 class CalledFunctionDelta(Struct):
@@ -208,6 +222,8 @@ class Delta(Struct):
     reasoning: str | UnsetType = UNSET
     """The same as reasoning_content."""
     tool_calls: list[ToolCallDelta] | UnsetType = UNSET
+    function_call: CalledFunctionDelta | UnsetType = UNSET
+    """In place of tool_calls, where the request has functions."""
 
 
 class ChatPiece(Struct):
@@ -217,6 +233,8 @@ class ChatPiece(Struct):
     logprobs: ChatLogprobs | None
     stop_reason: int | str | UnsetType | None = UNSET
     """In the last piece."""
+    token_ids: list[int] | UnsetType = UNSET
+    """With return_token_ids."""
 
 
 class ChatCompletionChunk(Struct):
@@ -230,6 +248,8 @@ class ChatCompletionChunk(Struct):
     choices: list[ChatPiece]
     usage: Usage | UnsetType | None = UNSET
     """With stream_options.include_usage: in the last chunk, which has no choices."""
+    prompt_token_ids: list[int] | UnsetType = UNSET
+    """With return_token_ids: in the first chunk of a choice."""
 
 
 class Samplers(Struct):

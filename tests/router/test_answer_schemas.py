@@ -22,6 +22,9 @@ TEXT = {"prompt": "hi", "max_tokens": 5}
 CASES = {
     "tools": ("/v1/chat/completions", {**CHAT, **TOOLS}),
     "chat logprobs": ("/v1/chat/completions", {**CHAT, "n": 2, "logprobs": True, "top_logprobs": 2}),
+    "functions": ("/v1/chat/completions", {**CHAT, "functions": [each["function"] for each in (WEATHER, NOW)]}),
+    "chat token ids": ("/v1/chat/completions", {**CHAT, **TOOLS, "return_token_ids": True}),
+    "text token ids": ("/v1/completions", {**TEXT, "n": 2, "return_token_ids": True}),
     "response": ("/v1/responses", RESPONSE),
     "message": ("/v1/messages", {**CHAT, **USES}),
     "stop sequence": ("/v1/messages", {**CHAT, "stop_sequences": ["m"]}),
