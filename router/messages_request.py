@@ -23,13 +23,24 @@ Cache = dict[str, Any] | None
 """A hint to a provider's cache; prefixes are found by their content here."""
 
 
-class TextBlock(Struct, frozen=True, tag="text", forbid_unknown_fields=True):
+class Text(Struct, frozen=True):
     text: str
     """The text."""
     cache_control: Cache = None
     """A hint to a provider's cache; prefixes are found by their content here."""
     citations: list[Any] | None = None
     """Of an earlier answer; templates do not show them."""
+
+
+class TextBlock(Text, frozen=True, tag="text", forbid_unknown_fields=True):
+    """Among other blocks."""
+
+
+class TextItem(Text, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where nothing else may stand."""
+
+    type: Literal["text"]
+    """What it is."""
 
 
 class ThinkingBlock(Struct, frozen=True, tag="thinking", forbid_unknown_fields=True):
@@ -53,7 +64,7 @@ class ToolUseBlock(Struct, frozen=True, tag="tool_use", forbid_unknown_fields=Tr
 class ToolResultBlock(Struct, frozen=True, tag="tool_result", forbid_unknown_fields=True):
     tool_use_id: str
     """Of the use whose result it is."""
-    content: str | list[TextBlock] = ""
+    content: str | list[TextItem] = ""
     """The result, as text."""
     is_error: bool = False
     """Templates have no place for it: the content says so itself."""
@@ -123,7 +134,7 @@ class MessagesRequest(SchedulingFields, frozen=True, kw_only=True, forbid_unknow
     """The conversation: text, thoughts, uses of tools and their results."""
     model: str | None = None
     """One of those that /v1/models lists; may be left out."""
-    system: str | list[TextBlock] = ""
+    system: str | list[TextItem] = ""
     """What the model is told before the conversation."""
     stop_sequences: Annotated[list[StopString], Meta(max_length=MAX_STOPS)] = msgspec.field(default_factory=list)
     """End the text before any of these strings."""
@@ -235,5 +246,5 @@ def chat_call(use: ToolUseBlock) -> dict[str, Any]:
     return {"id": use.id, "type": "function", "function": {"name": use.name, "arguments": use.input}}
 
 
-def joined(content: str | Sequence[TextBlock]) -> str:
+def joined(content: str | Sequence[Text]) -> str:
     return content if isinstance(content, str) else "\n".join(block.text for block in content)

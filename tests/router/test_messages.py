@@ -250,6 +250,7 @@ REFUSED = [
     ({"max_tokens": 0}, 400, "max_tokens"),
     ({"messages": []}, 400, "messages"),
     ({"messages": [{"role": "system", "content": "x"}]}, 400, "messages[0].role"),
+    ({"system": [{"text": "x"}]}, 400, "system[0].type"),
     ({"messages": [{"role": "user", "content": [IMAGE]}]}, 400, "messages[0].content[0].type"),
     ({"model": "claude"}, 404, "model"),
     ({"stop_sequences": [""]}, 400, "stop_sequences[0]"),
