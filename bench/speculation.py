@@ -46,7 +46,7 @@ MIN_REQUESTS = 2
 WARM_TOKENS = 12
 HEADER = (
     "| prompts | T | batch | method | tok/s a sequence | ms a step | tokens a row | guessed a row | right | "
-    "right a guessing row | ÷ off | over all, lowest, highest round | ÷ idle | ≥ 1 ÷ 1.03 | same output |\n|"
+    "right a guessing row | ÷ off | lowest, median, highest round | ÷ idle | ≥ 1 ÷ 1.03 | same output |\n|"
     + 15
     * "---|"
 )
@@ -76,18 +76,13 @@ class Measured:
         return sum(self.rounds, Steps())
 
     def ratio(self, off: "Measured") -> float:
-        """Of paces: the median of rounds, as some are held up by something else; 0 where nothing was measured."""
-        return median(self._ratios(off))
+        """Of paces, over all rounds; 0 where nothing was measured."""
+        return pace_ratio(self.steps, off.steps)
 
     def spread(self, off: "Measured") -> str:
-        """The ratio over all rounds, and the lowest and the highest: how far to trust it."""
-        ratios = self._ratios(off)
-        return (
-            f"{pace_ratio(self.steps, off.steps):.2f} {min(ratios):.2f} {max(ratios):.2f}" if len(ratios) > 1 else "–"
-        )
-
-    def _ratios(self, off: "Measured") -> list[float]:
-        return [pace_ratio(mine, its) for mine, its in zip(self.rounds, off.rounds, strict=True)]
+        """The ratio's lowest, median and highest over rounds: how far to trust it."""
+        ratios = [pace_ratio(mine, its) for mine, its in zip(self.rounds, off.rounds, strict=True)]
+        return f"{min(ratios):.2f} {median(ratios):.2f} {max(ratios):.2f}" if len(ratios) > 1 else "–"
 
 
 def cases(asker: Asker, options: argparse.Namespace) -> Iterator[Case]:

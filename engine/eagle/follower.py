@@ -42,7 +42,7 @@ class _Late:
             self.start = row.start
         self.token_ids.append(token_id)
         self.features.append(features)
-        self.block_table = row.block_table
+        self.block_table = tuple(row.block_table)  # the scheduler's list may be shorter by the time
 
     def row(self, seq_id: int) -> Row:
         return Row(seq_id, self.token_ids, self.start, self.block_table)

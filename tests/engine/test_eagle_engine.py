@@ -134,6 +134,16 @@ def test_what_waits_is_there_for_who_comes_after(headed: Headed) -> None:
     assert ask(engine, tokens, seq_id=1) == reference_guesses(headed, tokens)
 
 
+def test_a_table_that_has_shrunk_since(headed: Headed) -> None:
+    """It is the scheduler's own list: a sequence that goes back, or ends, gives blocks back before the engine hears."""
+    engine, tokens, table = greedy_engine(headed), prompt(7), list(TABLE)
+    compute(engine, tokens[:-1], 0, 50)
+    say(engine, tokens, 6, table)  # type: ignore[arg-type]
+    table.clear()
+    engine.retire(0)
+    assert ask(engine, tokens, seq_id=1) == reference_guesses(headed, tokens)
+
+
 def test_a_prefix_that_another_sequence_computed(headed: Headed) -> None:
     """Two full blocks are shared, and what follows them differs."""
     engine, first, second = greedy_engine(headed), prompt(17), prompt(15, seed=8)
