@@ -1,8 +1,6 @@
 """Banned phrases through router and workers: none in any output, and the same tokens on every path."""
 
 import random
-import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -19,6 +17,7 @@ from isthmus.tests.scripted_router import BLOCK_SIZE, FAKE, VOCAB_SIZE
 from isthmus.text.detokenizer import Detokenizer
 from isthmus.text.tokenizer import Tokenizer
 from isthmus.wire.sampling import Guidance, SamplingParams
+from isthmus.wire.worker_link import name_in
 
 BYTES = byte_tokenizer()
 TOPOLOGIES = {"aggregated": {"num_prefill": 0}, "1P1D": {"num_prefill": 1}}
@@ -117,23 +116,30 @@ def test_logprobs_are_those_of_the_tokens_released(tiny: Callable[[str], Loaded]
 
 
 def test_a_lost_worker_changes_no_answer() -> None:
-    """Two decode workers, of which one goes while requests run, with tokens held back."""
+    """Two decode workers, of which one goes while a request runs there that has been rewound."""
     questions = asks(7, 30, ignore_eos=True)
     with LocalCluster(fake(), num_prefill=0, max_num_seqs=60) as cluster:
         calm = cluster.ask(questions, eos_ids=(EOS,))
     with LocalCluster(fake(step_s=0.005), num_prefill=1, num_decode=2, max_num_seqs=60) as cluster:
         replays = count_replays(cluster)
-        stopper = threading.Thread(target=stop, args=(cluster, "decode-0"))
-        stopper.start()
+        stop_after_a_rewind(cluster)
         assert cluster.ask(questions, eos_ids=(EOS,)) == calm
-        stopper.join()
         assert any(epoch for _, epoch in replays)
     assert_clean(questions, calm)
 
 
-def stop(cluster: LocalCluster, name: str) -> None:
-    time.sleep(0.1)
-    cluster.workers[name].stop()
+def stop_after_a_rewind(cluster: LocalCluster) -> None:
+    """The first decode worker of which the router hears tokens after a rewind, with most of the output to come."""
+    extend = cluster.core.ledger._extend
+    stopped = []
+
+    def note(sequence: Any, row: Any, now: float) -> None:
+        extend(sequence, row, now)
+        if sequence.epoch and len(sequence.output) < 15 and sequence.is_open and not stopped:
+            stopped.append(sequence.attempt.decode)
+            cluster.workers[name_in(stopped[0])].stop()
+
+    cluster.core.ledger._extend = note  # type: ignore[method-assign]
 
 
 def count_replays(cluster: LocalCluster) -> list[tuple[int, int]]:
