@@ -17,7 +17,8 @@ OPEN_PATHS = frozenset(
 )
 """They ask for no key: whether the router lives, and pages, which a browser opens without one. None shows data: what
 the pages show they fetch from routes that ask."""
-OPEN_FOLDERS = ("/ui/",)
+DOCS_FILES = "/docs/static"
+OPEN_FOLDERS = ("/ui/", f"{DOCS_FILES}/")
 ADMIN_FOLDER = "/admin/"
 DATA_FOLDERS = ("/v1/", "/v2/", "/api/", ADMIN_FOLDER)
 DATA_PATHS = frozenset(("/detokenize", "/load", "/metrics", "/props", "/rerank", "/score", "/tokenize"))

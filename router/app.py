@@ -4,12 +4,13 @@ import logging
 from collections.abc import Sequence
 
 from fastapi import FastAPI, Request
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 
 from .. import __version__
-from .access import Access
+from .access import DOCS_FILES, Access
 from .admin_routes import admin_routes
 from .answer_schema import TEXT, answers
 from .auth import AuthMiddleware
@@ -57,11 +58,12 @@ def create_app(
     access = access or Access()
     usage = RequestUsage()
     access.open_pages(served.kobold_lite or ())
-    app = FastAPI(
+    app = FastAPIOffline(
         title="Isthmus",
         version=__version__,
         description="LLM serving, OpenAI and KoboldAI APIs",
         default_response_class=Response,  # promises no media type: routes say theirs
+        static_url=DOCS_FILES,
     )
     app.include_router(openai_routes(core, served))
     app.include_router(pooling_routes(core, served))

@@ -56,7 +56,7 @@ def routes(router: Any, prefix: str = "") -> list[tuple[str, str]]:
         if inner is not None:
             found += routes(inner, prefix)
         elif getattr(route, "path", None):
-            found += [(method, prefix + route.path) for method in route.methods]
+            found += [(method, prefix + route.path) for method in getattr(route, "methods", ())]
     return found
 
 
