@@ -13,9 +13,9 @@ OURS = WorkerKeys(KeyPair(*zmq.curve_keypair()), router=zmq.curve_keypair()[0])
 STRANGER = KeyPair(*zmq.curve_keypair())
 
 
-def moved(keys: ClientKeys | None) -> tuple[list[object], Target]:
+def moved(keys: ClientKeys | None, *, stalled_s: float = 30.0) -> tuple[list[object], Target]:
     """What both ends say of a transfer from a sender with these keys, until one has something to say."""
-    receiver, sender = ZmqReceiver(lambda: None, keys=OURS.from_workers), ZmqSender(keys=keys, stalled_s=0.5)
+    receiver, sender = ZmqReceiver(lambda: None, keys=OURS.from_workers), ZmqSender(keys=keys, stalled_s=stalled_s)
     target, events = Target("t", 2), list[object]()
     receiver.register("t", 2, target.store)
     sender.send("t", receiver.endpoint, Source("t").piece(0, 2, last=True))
@@ -41,7 +41,7 @@ def test_with_the_keys_it_arrives() -> None:
     ids=["none", "unknown", "for another receiver"],
 )
 def test_without_them_nothing_does_and_the_sender_is_told(keys: ClientKeys | None) -> None:
-    events, target = moved(keys)
+    events, target = moved(keys, stalled_s=0.5)
     assert target.blocks == [None, None]
     assert [event.transfer_id for event in events if isinstance(event, Failed)] == ["t"]
     assert not any(isinstance(event, Done) for event in events)
