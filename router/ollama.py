@@ -12,12 +12,11 @@ from starlette.responses import JSONResponse, Response
 
 from .answer_schema import answers, generates_lines
 from .bodies import read_body, understand
-from .fields import convert
 from .guidance_check import check_guidance
 from .job import Core
 from .limits import check_model
 from .ollama_lines import LINE_HEADERS, OllamaRenderer
-from .ollama_request import ChatRequest, GenerateRequest, Parsed, model_named, parse_chat, parse_generate, without_nulls
+from .ollama_request import ChatRequest, GenerateRequest, Parsed, model_named, parse_chat, parse_generate, read
 from .ollama_schemas import OllamaChat, OllamaFacts, OllamaModels, OllamaText, OllamaVersion
 from .request_id import request_id_of
 from .request_schema import struct_schema
@@ -64,7 +63,7 @@ class OllamaRoutes:
     async def show(self, request: Request) -> Response:
         """What the model can do, its chat template and its context."""
         raw = await read_body(request, self._served.max_body_bytes)
-        asked = convert(without_nulls(raw), ShowRequest)
+        asked = read(raw, ShowRequest)
         check_model(model_named(asked.model or asked.name, self._served), self._served)
         return JSONResponse(model_facts(self._served))
 

@@ -4,7 +4,7 @@
 """
 
 from dataclasses import replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -30,6 +30,7 @@ HARDWARE_OPTIONS = frozenset(
     ]
 )  # fmt: skip
 """How Ollama runs a model: here that is the server's to decide."""
+T = TypeVar("T", bound=Struct)
 Nothing = Annotated[list[Any], Meta(max_length=0)] | None
 
 
@@ -96,7 +97,7 @@ Parsed = tuple[OllamaRequest, Generation, AnswerForm]
 
 def parse_generate(raw: bytes, request_id: str, served: Served) -> Parsed:
     """Raises ApiError. Safe in a thread, for large bodies."""
-    asked = convert(without_nulls(raw), GenerateRequest)
+    asked = read(raw, GenerateRequest)
     if asked.raw or served.chat_template is None:
         return as_completion(asked, request_id, served)
     system = [{"role": "system", "content": asked.system}] if asked.system else []
@@ -106,13 +107,16 @@ def parse_generate(raw: bytes, request_id: str, served: Served) -> Parsed:
 
 def parse_chat(raw: bytes, request_id: str, served: Served) -> Parsed:
     """Raises ApiError. Safe in a thread, for large bodies."""
-    asked = convert(without_nulls(raw), ChatRequest)
+    asked = read(raw, ChatRequest)
     own = {"messages": [chat_message(message) for message in asked.messages], "tools": msgspec.to_builtins(asked.tools)}
     return as_chat(asked, own, NAMES, request_id, served)
 
 
-def without_nulls(raw: bytes) -> dict[str, Any]:
-    return {name: value for name, value in decode_json(raw).items() if value is not None}
+def read(raw: bytes, kind: type[T]) -> T:
+    """A field that is null is as one that is left out. Raises ApiError."""
+    known = kind.__struct_fields__
+    body = {name: value for name, value in decode_json(raw).items() if value is not None or name not in known}
+    return convert(body, kind)
 
 
 def chat_message(message: OllamaMessage) -> dict[str, Any]:

@@ -127,6 +127,7 @@ REFUSED = [
     ("chat", {**CHAT, "options": {"num_predict": 500}}, "options.num_predict"),
     ("chat", {**CHAT, "options": {"heat": 1}}, "options.heat"),
     ("chat", {**CHAT, "n": 2}, "n"),
+    ("chat", {**CHAT, "n": None}, "n"),
     ("generate", {}, "prompt"),
     ("generate", {"prompt": ""}, "prompt"),
     ("generate", {"prompt": "x" * 300}, "prompt"),
@@ -136,6 +137,7 @@ REFUSED = [
     ("generate", {**PROMPT, "raw": True, "think": True}, "think"),
     ("generate", {**PROMPT, "model": "other"}, "model"),
     ("show", {"model": "other"}, "model"),
+    ("show", {"n": None}, "n"),
 ]
 
 
