@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 
 from ..engine.block_pool import BlockPool
-from ..engine.plan import Plan, Row, ShippedDraw
+from ..engine.plan import NO_TOKEN, NOT_TRIED, Plan, Result, Row, ShippedDraw
+from .draft_policy import DecodedStep
 from .prompt import Prompt
 from .sequence import Sequence
 
@@ -92,3 +93,17 @@ class Flight:
     def take_off(self, step_id: int) -> Plan:
         self.plan = Plan(step_id, tuple(self.rows), tuple(self.shipped), tuple(self.copies))
         return self.plan
+
+    def decoded(self, result: Result, elapsed_s: float) -> DecodedStep:
+        """What it was for speculation, if it `decodes_only`."""
+        num_rows = len(self.decoding)
+        if not self.num_drafts:
+            return DecodedStep(num_rows, elapsed_s)
+        num_tried = self.num_drafts - sum(token == NOT_TRIED for token in result.token_ids)
+        num_right = sum(token >= NO_TOKEN for token in result.token_ids) - num_rows
+        return DecodedStep(num_rows, elapsed_s, self.num_drafts, num_tried, num_right)
+
+    def failures(self) -> dict[int, str]:
+        """Why placements in it cannot go on, by placement."""
+        running = [sequence for sequence in self.sequences if not sequence.ended]
+        return {sequence.placement: sequence.error for sequence in running if sequence.error}

@@ -57,13 +57,13 @@ class Prompt:
     transfer_id: str
     """Empty for a local prefill."""
     state: PromptState
+    speculation: "Speculation"
     pending_guide: "PendingGuide | None" = None
     """Of its grammar, if it has one: its first draws wait until that is compiled."""
     guides: "dict[int, Guide]" = field(default_factory=dict)
     """Of its choices, from the plan of their first draws on."""
     phrase_bans: "PhraseBans | None" = None
     """None if it bans no phrases."""
-    speculation: "Speculation | None" = None
     pooler: Pooler | None = None
     """What gathers its vector, where that is asked for."""
     logits: Any = None
@@ -202,6 +202,6 @@ class Prompt:
             pending=1,
             guide=self.guide(choice),
             ban=ban,
-            speculator=None if self.speculation is None else self.speculation.begin(self.message.params),
+            speculator=self.speculation.begin(self.message.params),
             seed=None if ban is None else self._seed(choice),
         )

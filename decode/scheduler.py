@@ -24,11 +24,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ..engine.block_pool import BlockPool
-from ..engine.paged_prompt import hash_prompt, reserve_prompt
 from ..engine.plan import NO_TOKEN, NOT_TRIED, Plan, Result
-from ..engine.pooling import Pooler, needs_all
 from ..engine.step_meter import StepMeter
-from ..wire.codec import unpack_ids
 from ..wire.logprobs import TokenLogprobs, pack_logprobs
 from ..wire.messages import (
     Cancel,
@@ -45,21 +42,20 @@ from ..wire.messages import (
     WorkerStats,
 )
 from .admission import Bounds
-from .draft_policy import DecodedStep
 from .effects import Effects, Receive
 from .flight import Flight
 from .prompt import Prompt, PromptState
-from .sequence import Drawn, Limits, Sequence
+from .quarantine import Quarantine
+from .reservations import Reservations
+from .sequence import Drawn, Sequence
+from .speculation import Speculation
 
 if TYPE_CHECKING:
-    from .guidance import Guides, PendingGuide
+    from .guidance import Guides
     from .phrase_ban import PhraseBans
-    from .speculation import Speculation
 
 WAITING_SHARE = 8
 """A step is not planned ahead of the one in flight where one in so many sequences could not be in it."""
-RELEASE_PATIENCE_S = 0.5
-"""Blocks in quarantine come back in milliseconds; not for longer than this does a sequence wait for them."""
 
 
 class DecodeScheduler:
@@ -75,13 +71,12 @@ class DecodeScheduler:
         max_chunk_tokens: int | None = None,
         guides: "Guides | None" = None,
         phrase_bans: "PhraseBans | None" = None,
-        speculation: "Speculation | None" = None,
+        speculation: Speculation | None = None,
     ):
         """`epoch` makes transfer ids unique among workers and their lives. `watermark_blocks` (None: a hundredth of
         the pool) are kept free for growth when a placement is admitted beside others. Without `guides`, placements
         with a grammar are refused, without `phrase_bans` those with banned phrases; without `speculation` nothing is
-        guessed. Raises ValueError if the sizes
-        cannot work together."""
+        guessed. Raises ValueError if the sizes cannot work together."""
         if not 1 <= max_num_seqs <= max_num_batched_tokens:
             raise ValueError(
                 f"max_num_batched_tokens ({max_num_batched_tokens}) must hold a token of each of max_num_seqs "
@@ -95,32 +90,30 @@ class DecodeScheduler:
         if max_chunk_tokens is not None and max_chunk_tokens < 1:
             raise ValueError(f"max_chunk_tokens must be positive, not {max_chunk_tokens}")
         self.pool = pool
-        self._epoch = epoch
-        self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
-        self._bounds = Bounds(pool.num_blocks, pool.block_size, max_num_seqs, max_model_len)
-        self._watermark_blocks = pool.num_blocks // 100 if watermark_blocks is None else watermark_blocks
         self._max_chunk_tokens = max_chunk_tokens or max_num_batched_tokens
         self._guides = guides
-        self._phrase_bans = phrase_bans
-        self._speculation = speculation
+        self._speculation = speculation or Speculation.none()
+        self._reservations = Reservations(
+            pool,
+            Bounds(pool.num_blocks, pool.block_size, max_num_seqs, max_model_len),
+            epoch=epoch,
+            watermark_blocks=watermark_blocks,
+            guides=guides,
+            phrase_bans=phrase_bans,
+            speculation=self._speculation,
+        )
+        self._quarantine = Quarantine(pool)
         self._prompts: dict[int, Prompt] = {}  # by placement, oldest first
         self._running: list[Sequence] = []  # oldest first
         self._flights: deque[Flight] = deque()
-        self._quarantine: dict[str, tuple[list[int], float]] = {}  # transfer_id -> blocks, since when
         self._now = 0.0
         self._effects = Effects()
-        self._draining = False
-        self._num_seqs = 0  # choices that hold blocks, those that ended in flight included
-        self._num_placements = 0
-        self._num_sequences = 0
         self._num_steps = 0
         self._credit: Credit | None = None
         self._seen_blocks = 0
         self._meter = StepMeter()
         self._num_preemptions = 0
-        self._prefix_hit_tokens = 0
-        self._prefix_query_tokens = 0
 
     # Messages from the router.
 
@@ -129,14 +122,14 @@ class DecodeScheduler:
         if self._knows(msg.placement):
             raise ValueError(f"placement {msg.placement} was sent twice")
         self._seen_blocks += msg.cost_blocks
-        if refusal := self._bounds.refusal(msg) or self._unreadable(msg):
+        if refusal := self._reservations.refusal(msg):
             self._effects.messages.append(Failed(msg.placement, refusal, retriable=False))
-        elif reason := self._not_now(len(msg.choices)):
+        elif reason := self._reservations.not_now(msg):
             self._effects.messages.append(Declined(msg.placement, reason))
-        elif (prompt := self._reserve(msg, now)) is None:
+        elif (prompt := self._reservations.make(msg, now)) is None:
             self._effects.messages.append(Declined(msg.placement, "no free blocks"))
         else:
-            self._accept_reservation(prompt)
+            self._await(prompt)
 
     def on_cancel(self, msg: Cancel, now: float) -> None:
         """Always answers Cancelled. Blocks that a plan in flight uses are freed when it is applied."""
@@ -152,7 +145,7 @@ class DecodeScheduler:
 
     def on_drain(self) -> None:
         """From now on every Reserve is declined."""
-        self._draining = True
+        self._reservations.draining = True
 
     # Events of the transport. Transfers that are not known any more are ignored: they were abandoned.
 
@@ -173,8 +166,7 @@ class DecodeScheduler:
 
     def on_released(self, transfer_id: str) -> None:
         """The blocks of a claimed transfer that was abandoned, or failed, are not written any more."""
-        blocks, _ = self._quarantine.pop(transfer_id)
-        self.pool.free(blocks)
+        self._quarantine.release(transfer_id)
 
     def on_received(self, transfer_id: str, logits: Any, now: float, prompt_logprobs: bytes = b"") -> None:
         """All blocks are in the pool, and `logits` are those of the prompt's last position. `prompt_logprobs`: of its
@@ -184,7 +176,9 @@ class DecodeScheduler:
             prompt.receive_all(logits, self.pool)
             self._report_packed(prompt, 1, prompt_logprobs)
         elif transfer_id in self._quarantine:
-            self.on_released(transfer_id)  # it was given up a moment before its end, so the transport says no more
+            self._quarantine.release(
+                transfer_id
+            )  # it was given up a moment before its end, so the transport says no more
 
     def on_transfer_failed(self, transfer_id: str, error: str, now: float) -> None:
         prompt = self._prompt_of(transfer_id)
@@ -212,12 +206,11 @@ class DecodeScheduler:
         assert len(self._flights) < 2, "two plans are in flight"
         self._now = now
         flight = Flight(now)
-        if self._speculation is not None:
-            self._speculation.begin_step(len(self._running))
+        self._speculation.begin_step(len(self._running))
         if in_flight is not None and self._many_wait():
             return None
         plannable = [one for one in self._running if one.plannable]
-        if self._looks_for_guesses:
+        if self._speculation.is_looking:
             plannable = [one for one in plannable if not (one.pending and one.expects_guess)]
         guesses = self._prepare_guesses(plannable)
         for sequence in plannable:
@@ -230,8 +223,7 @@ class DecodeScheduler:
             budget -= self._plan_prompt(prompt, budget, flight)
         if flight.empty:
             return None
-        if self._speculation is not None:
-            flight.is_plain = self._speculation.end_step(flight.num_drafts)
+        flight.is_plain = self._speculation.end_step(flight.num_drafts)
         self._num_steps += 1
         self._flights.append(flight)
         return flight.take_off(self._num_steps)
@@ -241,8 +233,8 @@ class DecodeScheduler:
         flight = self._flights.popleft()
         assert flight.plan is plan, "plans are applied in the order they were made"
         elapsed_s = self._meter.record(flight.start_s, now, flight.num_prompt_tokens)
-        if self._speculation is not None and flight.decodes_only and elapsed_s > 0:
-            self._speculation.record(self._step_of(flight, result, elapsed_s), is_plain=flight.is_plain)
+        if flight.decodes_only and elapsed_s > 0:
+            self._speculation.record(flight.decoded(result, elapsed_s), is_plain=flight.is_plain)
         rows: list[TokenRow | None] = []
         for prompt, num_tokens in flight.chunks:
             prompt.pending -= 1
@@ -264,12 +256,12 @@ class DecodeScheduler:
             self._land(prompt)
         for sequence in flight.sequences:
             self._land(sequence)
-        for placement, error in self._failures(flight).items():
+        for placement, error in flight.failures().items():
             self._fail(placement, error)
 
     def take_effects(self) -> Effects:
         """What is to be done since the last call, with the credit if it changed."""
-        credit = Credit(self._seen_blocks, self._num_reservable)
+        credit = Credit(self._seen_blocks, self._reservations.num_reservable)
         if credit != self._credit:
             self._credit = credit
             self._effects.messages.append(credit)
@@ -289,7 +281,7 @@ class DecodeScheduler:
     @property
     def empty(self) -> bool:
         """No placement is left."""
-        return not self._num_seqs and not self._flights
+        return not self._reservations.num_seqs and not self._flights
 
     def placements(self) -> list[int]:
         """Those that were accepted and have not ended."""
@@ -305,21 +297,13 @@ class DecodeScheduler:
             prefill_tokens_per_s=self._meter.prefill_tokens_per_s,
             decode_step_s=self._meter.decode_step_s,
             num_preemptions=self._num_preemptions,
-            prefix_hit_tokens=self._prefix_hit_tokens,
-            prefix_query_tokens=self._prefix_query_tokens,
-            **self._guess_counts(),
+            prefix_hit_tokens=self._reservations.prefix_hit_tokens,
+            prefix_query_tokens=self._reservations.prefix_query_tokens,
+            num_drafts=self._speculation.num_drafts,
+            num_draft_tokens=self._speculation.num_draft_tokens,
+            num_accepted_tokens=self._speculation.num_accepted_tokens,
+            num_accepted_per_position=self._speculation.num_accepted_per_position,
         )
-
-    def _guess_counts(self) -> dict[str, Any]:
-        """Of WorkerStats."""
-        if self._speculation is None:
-            return {}
-        return {
-            "num_drafts": self._speculation.num_drafts,
-            "num_draft_tokens": self._speculation.num_draft_tokens,
-            "num_accepted_tokens": self._speculation.num_accepted_tokens,
-            "num_accepted_per_position": self._speculation.num_accepted_per_position,
-        }
 
     def check(self) -> None:
         """Raises AssertionError if the scheduler's books or the pool's do not add up. O(pool)."""
@@ -329,7 +313,7 @@ class DecodeScheduler:
         ended = [prompt for prompt in chunks.values() if prompt.ended]
         prompts = [*self._prompts.values(), *ended]
         assert self._running == sorted(self._running, key=lambda sequence: sequence.age)
-        assert self._num_seqs == len(sequences) + sum(len(prompt.seq_ids) for prompt in prompts)
+        assert self._reservations.num_seqs == len(sequences) + sum(len(prompt.seq_ids) for prompt in prompts)
         for sequence in sequences:
             assert sequence.num_computed <= sequence.num_planned <= len(sequence.table) * self.pool.block_size
             assert sequence.pending == sum(sequence in flight.sequences for flight in self._flights)
@@ -343,21 +327,11 @@ class DecodeScheduler:
                 *([sequence.source] for sequence in sequences if sequence.source is not None),
                 *(prompt.paged.table + prompt.spares for prompt in prompts),
                 *([source for source, _ in flight.copies] for flight in self._flights),
-                *(blocks for blocks, _ in self._quarantine.values()),
+                *self._quarantine.blocks,
             ]
         )
 
-    # Admission.
-
-    @property
-    def _num_reservable(self) -> int:
-        if self._draining or self._num_seqs >= self._max_num_seqs:
-            return 0
-        return max(0, self.pool.num_free - self._keep_free)
-
-    @property
-    def _keep_free(self) -> int:
-        return self._watermark_blocks if self._num_seqs else 0
+    # Placements before their first draw.
 
     def _knows(self, placement: int) -> bool:
         return placement in self.placements()
@@ -365,62 +339,7 @@ class DecodeScheduler:
     def _prompt_of(self, transfer_id: str) -> Prompt | None:
         return next((prompt for prompt in self._prompts.values() if prompt.transfer_id == transfer_id), None)
 
-    def _not_now(self, num_choices: int) -> str | None:
-        if self._draining:
-            return "draining"
-        if self._num_seqs + num_choices > self._max_num_seqs:
-            return "too many sequences"
-        return None
-
-    def _unreadable(self, msg: Reserve) -> str | None:
-        """Why its output cannot be followed as text, where that is needed."""
-        if msg.params.guidance is not None and self._guides is None:
-            return "constrained decoding needs the model's tokenizer, which this worker does not have"
-        if msg.params.banned_strings and self._phrase_bans is None:
-            return "banned_strings needs the model's tokenizer, which this worker does not have"
-        return None
-
-    def _pending_guide(self, msg: Reserve, limits: Limits, now: float) -> "PendingGuide | None":
-        if self._guides is None or limits.max_output == 0:
-            return None
-        return self._guides.pending(msg.params, limits.stop_ids, msg.eos_ids, now)
-
-    def _reserve(self, msg: Reserve, now: float) -> Prompt | None:
-        token_ids = unpack_ids(msg.prompt + msg.choices[0].output)
-        draws = msg.params.max_tokens != 0
-        num_blocks = self._bounds.num_blocks_for(len(token_ids), len(msg.choices), draws=draws)
-        hashes = hash_prompt(self.pool, token_ids, msg.salt)
-        match = msg.remote or (msg.params.prompt_logprobs is None and not needs_all(msg.pooling))
-        paged = reserve_prompt(self.pool, token_ids, hashes, num_blocks, self._keep_free, match=match)
-        if paged is None:
-            return None
-        num_own = num_blocks - len(msg.choices) + 1
-        paged.table, spares = paged.table[:num_own], paged.table[num_own:]
-        order, first_id = self._num_placements, self._num_sequences
-        limits = self._bounds.limits(msg)
-        return Prompt(
-            message=msg,
-            paged=paged,
-            prompt_len=len(msg.prompt) // 4,
-            limits=limits,
-            age=(order, 0),
-            seq_ids={choice.index: first_id + i for i, choice in enumerate(msg.choices)},
-            row_seq_id=first_id,
-            spares=spares,
-            transfer_id=f"{self._epoch}.{order}.{msg.placement}" if msg.remote else "",
-            state=PromptState.RESERVED if msg.remote else PromptState.PREFILLING,
-            pending_guide=self._pending_guide(msg, limits, now),
-            phrase_bans=self._phrase_bans if msg.params.banned_strings else None,
-            speculation=self._speculation,
-            pooler=None if msg.pooling is None else Pooler(msg.pooling, len(token_ids)),
-        )
-
-    def _accept_reservation(self, prompt: Prompt) -> None:
-        self._num_placements += 1
-        self._num_sequences += len(prompt.seq_ids)
-        self._num_seqs += len(prompt.seq_ids)
-        self._prefix_query_tokens += prompt.paged.num_tokens
-        self._prefix_hit_tokens += prompt.paged.num_cached
+    def _await(self, prompt: Prompt) -> None:
         self._prompts[prompt.placement] = prompt
         if prompt.transfer_id:
             blocks = prompt.blocks_to_receive(self.pool.block_size)
@@ -460,17 +379,13 @@ class DecodeScheduler:
         """Whether many sequences could not be in a step before the one in flight is applied: rather than taking turns
         with the others, which takes both twice as long, all go together then."""
         flown = [sequence for sequence in self._flights[-1].sequences if not sequence.ended]
-        looks = self._looks_for_guesses
+        looks = self._speculation.is_looking
         waiting = sum(sequence.needs_last_token or (looks and sequence.expects_guess) for sequence in flown)
         return waiting > 0 and waiting * WAITING_SHARE >= len(self._running)
 
-    @property
-    def _looks_for_guesses(self) -> bool:
-        return self._speculation is not None and self._speculation.is_looking
-
     def _prepare_guesses(self, sequences: list[Sequence]) -> bool:
         """Whether there may be any. Guesses take half of what the budget leaves, at most."""
-        if self._speculation is None or not self._speculation.is_looking:
+        if not self._speculation.is_looking:
             return False
         budget = (self._max_num_batched_tokens - len(sequences)) // 2
         # Nothing is guessed for a sequence with a token in flight.
@@ -488,7 +403,7 @@ class DecodeScheduler:
         end += size * (sequence.num_planned < sequence.num_shared * size)  # take_copy gives up a block
         num_missing = -(-(end + len(drafts)) // size) - len(sequence.table)
         if num_missing > 0:
-            count = min(num_missing, max(0, self.pool.num_free - self._keep_free))
+            count = min(num_missing, max(0, self.pool.num_free - self._reservations.keep_free))
             sequence.table += self.pool.allocate(count, after=sequence.table[-1]) or ()
         return drafts[: len(sequence.table) * size - end]
 
@@ -517,7 +432,7 @@ class DecodeScheduler:
         quarantine is over."""
         if any(flight.frees_blocks for flight in self._flights):
             return False
-        if any(self._now - since < RELEASE_PATIENCE_S for _, since in self._quarantine.values()):
+        if self._quarantine.ends_soon(self._now):
             return False
         untouched = [prompt for prompt in self._prompts.values() if prompt.untouched]
         if untouched:
@@ -567,20 +482,10 @@ class DecodeScheduler:
 
     def _judge(self, sequence: Sequence, drawn: list[Drawn]) -> None:
         """Tells speculation how many guesses were right."""
-        if self._speculation is not None and sequence.speculator is not None and sequence.num_drafts:
+        if sequence.speculator is not None and sequence.num_drafts:
             num_tried = sum(token != NOT_TRIED for token, _, _ in drawn) - 1
             num_right = sum(token >= NO_TOKEN for token, _, _ in drawn) - 1
             self._speculation.learn(sequence.speculator, num_tried, num_right)
-
-    @staticmethod
-    def _step_of(flight: Flight, result: Result, elapsed_s: float) -> DecodedStep:
-        """A step of decoding rows alone, for speculation."""
-        num_rows, num_drafts = len(flight.decoding), flight.num_drafts
-        if not num_drafts:
-            return DecodedStep(num_rows, elapsed_s)
-        num_tried = num_drafts - sum(token == NOT_TRIED for token in result.token_ids)
-        num_right = sum(token >= NO_TOKEN for token in result.token_ids) - num_rows
-        return DecodedStep(num_rows, elapsed_s, num_drafts, num_tried, num_right)
 
     def _return_blocks(self, sequence: Sequence) -> None:
         """Those that only wrong guesses have used."""
@@ -595,11 +500,6 @@ class DecodeScheduler:
             del self._prompts[prompt.placement]
             prompt.ended = True
         return rows
-
-    def _failures(self, flight: Flight) -> dict[int, str]:
-        """Why placements of the flight cannot go on, by placement."""
-        running = [sequence for sequence in flight.sequences if not sequence.ended]
-        return {sequence.placement: sequence.error for sequence in running if sequence.error}
 
     def _fail(self, placement: int, error: str) -> None:
         """It can never be served: with it go all its choices."""
@@ -622,7 +522,7 @@ class DecodeScheduler:
             self._drop(prompt)
         elif choice in prompt.seq_ids:
             del prompt.seq_ids[choice]
-            self._num_seqs -= 1
+            self._reservations.num_seqs -= 1
             self.pool.free([prompt.spares.pop()])
 
     def _give_up(self, item: Prompt | Sequence, reason: str, *, preempted: bool) -> None:
@@ -667,10 +567,10 @@ class DecodeScheduler:
         if isinstance(item, Sequence):
             self.pool.free(item.table if item.source is None else [*item.table, item.source])
             self._effects.retire.append(item.seq_id)
-            self._num_seqs -= 1
+            self._reservations.num_seqs -= 1
         else:
             self.pool.free(self._unclaimed_blocks(item))
-            self._num_seqs -= len(item.seq_ids)
+            self._reservations.num_seqs -= len(item.seq_ids)
 
     def _unclaimed_blocks(self, prompt: Prompt) -> list[int]:
         """All that nobody else writes; the others go into quarantine."""
@@ -678,5 +578,5 @@ class DecodeScheduler:
         if not prompt.claimed:
             return blocks
         claimed = prompt.blocks_to_receive(self.pool.block_size)
-        self._quarantine[prompt.transfer_id] = claimed, self._now
+        self._quarantine.put(prompt.transfer_id, claimed, self._now)
         return [block for block in blocks if block not in set(claimed)]

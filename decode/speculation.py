@@ -9,7 +9,7 @@ from itertools import zip_longest
 
 from ..wire.sampling import SamplingParams
 from .draft_policy import DecodedStep, DraftPolicy
-from .speculator import Experience, Kind, Proposer, Speculator
+from .speculator import EngineProposer, Experience, Kind, Proposer, Speculator
 
 MAX_PATIENCE = 8
 """Where nothing was found for long, guesses are looked for so many times more rarely."""
@@ -23,7 +23,7 @@ SCOUTED_STEPS = 4096
 
 class Speculation:
     def __init__(self, make_proposer: Callable[[], Proposer], num_tokens: int) -> None:
-        """At most `num_tokens` guesses a sequence and step."""
+        """At most `num_tokens` guesses a sequence and step; with 0 there are none, and what steps take is not noted."""
         self._make_proposer = make_proposer
         self._num_tokens = num_tokens
         self._policy = DraftPolicy()
@@ -35,6 +35,10 @@ class Speculation:
         """Rows that had guesses."""
         self.num_draft_tokens = 0
         self.num_accepted_per_position: tuple[int, ...] = ()
+
+    @classmethod
+    def none(cls) -> "Speculation":
+        return cls(EngineProposer, 0)
 
     @property
     def num_accepted_tokens(self) -> int:
@@ -56,6 +60,8 @@ class Speculation:
 
     def begin_step(self, num_rows: int) -> None:
         """A step of about so many rows is planned."""
+        if not self._num_tokens:
+            return
         experience = self._experience
         least, is_probe = self._policy.least_rate(num_rows, self._num_tokens)
         if self.is_looking:  # in the step before
@@ -105,4 +111,5 @@ class Speculation:
 
     def record(self, step: DecodedStep, *, is_plain: bool) -> None:
         """What a step without prompts took. `is_plain`: as `end_step` said of it."""
-        self._policy.record(step, is_plain=is_plain)
+        if self._num_tokens:
+            self._policy.record(step, is_plain=is_plain)

@@ -193,7 +193,7 @@ def make_worker(
     )
 
 
-def _speculation(config: SpeculationConfig) -> Speculation | None:
+def _speculation(config: SpeculationConfig) -> Speculation:
     if config.method == "off":
-        return None
+        return Speculation.none()
     return Speculation(NgramProposer if config.method == "ngram" else EngineProposer, config.num_tokens)

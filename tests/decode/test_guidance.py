@@ -287,7 +287,7 @@ def test_failures_are_the_requests_own(params: SamplingParams, error: str, remot
 
 def test_a_worker_without_a_tokenizer_refuses() -> None:
     sim = GuidedSim(num_blocks=64)
-    sim.scheduler._guides = None
+    sim.scheduler._reservations._guides = None
     sim.submit(Request([1], guided("regex", "a")))
     sim.run()
     assert "tokenizer" in sim.failures[0][1]

@@ -189,7 +189,7 @@ def test_cancel_after_a_rewind() -> None:
 
 def test_a_worker_without_a_tokenizer_refuses() -> None:
     sim = PhraseSim(num_blocks=64)
-    sim.scheduler._phrase_bans = None
+    sim.scheduler._reservations._phrase_bans = None
     sim.submit(Request([1], SamplingParams(banned_strings=("a",), max_tokens=3)))
     sim.run()
     ((_, error),) = sim.failures

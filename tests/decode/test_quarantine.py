@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 import pytest
-from isthmus.decode.scheduler import RELEASE_PATIENCE_S, DecodeScheduler
+from isthmus.decode.quarantine import PATIENCE_S
+from isthmus.decode.scheduler import DecodeScheduler
 from isthmus.decode.worker import DecodeLoop
 from isthmus.engine.block_pool import BlockPool
 from isthmus.engine.fake_engine import FakeEngine
@@ -104,10 +105,10 @@ def test_the_last_sequence_waits_as_long_as_a_quarantine_lasts() -> None:
     while bench.step():
         pass
     assert bench.pool.num_free == 0
-    assert not bench.step(2 * RELEASE_PATIENCE_S)
+    assert not bench.step(2 * PATIENCE_S)
     assert bench.scheduler.placements() == [1]
     bench.scheduler.on_released(transfer_id)
-    assert bench.step(2 * RELEASE_PATIENCE_S)
+    assert bench.step(2 * PATIENCE_S)
 
 
 def test_only_blocks_that_are_received_are_kept() -> None:
@@ -137,9 +138,9 @@ def test_a_sequence_waits_for_blocks_in_quarantine_but_not_for_long() -> None:
     assert bench.step()  # the first block is full
     assert not bench.step(1.0)  # the youngest gave way, and its blocks are on their way back
     assert bench.scheduler.placements() == [1, 2]
-    assert not bench.step(1.0 + RELEASE_PATIENCE_S / 2)
+    assert not bench.step(1.0 + PATIENCE_S / 2)
     assert bench.scheduler.placements() == [1, 2]
-    assert bench.step(1.0 + RELEASE_PATIENCE_S)  # its peer seems to be stuck: the next one has to go
+    assert bench.step(1.0 + PATIENCE_S)  # its peer seems to be stuck: the next one has to go
     assert bench.scheduler.placements() == [1]
     declined = [m for m in bench.scheduler.take_effects().messages if isinstance(m, Declined)]
     assert [message.placement for message in declined] == [3, 2]
