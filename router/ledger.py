@@ -7,8 +7,6 @@ errors go to the job's sink at once. A worker's answer to a placement that is no
 import logging
 from itertools import takewhile
 
-import msgspec
-
 from ..wire.codec import pack_ids
 from ..wire.logprobs import unpack_logprobs
 from ..wire.messages import (
@@ -18,21 +16,21 @@ from ..wire.messages import (
     Failed,
     FromRouter,
     Pooled,
-    Prefill,
     Prefilled,
     PromptLogprobs,
-    Reserve,
     Reserved,
     TokenRow,
     Tokens,
     placement_base,
 )
-from ..wire.sampling import SamplingParams
-from .history import History, Record
-from .job import Job, JobError, JobTimings, NewTokens
-from .metrics import Metrics, Path
+from .attempts import Attempts
+from .history import History
+from .job import Job, JobError, NewTokens
+from .metrics import Metrics
+from .placement_messages import path_of, prefill_message, reserve_message
 from .rates import TransferRates
 from .sequence import Attempt, Entry, Sequence, Sink, WorkerId
+from .stages import date_prefill, record, timings
 from .states import State
 from .throughput import Throughput
 from .waiting import WaitingQueue, group_of
@@ -61,27 +59,25 @@ class Ledger:
         self._entries: dict[int, Entry] = {}
         self._unanswered: dict[int, float] = {}
         """Deadlines of the jobs without a first token, by arrival."""
-        self._attempts: dict[int, Attempt] = {}
-        self._by_worker: dict[WorkerId, dict[int, Attempt]] = {}
+        self._attempts = Attempts()
 
     # What may be asked.
 
     @property
     def num_running(self) -> int:
         """Sequences that are at some worker."""
-        return sum(len(a.sequences) for a in self._attempts.values())
+        return self._attempts.num_sequences
 
     @property
     def is_empty(self) -> bool:
-        held_by_workers = any(self._by_worker.values())
-        return not (self._entries or self._unanswered or self._attempts or len(self.waiting) or held_by_workers)
+        return self._attempts.is_empty and not (self._entries or self._unanswered or len(self.waiting))
 
     def entries(self) -> list[Entry]:
         return list(self._entries.values())
 
     def attempts_of(self, worker: WorkerId) -> list[Attempt]:
         """Placements this worker takes part in, or still has to answer a cancel of."""
-        return list(self._by_worker.get(worker, {}).values())
+        return self._attempts.of(worker)
 
     # What clients do.
 
@@ -155,7 +151,7 @@ class Ledger:
             sequence.attempt = attempt
             sequence.passed_since = sequence.held = None
             attempt.sequences[sequence.choice] = sequence
-        self._open(attempt)
+        self._attempts.open(attempt)
         if decode is None:
             self._send_prefill(attempt, "")
         else:
@@ -165,7 +161,7 @@ class Ledger:
     # What workers say.
 
     def on_reserved(self, worker: WorkerId, message: Reserved) -> None:
-        attempt = self._attempt(message.placement, worker)
+        attempt = self._attempts.find(message.placement, worker)
         if attempt is None or not attempt.sequences:
             return
         if worker != attempt.decode or attempt.prefill_sent:
@@ -180,7 +176,7 @@ class Ledger:
 
     def on_prefilled(self, worker: WorkerId, message: Prefilled, now: float) -> None:
         """The first token may have come before, by another way; then only the time is of interest."""
-        attempt = self._attempt(message.placement, worker)
+        attempt = self._attempts.find(message.placement, worker)
         if attempt is None or worker != attempt.prefill or not attempt.prefill_sent or attempt.prefilled_at is not None:
             return
         attempt.prefilled_at = max(attempt.placed_at, now - message.transfer_s)
@@ -198,19 +194,19 @@ class Ledger:
 
     def on_prompt_logprobs(self, worker: WorkerId, message: PromptLogprobs) -> None:
         """Of several choices that were placed apart, the first to be computed tells."""
-        attempt = self._attempt(message.placement, worker)
+        attempt = self._attempts.find(message.placement, worker)
         if attempt is not None:
             attempt.entry.learn_prompt(message.position, unpack_logprobs(message.rows, message.num_top))
 
     def on_pooled(self, worker: WorkerId, message: Pooled) -> None:
-        attempt = self._attempt(message.placement, worker)
+        attempt = self._attempts.find(message.placement, worker)
         if attempt is not None:
             attempt.entry.learn_vector(message.values)
 
     def on_tokens(self, worker: WorkerId, message: Tokens, now: float) -> None:
         """Applies each row at exactly the ledger's position; any other position fails that sequence."""
         for row in message.rows:
-            attempt = self._attempts.get(row.placement)
+            attempt = self._attempts.by_placement.get(row.placement)
             sequence = attempt.sequences.get(row.choice) if attempt and attempt.decode == worker else None
             if sequence is None:
                 log.debug("late tokens for placement %d choice %d", row.placement, row.choice)
@@ -225,7 +221,7 @@ class Ledger:
 
     def on_declined(self, worker: WorkerId, message: Declined, now: float) -> None:
         """Back to the queue, to its front what had begun."""
-        attempt = self._attempt(message.placement, worker)
+        attempt = self._attempts.find(message.placement, worker)
         if attempt is None or worker != attempt.decode:
             return
         left = self._named(attempt, message.choice)
@@ -241,7 +237,7 @@ class Ledger:
 
     def on_failed(self, worker: WorkerId, message: Failed, now: float) -> None:
         """Retriable: back to the queue, three times at most. Otherwise the job cannot be served (400)."""
-        attempt = self._attempt(message.placement, worker)
+        attempt = self._attempts.find(message.placement, worker)
         if attempt is None or not attempt.sequences or (worker == attempt.prefill and not attempt.prefill_busy):
             return
         entry, left = attempt.entry, list(attempt.sequences.values())
@@ -257,14 +253,14 @@ class Ledger:
             self._count_failure(sequence, message.error, now)
 
     def on_cancelled(self, worker: WorkerId, message: Cancelled) -> None:
-        attempt = self._attempt(message.placement, worker)
+        attempt = self._attempts.find(message.placement, worker)
         if attempt is not None:
             attempt.awaited.discard((worker, message.choice))
-            self._forget_if_done(attempt)
+            self._attempts.close_if_done(attempt)
 
     def worker_lost(self, worker: WorkerId, now: float, *, died: bool) -> None:
         """Requeues all that ran there. What may have been in the plan of two workers that died is failed instead."""
-        for attempt in self.attempts_of(worker):
+        for attempt in self._attempts.of(worker):
             attempt.awaited = {(who, choice) for who, choice in attempt.awaited if who != worker}
             left = self._lost_with(attempt, worker)
             for sequence in left:
@@ -274,16 +270,16 @@ class Ledger:
             if worker == attempt.prefill:
                 attempt.prefill_ended = True
             self._settle(attempt, left, decode_knows=worker == attempt.decode)
-            self._forget_if_done(attempt)
+            self._attempts.close_if_done(attempt)
             if any(s.num_deaths >= MAX_DEATHS for s in left):
                 error = JobError(500, f"{MAX_DEATHS} workers died while running this request")
                 self.fail(attempt.entry, error, now)
-        self._by_worker.pop(worker, None)
+        self._attempts.forget(worker)
         self.rates.forget(worker)
 
     def prefill_withdrawn(self, worker: WorkerId) -> None:
         """A prefill worker takes no new work: requeues what it was chosen for but has not been sent."""
-        for attempt in self.attempts_of(worker):
+        for attempt in self._attempts.of(worker):
             if attempt.prefill == worker and attempt.prefill_waits:
                 left = list(attempt.sequences.values())
                 for sequence in left:
@@ -420,19 +416,6 @@ class Ledger:
 
     # Attempts.
 
-    def _open(self, attempt: Attempt) -> None:
-        self._attempts[attempt.placement] = attempt
-        for worker in {attempt.decode, attempt.prefill} - {None}:
-            assert worker is not None
-            self._by_worker.setdefault(worker, {})[attempt.placement] = attempt
-
-    def _attempt(self, placement: int, worker: WorkerId) -> Attempt | None:
-        attempt = self._attempts.get(placement)
-        if attempt is None or worker not in (attempt.decode, attempt.prefill):
-            log.debug("late message for placement %d", placement)
-            return None
-        return attempt
-
     def _named(self, attempt: Attempt, choice: int | None) -> list[Sequence]:
         if choice is None:
             return list(attempt.sequences.values())
@@ -466,25 +449,11 @@ class Ledger:
             assert attempt.prefill is not None
             attempt.prefill_ended = True
             self._cancel(attempt, attempt.prefill, None)
-        self._forget_if_done(attempt)
+        self._attempts.close_if_done(attempt)
 
     def _cancel(self, attempt: Attempt, worker: WorkerId, choice: int | None) -> None:
         attempt.awaited.add((worker, choice))
         self.outbox.append((worker, Cancel(attempt.placement, choice)))
-
-    def _forget_if_done(self, attempt: Attempt) -> None:
-        if attempt.sequences or attempt.awaited:
-            return
-        self._attempts.pop(attempt.placement, None)
-        for worker in (attempt.decode, attempt.prefill):
-            if worker is not None:
-                self._by_worker.get(worker, {}).pop(attempt.placement, None)
-
-
-def path_of(attempt: Attempt) -> Path:
-    if attempt.decode is None:
-        return "prefill"
-    return "decode" if attempt.prefill is None else "prefill-decode"
 
 
 def may_compute(sequence: Sequence, attempt: Attempt, worker: WorkerId) -> bool:
@@ -492,98 +461,6 @@ def may_compute(sequence: Sequence, attempt: Attempt, worker: WorkerId) -> bool:
     if sequence.state is State.PREFILLING:
         return worker == (attempt.prefill or attempt.decode)
     return worker == attempt.decode and sequence.state in (State.RECEIVING, State.RUNNING)
-
-
-def reserve_message(attempt: Attempt, cost_blocks: int) -> Reserve:
-    job = attempt.entry.job
-    return Reserve(
-        placement=attempt.placement,
-        request_id=job.request_id,
-        prompt=attempt.entry.prompt,
-        choices=tuple(s.as_choice() for s in attempt.sequences.values()),
-        params=worker_params(attempt.entry),
-        prompt_index=job.prompt_index,
-        cost_blocks=cost_blocks,
-        remote=attempt.prefill is not None,
-        eos_ids=job.eos_ids,
-        pooling=job.pooling,
-        salt=job.salt,
-    )
-
-
-def prefill_message(attempt: Attempt, transfer_id: str) -> Prefill:
-    return Prefill(
-        placement=attempt.placement,
-        request_id=attempt.entry.job.request_id,
-        token_ids=attempt.token_ids,
-        first_token=attempt.num_cached_tokens,
-        data_endpoint=attempt.data_endpoint,
-        transfer_id=transfer_id,
-        cost_tokens=attempt.num_tokens,
-        prompt_len=attempt.entry.num_prompt_tokens if attempt.entry.num_prompt_logprobs is not None else 0,
-        prompt_logprobs=attempt.entry.num_prompt_logprobs,
-        pooling=attempt.entry.job.pooling,
-        salt=attempt.entry.job.salt,
-    )
-
-
-def worker_params(entry: Entry) -> SamplingParams:
-    """What is still to be done: a replay does not measure the prompt again."""
-    params = entry.job.params
-    if params.prompt_logprobs == entry.num_prompt_logprobs:
-        return params
-    return msgspec.structs.replace(params, prompt_logprobs=entry.num_prompt_logprobs)
-
-
-def date_prefill(attempt: Attempt) -> None:
-    """Writes down in its job when the prompt was computed for decode, if this attempt gave the first token. Either
-    may be heard of first."""
-    entry, at = attempt.entry, attempt.prefilled_at
-    if entry.answered_by == attempt.placement and attempt.decode is not None and at is not None:
-        assert entry.first_token_at is not None
-        entry.prefilled_at = min(at, entry.first_token_at)
-
-
-def record(
-    entry: Entry,
-    stages: JobTimings,
-    ended_at: float | None = None,
-    outcome: str | None = None,
-    at_stop_string: bool = False,
-) -> Record:
-    """What there is to tell of a job, while it runs or at its end."""
-    attempt = next((s.attempt for s in entry.sequences if s.attempt is not None), None)
-    prefill, decode = (entry.prefill, entry.decode) if attempt is None else (attempt.prefill, attempt.decode)
-    return Record(
-        request_id=entry.job.request_id,
-        prompt_index=entry.job.prompt_index,
-        submitted_at=entry.submitted_at,
-        stages=stages,
-        num_choices=entry.job.num_choices,
-        num_prompt_tokens=entry.num_prompt_tokens,
-        num_output_tokens=sum(len(s.output) for s in entry.sequences),
-        seed=entry.job.params.seed,
-        prefill=prefill,
-        decode=decode,
-        ended_at=ended_at,
-        outcome=outcome,
-        at_stop_string=at_stop_string,
-    )
-
-
-def timings(entry: Entry, now: float) -> JobTimings:
-    """Stage times so far; a stage that has not begun counts 0."""
-    placed_at = now if entry.placed_at is None else entry.placed_at
-    first = placed_at if entry.first_token_at is None else entry.first_token_at
-    computed = first if entry.prefilled_at is None else entry.prefilled_at
-    last = first if entry.last_token_at is None else entry.last_token_at
-    return JobTimings(
-        queue_s=placed_at - entry.submitted_at,
-        prefill_s=computed - placed_at,
-        transfer_s=first - computed,
-        decode_s=last - first,
-        num_cached_tokens=entry.num_cached_tokens,
-    )
 
 
 def about(entry: Entry) -> dict[str, str]:

@@ -163,6 +163,10 @@ class Attempt:
     """Workers, and choices, of which a Cancelled is still to come."""
 
     @property
+    def workers(self) -> tuple[WorkerId, ...]:
+        return tuple(worker for worker in (self.decode, self.prefill) if worker is not None)
+
+    @property
     def num_tokens(self) -> int:
         return len(self.token_ids) // 4
 

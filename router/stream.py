@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 
 from ..wire.logprobs import TokenLogprobs
 from .job import JobError, JobTimings, JobWorkers, NewTokens
-from .ledger import timings
 from .sequence import Entry, WorkerId
+from .stages import timings
 from .timelines import name_of
 
 

@@ -5,8 +5,9 @@ from msgspec import Struct
 from ..wire.worker_link import name_in
 from .history import Record
 from .job import JobTimings
-from .ledger import Ledger, record, timings
+from .ledger import Ledger
 from .sequence import Entry, WorkerId
+from .stages import record, timings
 
 
 class Timeline(Struct, frozen=True):

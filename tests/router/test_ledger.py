@@ -8,9 +8,10 @@ from zlib import crc32
 
 import pytest
 from isthmus.router.job import Job, JobError, JobTimings, JobWorkers
-from isthmus.router.ledger import MAX_DEATHS, Ledger, timings
+from isthmus.router.ledger import MAX_DEATHS, Ledger
 from isthmus.router.metrics import Metrics
 from isthmus.router.sequence import Sequence
+from isthmus.router.stages import timings
 from isthmus.router.states import FINAL, LEGAL_MOVES, State
 from isthmus.router.stream import JobStream
 from isthmus.wire.codec import unpack_ids

@@ -106,7 +106,7 @@ class FaultyCluster(LocalCluster):
         return LeasedReceiver(self.receivers[-1:], lease_s=self._lease_s)
 
     def _request_of(self, transfer_id: str) -> int | None:
-        attempt = self.core.ledger._attempts.get(int(transfer_id.rpartition(".")[2]))
+        attempt = self.core.ledger._attempts.by_placement.get(int(transfer_id.rpartition(".")[2]))
         return None if attempt is None else attempt.entry.arrival
 
     def num_expired(self) -> int:
