@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from ..text.reasoning import ReasoningSplitter, Split, Thought
@@ -24,12 +25,35 @@ class CallPart(Struct):
 
 @dataclass(slots=True)
 class AnswerPart:
+    """What came together: a thought, then text and calls in the order in which they were said."""
+
     reasoning: str = ""
-    content: str = ""
-    calls: list[CallPart] = field(default_factory=list)
+    said: list[str | CallPart] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.reasoning or self.content or self.calls)
+        return bool(self.reasoning or self.said)
+
+    @property
+    def content(self) -> str:
+        return "".join(piece for piece in self.said if isinstance(piece, str))
+
+    @property
+    def calls(self) -> list[CallPart]:
+        return [piece for piece in self.said if isinstance(piece, CallPart)]
+
+    def add_text(self, text: str) -> None:
+        if self.said and isinstance(self.said[-1], str):
+            self.said[-1] += text
+        elif text:
+            self.said.append(text)
+
+    def add_call(self, call: CallPart) -> None:
+        """A copy of it, or its arguments to those of the same call."""
+        last = self.said[-1] if self.said else None
+        if call.id is None and isinstance(last, CallPart) and last.index == call.index:
+            last.arguments += call.arguments
+        else:
+            self.said.append(CallPart(call.index, call.id, call.name, call.arguments))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +86,10 @@ class AnswerReader:
     def __init__(self, form: AnswerForm):
         self.num_calls = 0
         self._form = form
+        self._arguments: list[str] = []
+        """Of the last call."""
+        self._is_cut = False
+        """Some other call is not whole."""
         self._thought = None if form.thought is None else ReasoningSplitter(form.thought)
         self._calls = None if form.call_format is None else CallParser(form.call_format.read, form.schemas)
 
@@ -81,35 +109,43 @@ class AnswerReader:
         return joined([self.push(text), self.flush()])
 
     def finish_reason(self, reason: str | None) -> str | None:
-        """`reason`, but for an answer that ended by itself with calls."""
-        return "tool_calls" if reason == "stop" and self.num_calls else reason
+        """`reason`, but for an answer that ended by itself with calls, all of them whole: a stop string may cut one."""
+        return "tool_calls" if reason == "stop" and self.num_calls and self._all_whole() else reason
 
     def _part(self, split: Split, events: Sequence[Event]) -> AnswerPart:
         part = AnswerPart(split.reasoning if self._form.shows_reasoning else "")
         for event in events:
             match event:
                 case Content(text):
-                    part.content += text
+                    part.add_text(text)
                 case CallBegin(name):
                     assert self._form.call_format is not None
-                    part.calls.append(CallPart(self.num_calls, self._form.call_format.make_id(), name))
+                    part.add_call(CallPart(self.num_calls, self._form.call_format.make_id(), name))
+                    self._is_cut = not self._all_whole()
+                    self._arguments.clear()
                     self.num_calls += 1
                 case Arguments(text):
-                    add_arguments(part.calls, self.num_calls - 1, text)
+                    part.add_call(CallPart(self.num_calls - 1, arguments=text))
+                    self._arguments.append(text)
         return part
 
+    def _all_whole(self) -> bool:
+        return not self._is_cut and (not self.num_calls or is_json("".join(self._arguments)))
 
-def add_arguments(calls: list[CallPart], index: int, text: str) -> None:
-    if not calls or calls[-1].index != index:
-        calls.append(CallPart(index))
-    calls[-1].arguments += text
+
+def is_json(text: str) -> bool:
+    try:
+        msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True
 
 
 def joined(parts: Sequence[AnswerPart]) -> AnswerPart:
-    whole = AnswerPart("".join(p.reasoning for p in parts), "".join(p.content for p in parts))
-    for call in (call for part in parts for call in part.calls):
-        if call.id is not None:
-            whole.calls.append(CallPart(call.index, call.id, call.name, call.arguments))
+    whole = AnswerPart("".join(part.reasoning for part in parts))
+    for piece in (piece for part in parts for piece in part.said):
+        if isinstance(piece, str):
+            whole.add_text(piece)
         else:
-            add_arguments(whole.calls, call.index, call.arguments)
+            whole.add_call(piece)
     return whole

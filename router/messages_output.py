@@ -23,10 +23,8 @@ class MessageOutput:
     def push(self, part: AnswerPart) -> Iterator[Fields]:
         if part.reasoning:
             yield from self._text("thinking", part.reasoning)
-        if part.content:
-            yield from self._text("text", part.content)
-        for call in part.calls:
-            yield from self._use(call)
+        for piece in part.said:
+            yield from self._text("text", piece) if isinstance(piece, str) else self._use(piece)
 
     def close(self) -> Iterator[Fields]:
         if self._is_open:

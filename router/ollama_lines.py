@@ -34,7 +34,7 @@ class OllamaRenderer:
     def _event(self, piece: Piece) -> bytes:
         ended = piece.finish_reason is not None
         part = self._reader.last(piece.text) if ended else self._reader.push(piece.text)
-        self._calls.append(AnswerPart(calls=part.calls))
+        self._calls.append(AnswerPart(said=[*part.calls]))
         calls = self._whole_calls() if ended else []
         if not (part.content or part.reasoning or calls):
             return b""
@@ -48,7 +48,7 @@ class OllamaRenderer:
 
     def whole(self, text: TextStream) -> bytes:
         part = self._reader.last("".join(text.choices[0].parts))
-        self._calls.append(AnswerPart(calls=part.calls))
+        self._calls.append(AnswerPart(said=[*part.calls]))
         return msgspec.json.encode({**self._head(), **self._said(part, self._whole_calls()), **ending(text)})
 
     def _head(self) -> dict[str, Any]:

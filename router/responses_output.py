@@ -31,10 +31,8 @@ class ResponseOutput:
     def push(self, part: AnswerPart) -> Iterator[Fields]:
         if part.reasoning:
             yield from self._text("reasoning", part.reasoning)
-        if part.content:
-            yield from self._text("message", part.content)
-        for call in part.calls:
-            yield from self._call(call)
+        for piece in part.said:
+            yield from self._text("message", piece) if isinstance(piece, str) else self._call(piece)
 
     @property
     def reasoning(self) -> str:

@@ -63,15 +63,19 @@ CONTENT = [
 ]
 
 
+WITH_TEXT_AFTER = (OUTPUT + "\nSo.", [*CONTENT, {"type": "text", "text": "\nSo."}])
+
+
+@pytest.mark.parametrize(("output", "content"), [(OUTPUT, CONTENT), WITH_TEXT_AFTER], ids=["calls last", "text last"])
 @pytest.mark.parametrize("tokens_per_step", [1, 5, 1000])
-def test_thoughts_text_and_tools_are_blocks(tokens_per_step):
-    message = post(saying(OUTPUT), TOOLS, **THINKS).json()
+def test_thoughts_text_and_tools_are_blocks(output, content, tokens_per_step):
+    message = post(saying(output), TOOLS, **THINKS).json()
     assert message["stop_reason"] == "tool_use"
-    assert [{k: v for k, v in block.items() if k != "id"} for block in message["content"]] == CONTENT
-    events = told(post(saying(OUTPUT, tokens_per_step=tokens_per_step), {**TOOLS, "stream": True}, **THINKS))
+    assert [{k: v for k, v in block.items() if k != "id"} for block in message["content"]] == content
+    events = told(post(saying(output, tokens_per_step=tokens_per_step), {**TOOLS, "stream": True}, **THINKS))
     assert events[0]["message"].keys() == message.keys()
     assert events[0]["message"]["content"] == []
-    assert assembled(events) == CONTENT
+    assert assembled(events) == content
     assert events[-2]["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
     assert events[-2]["usage"] == {"output_tokens": message["usage"]["output_tokens"]}
     assert events[-1] == {"type": "message_stop"}

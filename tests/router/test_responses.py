@@ -54,8 +54,12 @@ ITEMS = [
 ]
 
 
+WITH_TEXT_AFTER = (OUTPUT + "\nSo.", [*ITEMS, ("message", "\nSo.")])
+
+
+@pytest.mark.parametrize(("output", "items"), [(OUTPUT, ITEMS), WITH_TEXT_AFTER], ids=["calls last", "text last"])
 @pytest.mark.parametrize("tokens_per_step", [1, 5, 1000])
-def test_thoughts_text_and_calls_are_items(tokens_per_step):
+def test_thoughts_text_and_calls_are_items(output, items, tokens_per_step):
     async def use(client):
         asked = {"model": "tiny", "input": "hi", "tools": [TOOL, NOW]}
         whole = await client.responses.create(**asked)
@@ -63,16 +67,16 @@ def test_thoughts_text_and_calls_are_items(tokens_per_step):
             told = [event async for event in stream]
             return whole, told, await stream.get_final_response()
 
-    whole, told, final = with_client(saying(OUTPUT, tokens_per_step=tokens_per_step), use, **THINKS)
-    assert kinds(whole) == kinds(final) == ITEMS
+    whole, told, final = with_client(saying(output, tokens_per_step=tokens_per_step), use, **THINKS)
+    assert kinds(whole) == kinds(final) == items
     assert all(item.status == "completed" for item in [*whole.output, *final.output])
     assert whole.usage.output_tokens_details.reasoning_tokens == len(ids("Hm."))
     assert [event.sequence_number for event in told] == list(range(len(told)))
     assert [event.type for event in told[:2]] == ["response.created", "response.in_progress"]
     assert told[-1].type == "response.completed"
     added = [(event.output_index, event.item.type) for event in told if event.type == "response.output_item.added"]
-    assert added == [(index, kind) for index, (kind, _) in enumerate(ITEMS)]
-    assert [event.type for event in told].count("response.output_item.done") == len(ITEMS)
+    assert added == [(index, kind) for index, (kind, _) in enumerate(items)]
+    assert [event.type for event in told].count("response.output_item.done") == len(items)
 
 
 def test_the_bytes_of_events():

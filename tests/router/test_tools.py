@@ -113,6 +113,21 @@ def test_a_call_that_max_tokens_cuts_is_no_end_by_itself():
     assert choice["message"]["tool_calls"][0]["function"]["arguments"] == '{"city": "Pa\\"'
 
 
+ENDINGS = [
+    (CALL, ["none"], "tool_calls"),
+    (CALL, ["ris"], "stop"),
+    (TWO, ["now"], "tool_calls"),
+    (CALL.replace('"Pa', "?") + TWO, [], "stop"),
+]
+
+
+@pytest.mark.parametrize(("text", "stop", "reason"), ENDINGS)
+def test_only_whole_calls_are_an_end_with_calls(text, stop, reason):
+    [choice] = post(saying(text), {"stop": stop}).json()["choices"]
+    assert choice["message"]["tool_calls"]
+    assert choice["finish_reason"] == reason
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_logprobs_are_of_all_tokens(stream):
     reply = post(saying(CALL), {"stream": stream, "logprobs": True})

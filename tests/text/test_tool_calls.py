@@ -118,7 +118,18 @@ CUT: list[tuple[str, str, str, Calls]] = [
     ("qwen3_coder", "<tool_call><function=f><parameter=a>1</parameter>oops", "oops", [F]),
     ("llama3_json", '{"name": "g"}; {"x": 1}', '; {"x": 1}', [G]),
 ]
-ALL = [*READ, *CUT, *((name, text, text, []) for name, text in KEPT)]
+BEGUN, BEGUN_31 = '<tool_call>{"name": "f", "arguments": {"a": 1}}', "<｜tool▁calls▁begin｜>" + V31.format(*F)
+# Half a marker after a call, where no more could come
+HALF: list[tuple[str, str, str, Calls]] = [
+    ("hermes", BEGUN + "\n</tool_ca", "", [F]),
+    ("hermes", BEGUN + "</tool_call>\n<tool_ca", "", [F]),
+    ("qwen3_coder", XML.format("f", PARAMETER.format("a", 1))[:-3], "", [F]),
+    ("qwen3_coder", XML.format("f", PARAMETER.format("a", 1)).partition("nction>\n</tool")[0], "", [F]),
+    ("pythonic", "<|python_start|>[f(a=1)]<|python_e", "", [F]),
+    ("deepseek_v31", BEGUN_31[:-3], "", [F]),
+    ("deepseek_v31", BEGUN_31 + "<｜tool▁calls▁e", "", [F]),
+]
+ALL = [*READ, *CUT, *HALF, *((name, text, text, []) for name, text in KEPT)]
 
 
 def folded(events: Sequence[Event]) -> tuple[str, Calls]:

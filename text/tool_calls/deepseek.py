@@ -20,7 +20,7 @@ def _calls(source: Source) -> Steps[bool]:
         return False
     while (yield from _another(source)):
         pass
-    yield from source.accept(ALL_END)
+    yield from source.close(ALL_END)
     return True
 
 
@@ -47,6 +47,6 @@ def _call(source: Source) -> Steps[bool]:
     yield from stream_arguments(source, name.strip())
     yield from source.skip_space()
     if fenced:
-        yield from source.accept(FENCE_END)
-    yield from source.accept(END)
+        yield from source.close(FENCE_END)
+    yield from source.close(END)
     return True

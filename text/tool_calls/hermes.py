@@ -16,5 +16,5 @@ def _call(source: Source) -> Steps[bool]:
     if not (yield from read_call(source)):
         return False
     yield from source.skip_space()
-    yield from source.accept(END)
+    yield from source.close(END)
     return True

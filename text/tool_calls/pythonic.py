@@ -35,7 +35,7 @@ def _calls(source: Source) -> Steps[bool]:
     while (yield from _another(source)):
         pass
     yield from source.accept("]")
-    yield from source.accept(END)
+    yield from source.close(END)
     return True
 
 

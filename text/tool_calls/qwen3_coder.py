@@ -43,7 +43,7 @@ def _call(source: Source) -> Steps[bool]:
     source.put_arguments("}")
     for tag in (FUNCTION_END, END):
         yield from source.skip_space()
-        yield from source.accept(tag)
+        yield from source.close(tag)
     return True
 
 

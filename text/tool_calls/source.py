@@ -46,6 +46,7 @@ class Source:
         self._text = ""
         self._content = Trimmer(left=False)
         self._after_call = False
+        self._has_called = False
 
     def add(self, text: str) -> None:
         self._text += text
@@ -71,6 +72,11 @@ class Source:
             if self.ended or not literal.startswith(here):
                 return False
             yield
+
+    def close(self, marker: str) -> Steps[None]:
+        """Reads over `marker` if it comes next, or over as much of it as came before the end."""
+        if not (yield from self.accept(marker)) and marker.startswith(self._text[self.position :]):
+            self.position = len(self._text)
 
     def read_run(self, pattern: re.Pattern[str], sink: Callable[[str], None]) -> Steps[None]:
         """All that `pattern`, a repeated set of characters, matches from here on."""
@@ -118,10 +124,12 @@ class Source:
                 self.position, marker = found
                 self.put_content(self._text[: self.position])
                 return marker
-            sure = len(self._text) - (0 if self.ended else num_unsure(self._text, markers))
+            is_sure = self.ended and not self._has_called
+            sure = len(self._text) - (0 if is_sure else num_unsure(self._text, markers))
             self.put_content(self._text[:sure])
             self.position = sure
             if self.ended:
+                self.position = len(self._text)  # half a marker after a call would have been another one
                 return ""
             yield
 
@@ -135,7 +143,7 @@ class Source:
 
     def begin_call(self, name: str) -> None:
         """From here on there is no way back: what has been read is forgotten."""
-        self._after_call = True
+        self._after_call = self._has_called = True
         self.events.append(CallBegin(name))
         self._drop_read()
 
