@@ -3,8 +3,8 @@
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
-from fastapi import APIRouter
-from starlette.responses import FileResponse, Response
+from fastapi import APIRouter, Request
+from starlette.responses import FileResponse, RedirectResponse, Response
 
 INDEX_NAMES = ("index.html", "klite.html", "klite.embd")
 MAX_FILES = 1000
@@ -34,8 +34,21 @@ def lite_routes(files: Mapping[str, Path]) -> APIRouter:
     routes = APIRouter(include_in_schema=False)
     for url, file in files.items():
         if "{" not in url:  # which would be a pattern
-            routes.add_api_route(url, serve(file), methods=["GET"])
+            routes.add_api_route(url, serve_page(file) if url == "/" else serve(file), methods=["GET"])
     return routes
+
+
+def serve_page(file: Path) -> Callable[[Request], Awaitable[Response]]:
+    """Lite's page speaks to the server it came from if its address says `local`, else to the AI Horde."""
+    page = serve(file)
+
+    async def answer(request: Request) -> Response:
+        if "local" in request.query_params:
+            return await page()
+        asked = f"&{request.url.query}" if request.url.query else ""
+        return RedirectResponse(f"?local=true{asked}", 307)
+
+    return answer
 
 
 def serve(file: Path) -> Callable[[], Awaitable[Response]]:

@@ -25,16 +25,25 @@ def get(path: str, lite: Path) -> tuple[int, str]:
 
 
 def test_a_folder_is_served_at_the_root(folder: Path) -> None:
-    assert get("/", folder) == (200, "index.html")
+    assert get("/?local=true", folder) == (200, "index.html")
     assert get("/manifest.json", folder) == (200, "manifest.json")
     assert get("/img/niko.png", folder) == (200, "img/niko.png")
 
 
 def test_a_file_alone_is_the_page(folder: Path) -> None:
-    reply = ask(FakeCore(), "GET", "/", served_with={"kobold_lite": lite_files(folder / "index.html")})
+    lite = lite_files(folder / "index.html")
+    reply = ask(FakeCore(), "GET", "/?local=true", served_with={"kobold_lite": lite})
     assert (reply.status_code, reply.text) == (200, "index.html")
     assert reply.headers["content-type"].startswith("text/html")
     assert get("/manifest.json", folder / "index.html")[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("asked", "leads_to"), [("/", "?local=true"), ("/?nofiles=1&x=a%20b", "?local=true&nofiles=1&x=a%20b")]
+)
+def test_the_page_is_told_that_its_server_is_the_one_to_use(folder: Path, asked: str, leads_to: str) -> None:
+    reply = ask(FakeCore(), "GET", asked, served_with={"kobold_lite": lite_files(folder)})
+    assert (reply.status_code, reply.headers["location"]) == (307, leads_to)
 
 
 @pytest.mark.parametrize("path", ["/.git/config", "/../secret", "/%2e%2e/secret", "/img/../../secret", "/img", "/none"])
