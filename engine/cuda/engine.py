@@ -14,8 +14,6 @@ import torch
 from torch import Tensor
 
 from ...kernels.begin_step import begin_step
-from ...kernels.keep_rows import keep_rows
-from ...kernels.sparse_edits import apply_edits
 from ...kernels.vendor_attention import Run
 from ...text.phrases import Phrases
 from ..draft_progress import DraftProgress
@@ -28,20 +26,19 @@ from ..pooling import pooled_positions
 from ..sampler import Sampler
 from ..streams import NO_STREAMS, Streams
 from .attention import AttentionState, Chunks, StepAttention
-from .drawn_states import DrawnStates, StatesPart
-from .eager_draws import Drawn, EagerDraws
+from .drawing import Drawing, DrawSizes
+from .drawn_states import DrawnStates
 from .following_head import Followed, FollowingHead
 from .grid import Grid
 from .head_proposer import HeadProposer
-from .inputs import FIELDS, PADDING, ChunkInputs, EditInputs, Inputs, TokenInputs, edits_to_device, to_device
-from .logprobs import DrawnLogprobs, PromptScore
+from .inputs import FIELDS, PADDING, ChunkInputs, Inputs, TokenInputs, to_device, to_host
+from .logprobs import PromptScore
 from .model_proposer import ModelProposer
 from .pool import CudaKvPool
 from .pools import Pools
 from .prompt_facts import PromptFacts
 from .proposer import DeviceProposer
 from .runtime import Runtime
-from .sampler import DeviceSampler, can_draw, state_size
 from .sequences import Sequences
 from .step import NO_PLACE, REFUSED, Step
 from .step_sizes import MAX_CHUNKS, NOTHING_CAPTURED, Ladder, StepSize
@@ -64,10 +61,6 @@ class Draft:
     model: Llama
     pool: CudaKvPool | None
     """None: it is made of the target's first layers, and uses its pool. Else one of as many blocks of the same size."""
-
-
-KEPT_OF_GUESSES = 64
-"""Logits kept for logprobs where rows have guesses, at least; more are asked for without guesses."""
 
 
 class CudaEngine:
@@ -96,16 +89,15 @@ class CudaEngine:
         self.bytes_per_block, self.vocab_size = pools.blocks.bytes_per_block, model.config.vocab_size
         num_slots = sizes.max_num_seqs if draws else 0
         device = runtime.device
-        self._sampler = (
-            DeviceSampler(num_slots, self.vocab_size, sizes.max_model_len, device, phrases, sizes.max_drafts)
-            if draws
-            else None
-        )
-        self._eager = EagerDraws(sampler)
-        self._no_tokens = torch.zeros(1, dtype=torch.int32, device=device)
         max_blocks = -(-sizes.max_model_len // pool.block_size)
         self._sequences = Sequences(runtime, num_slots, sizes.max_num_seqs, max_blocks)
-        num_draws = max(1, num_slots * (1 + sizes.max_drafts))
+        self._drawing = Drawing(
+            runtime,
+            self._sequences,
+            DrawSizes(num_slots, sizes.max_drafts, self.vocab_size, sizes.max_model_len),
+            phrases=phrases,
+            sampler=sampler,
+        )
         self._attention = AttentionState(
             model.config,
             pool,
@@ -118,25 +110,14 @@ class CudaEngine:
         max_tokens = sizes.max_num_seqs * (1 + sizes.max_drafts) + sizes.max_num_batched_tokens
         self._inputs = Inputs(runtime, max_tokens)
         self._chunk_inputs = ChunkInputs(runtime, MAX_CHUNKS)
-        self._edits = EditInputs(runtime, num_draws if draws else 0)
-        self._num_logprobs: dict[int, int] = {}
-        """Of sequences that ask: likeliest tokens to name with each."""
-        self._state_sizes: dict[int, int] = {}
-        """Of sequences that have a state beside their tokens: fp32 numbers."""
-        num_kept = max(num_slots, min(num_draws, KEPT_OF_GUESSES)) if draws else 0
-        self._kept_logits = torch.empty(num_kept, self.vocab_size, device=device)
-        """Of the draws of a grid whose sequences ask: sampling overwrites logits."""
-        self._drawn = torch.zeros(2 * num_draws, dtype=torch.int32, device=device)
-        self._states = torch.zeros(num_draws, 2, device=device)
-        """After each draw of a grid, where a sequence has a state beside its tokens."""
         self._chunk_logits = torch.zeros(MAX_CHUNKS, self.vocab_size, device=device)
-        self._host_tokens = [runtime.pinned(2 * num_draws) for _ in range(2)]
+        self._host_tokens = [runtime.pinned(len(self._drawing.tokens)) for _ in range(2)]
         self._ladder = NOTHING_CAPTURED
         self._graphs: dict[StepSize, Callable[[], None]] = {}
         self._proposals: dict[StepSize, Callable[[], None]] = {}
         self._head = None if head is None else self._follow_with(head, max_blocks)
         self._proposer = self._make_proposer(draft, max_blocks) if draws else None
-        self._host_proposed = [runtime.pinned(num_draws) for _ in range(2)]
+        self._host_proposed = [runtime.pinned(len(self._drawing.tokens) // 2) for _ in range(2)]
         self._num_steps = 0
         self._has_aside = False
 
@@ -149,17 +130,18 @@ class CudaEngine:
             pool,
             self._sequences,
             self._runtime,
-            self._last_tokens,
+            self._drawing.last_tokens,
             max_num_seqs=self._sizes.max_num_seqs,
             max_positions=max_blocks * pool.block_size,
             pdl=self._attention.pdl,
         )
 
     def _make_proposer(self, draft: Draft | None, max_blocks: int) -> DeviceProposer | None:
-        assert self._sampler is not None
+        sampler = self._drawing.sampler
+        assert sampler is not None
         num_slots, device = self._sizes.max_num_seqs, self._runtime.device
         if self._head is not None:
-            return HeadProposer(self._head.follower, self._sampler, num_slots, device)
+            return HeadProposer(self._head.follower, sampler, num_slots, device)
         if draft is None:
             return None
         attention, progress = self._attention, None
@@ -169,7 +151,7 @@ class CudaEngine:
             pdl, tables = self._attention.pdl, self._sequences.block_tables
             attention = AttentionState(model.config, draft.pool, table, tables, num_slots, 2, pdl=pdl)
             progress = DraftProgress(draft.pool.num_blocks, draft.pool.block_size, num_redone=1)
-        return ModelProposer(draft.model, attention, self._runtime, self._sequences, self._sampler, num_slots, progress)
+        return ModelProposer(draft.model, attention, self._runtime, self._sequences, sampler, num_slots, progress)
 
     @property
     def max_num_batched_tokens(self) -> int:
@@ -197,20 +179,20 @@ class CudaEngine:
         grid = self._grid([row for row, single in zip(plan.rows, is_single, strict=True) if single], chunks)
         rest_draws = [draw for row in chunks for draw in row.draws]
         rest_draws += [draw for part in plan.shipped for draw in part.draws]
-        self._prepare(grid, rest_draws)
+        self._drawing.prepare(grid, rest_draws)
         facts = PromptFacts()
         logits = self._compute(grid, chunks, facts) if plan.rows else self._chunk_logits[:0]
         wanted = [row for row in chunks if row.draws or row.keep_logits]
-        kept = {row.seq_id: self._to_host(logits[i]) for i, row in enumerate(wanted) if row.keep_logits}
-        states = self._take_states(list(grid.placed), 0, grid.num_turns > 1)
-        rest, eager = self._draw_rest(plan, wanted, logits, grid.num_tokens)
-        states += self._take_states(list(enumerate(rest_draws)), grid.num_tokens, False)
+        kept = {row.seq_id: to_host(self._runtime, logits[i]) for i, row in enumerate(wanted) if row.keep_logits}
+        states = self._drawing.take_states(list(grid.placed), 0, grid.num_turns > 1)
+        rest, eager = self._drawing.draw_rest(plan, wanted, logits, grid.num_tokens)
+        states += self._drawing.take_states(list(enumerate(rest_draws)), grid.num_tokens, False)
         placed = [*grid.placed, *enumerate(rest_draws, grid.num_tokens)]
-        logprobs = self._measure(placed, grid.num_tokens, rest)
+        logprobs = self._drawing.measure(placed, grid.num_tokens, rest)
         num_places = grid.num_tokens + len(rest_draws)
         host = self._host_tokens[self._parity][:num_places]
         if num_places:
-            host.copy_(self._drawn[:num_places], non_blocking=True)
+            host.copy_(self._drawing.tokens[:num_places], non_blocking=True)
         order, guesses = _places(plan, is_single, grid)
         proposed = self._read_proposed(grid)
         return Step(
@@ -232,8 +214,8 @@ class CudaEngine:
     def _grid(self, rows: Sequence[Row], chunks: Sequence[Row]) -> Grid:
         """Guesses are left out beside chunks, and where no captured step has room for them."""
         max_drafts = max((row.num_drafts for row in rows), default=0)
-        num_asking = sum(row.seq_id in self._num_logprobs for row in rows)
-        if not max_drafts or chunks or num_asking * (1 + max_drafts) > len(self._kept_logits):
+        num_asking = sum(self._drawing.tells_logprobs(row.seq_id) for row in rows)
+        if not max_drafts or chunks or num_asking * (1 + max_drafts) > self._drawing.num_kept:
             return Grid.of(rows, len(rows), 0)
         size = self._ladder.fit_drafted(len(rows), max_drafts) if self._graphs else StepSize(len(rows), 0, max_drafts)
         if size is None:
@@ -267,7 +249,6 @@ class CudaEngine:
 
     def _follow(self, grid: Grid, inputs: TokenInputs) -> None:
         """Holds guesses against grammars, which takes waiting for them: rows end before one that is not allowed."""
-        assert self._sampler is not None
         tokens = inputs.token_ids[: grid.num_tokens].tolist()
         guided = {index: [tokens[place] for place in grid.places(index)[1:]] for index in grid.guided}
         for index, guesses in guided.items():
@@ -281,7 +262,7 @@ class CudaEngine:
                 turns[turn].append(draw)
             grid.refused.update(grid.places(index)[1 + num_allowed :])
         for turn, draws in enumerate(turns):
-            self._sampler.set_masks(turn, [self._sequences.slot(draw.seq_id) for draw in draws], draws)
+            self._drawing.set_masks(turn, draws)
         if grid.refused:
             places = to_device(self._runtime, np.array(sorted(grid.refused), np.int64))
             inputs.rows.index_fill_(0, places, -1)
@@ -298,11 +279,11 @@ class CudaEngine:
             self._proposer.verified(rows, guesses)
 
     def _compute(self, grid: Grid, chunks: Sequence[Row], facts: PromptFacts) -> Tensor:
-        """Stores all KV, draws for `grid` into its places of `_drawn`; logits of the last position of each chunk that
-        needs them. What chunks tell of their prompts is added to `facts`."""
+        """Stores all KV and draws for `grid`; logits of the last position of each chunk that needs them. What chunks
+        tell of their prompts is added to `facts`."""
         tokens = np.concatenate((self._grid_inputs(grid), self._chunk_rows(chunks)), axis=1)
         lengths = [len(row.token_ids) for row in chunks]
-        self._upload_edits(grid)
+        self._drawing.upload_edits(grid.draws)
         if self._head is not None:
             num_rows = len(grid.rows)
             self._head.begin(tokens[1, :num_rows], tokens[2, :num_rows], chunks, has_guesses=grid.num_turns > 1)
@@ -339,7 +320,7 @@ class CudaEngine:
         hidden = self._model.hidden(self._embed(inputs, self._model.embedding), wanted, attention, streams)
         logits = self._model.head(hidden) if len(hidden) else self._chunk_logits[:0]
         followed = self._follow_head(inputs, streams, n, size.num_single, num_lagging)
-        turns = self._draw_grid(logits, inputs, size.num_single, 1 + size.num_drafts)
+        turns = self._drawing.draw_grid(logits, inputs, size.num_single, 1 + size.num_drafts)
         self._keep_hidden(followed, turns, num_lagging)
         if size.num_chunk_tokens:
             self._chunk_logits.copy_(logits[n:])
@@ -381,9 +362,9 @@ class CudaEngine:
         logits = self._model.head(hidden[:num_ends]) if num_ends else self._chunk_logits[:0]
         facts.scores += self._score(chunks, hidden[num_ends:num_known])
         vectors = pool_rows(chunks, hidden[num_known:], self._model.norm)
-        facts.vectors |= {seq_id: self._to_host(vector) for seq_id, vector in vectors.items()}
+        facts.vectors |= {seq_id: to_host(self._runtime, vector) for seq_id, vector in vectors.items()}
         followed = self._follow_head(inputs, streams, n, grid.stride, num_lagging)
-        turns = self._draw_grid(logits, inputs, grid.stride, grid.num_turns)
+        turns = self._drawing.draw_grid(logits, inputs, grid.stride, grid.num_turns)
         self._keep_hidden(followed, turns, num_lagging)
         return logits[n:]
 
@@ -403,14 +384,10 @@ class CudaEngine:
             inputs.rows,
             inputs.new_indices,
             inputs.new_blocks,
-            self._last_tokens,
+            self._drawing.last_tokens,
             self._sequences.block_tables,
             embedding,
         )
-
-    @property
-    def _last_tokens(self) -> Tensor:
-        return self._no_tokens if self._sampler is None else self._sampler.table.last_token
 
     # A head that follows the model.
 
@@ -426,121 +403,9 @@ class CudaEngine:
         if self._head is not None and followed is not None:
             self._head.keep(followed, turns, num_lagging)
 
-    # Drawing.
-
-    def _draw_grid(self, logits: Tensor, inputs: TokenInputs, stride: int, num_turns: int) -> list[Tensor]:
-        """Turn by turn: a row is drawn for as long as its guesses are right, so that its state takes in no token that
-        does not come. The slots of each turn, int32 [stride], −1 where that is so."""
-        num_tokens = stride * num_turns
-        if not num_tokens:
-            return []
-        assert self._sampler is not None
-        logits = logits[:num_tokens]
-        keep_rows(logits, inputs.kept_places[:num_tokens], self._kept_logits)
-        if num_turns > 1:
-            apply_edits(logits, *self._edits.tensors)
-        slots, turns = inputs.rows[:stride], []
-        edits = self._edits.tensors if num_turns == 1 else None
-        for turn in range(num_turns):
-            part = slice(turn * stride, (turn + 1) * stride)
-            drawn = self._drawn[part]
-            turns.append(slots)
-            self._sampler.sample(logits[part], slots, inputs.draw_positions[part], edits, drawn, turn)
-            if num_turns > 1:
-                self._states[part].copy_(self._sampler.states[:stride])
-            if turn + 1 < num_turns:
-                following = slice(part.stop, part.stop + stride)
-                is_right = (slots >= 0) & (drawn == inputs.token_ids[following])
-                slots = torch.where(is_right, inputs.rows[following], -1)
-        return turns
-
-    def _draw_rest(
-        self, plan: Plan, wanted: Sequence[Row], logits: Tensor, num_drawn: int
-    ) -> tuple[Tensor, dict[int, Drawn]]:
-        """The draws of chunks, then those from shipped logits, into the places of `_drawn` after the first ones: the
-        logits, before anything, of those whose sequences ask for logprobs; and what was drawn eagerly, by place."""
-        draws = [draw for row in wanted for draw in row.draws]
-        parts = []
-        if draws:
-            source = [index for index, row in enumerate(wanted) for _ in row.draws]
-            parts.append(logits[to_device(self._runtime, np.array(source, np.int64))])
-        for shipped in plan.shipped:
-            draws += shipped.draws
-            parts.append(shipped.logits.expand(len(shipped.draws), -1))
-        if not draws:
-            return self._chunk_logits[:0], {}
-        assert self._sampler is not None
-        joined, out = torch.cat(parts), self._drawn[num_drawn : num_drawn + len(draws)]
-        asking = self._rows(joined, self._places_asking(draws))
-        apart = [place for place, draw in enumerate(draws) if draw.seq_id in self._eager]
-        own = self._rows(joined, apart)
-        slots, positions = [self._slot_to_draw(draw) for draw in draws], [draw.position for draw in draws]
-        given = to_device(self._runtime, np.array((slots, positions), np.int32))
-        edits = self._sampler.edits(slots, draws)
-        sent = None if edits is None else edits_to_device(self._runtime, edits)
-        self._sampler.sample(joined, given[0], given[1], sent, out)
-        return asking, self._draw_eagerly(own, [(place + num_drawn, draws[place]) for place in apart])
-
-    def _draw_eagerly(self, logits: Tensor, placed: Sequence[tuple[int, Draw]]) -> dict[int, Drawn]:
-        if not placed:
-            return {}
-        drawn = self._eager.draw(logits, [draw for _, draw in placed])
-        for (place, _), (token, _, _) in zip(placed, drawn, strict=True):
-            self._drawn[place : place + 1].fill_(token)
-        return {place: one for (place, _), one in zip(placed, drawn, strict=True)}
-
-    def _rows(self, logits: Tensor, places: Sequence[int]) -> Tensor:
-        """A copy of these, before sampling overwrites them."""
-        return logits[to_device(self._runtime, np.array(places, np.int64))] if places else self._chunk_logits[:0]
-
-    def _slot_to_draw(self, draw: Draw) -> int:
-        """−1 where the device does not draw."""
-        return -1 if draw.seq_id in self._eager else self._sequences.slot(draw.seq_id)
-
-    def _prepare(self, grid: Grid, rest: Sequence[Draw]) -> None:
-        """Tells the device what draws bring along."""
-        if self._sampler is None:
-            return
-        first = [row.draws[0] for row in grid.rows] + [draw for draw in rest if draw.seq_id not in self._eager]
-        self._sampler.prepare([self._sequences.slot(draw.seq_id) for draw in first], first)
-        for turn in range(1, grid.num_turns):
-            draws = [row.draws[turn] for row in grid.rows if len(row.draws) > turn]
-            self._sampler.set_masks(turn, [self._sequences.slot(draw.seq_id) for draw in draws], draws)
-
-    def _take_states(self, made: Sequence[tuple[int, Draw]], first_place: int, in_turns: bool) -> list[StatesPart]:
-        """On their way to the host, where a sequence has one. `made`: draws, each with its place counted from the
-        first; they were made in several turns, or by the last `sample`."""
-        if self._sampler is None or not self._state_sizes:
-            return []
-        sizes = {place: self._state_sizes.get(draw.seq_id, 0) for place, draw in made}
-        if not any(sizes.values()):
-            return []
-        states = self._states if in_turns else self._sampler.states
-        return [StatesPart(first_place, sizes, self._to_host(states[: 1 + max(sizes)]))]
-
-    def _places_asking(self, draws: Sequence[Draw]) -> list[int]:
-        return [place for place, draw in enumerate(draws) if draw.seq_id in self._num_logprobs]
-
-    def _measure(self, placed: Sequence[tuple[int, Draw]], num_grid: int, rest: Tensor) -> DrawnLogprobs | None:
-        """How likely the tokens were that were drawn for sequences that ask. `placed`: draws and where they lie in
-        `_drawn`; logits of the first `num_grid` places were kept, in this order, those of the others are `rest`."""
-        asking = [(place, draw) for place, draw in placed if draw.seq_id in self._num_logprobs]
-        if not asking:
-            return None
-        places = [place for place, _ in asking]
-        num_kept = sum(place < num_grid for place in places)
-        logits = torch.cat((self._kept_logits[:num_kept], rest))
-        tokens = self._drawn[to_device(self._runtime, np.array(places, np.int64))]
-        num_top = [self._num_logprobs[draw.seq_id] for _, draw in asking]
-        return DrawnLogprobs.launch(self._runtime, logits, tokens, places, num_top)
-
-    def _to_host(self, tensor: Tensor) -> Tensor:
-        host = self._runtime.pinned(*tensor.shape, dtype=tensor.dtype)
-        return host.copy_(tensor, non_blocking=True)
-
     def _is_single(self, row: Row) -> bool:
         """One token in, and guesses, the next of the same sequence out, and kernels draw them."""
-        if row.keep_logits or row.prompt_logprobs is not None or row.pooling or row.seq_id in self._eager:
+        if row.keep_logits or row.prompt_logprobs is not None or row.pooling or row.seq_id in self._drawing.eager:
             return False
         is_drawn = [draw.seq_id for draw in row.draws] == [row.seq_id] * len(row.token_ids)
         return is_drawn and len(row.token_ids) == 1 + row.num_drafts
@@ -551,12 +416,6 @@ class CudaEngine:
     def _parity(self) -> int:
         return self._num_steps % 2
 
-    def _upload_edits(self, grid: Grid) -> None:
-        if self._sampler is not None:
-            draws = grid.draws
-            slots = [-1 if draw.seq_id < 0 else self._sequences.slot(draw.seq_id) for draw in draws]
-            self._edits.upload(self._sampler.edits(slots, draws))
-
     def _grid_inputs(self, grid: Grid) -> np.ndarray:
         """int32 [fields, tokens] in the order of `inputs.FIELDS`."""
         columns: list[tuple[int, ...]] = [PADDING] * grid.num_tokens
@@ -564,7 +423,7 @@ class CudaEngine:
         for index, row in enumerate(grid.rows):
             slot = self._sequences.slot(row.seq_id)
             new_block, no_block = self._sequences.new_block(slot, row), (-1, 0)
-            asks = row.seq_id in self._num_logprobs
+            asks = self._drawing.tells_logprobs(row.seq_id)
             for turn, (place, token) in enumerate(zip(grid.places(index), row.token_ids, strict=True)):
                 given = -1 if token == IN_FLIGHT else token
                 brings = no_block if turn else new_block
@@ -580,7 +439,7 @@ class CudaEngine:
         for index, row in enumerate(rows):
             num_tokens = len(row.token_ids)
             part = np.zeros((len(FIELDS), num_tokens), np.int32)
-            part[0] = row.token_ids if row.token_ids[0] != IN_FLIGHT else self._eager.last(row.seq_id)
+            part[0] = row.token_ids if row.token_ids[0] != IN_FLIGHT else self._drawing.eager.last(row.seq_id)
             part[1] = self._sequences.chunk_row(self._parity, index, row)
             part[2] = np.arange(row.start, row.start + num_tokens)
             part[4] = part[6] = -1
@@ -656,41 +515,21 @@ class CudaEngine:
     @torch.inference_mode()
     def admit(self, seed: SequenceSeed) -> None:
         """Raises ValueError where the request names what is not in the vocabulary, or cannot be done."""
-        assert self._sampler is not None
         slot = self._sequences.admit(seed.seq_id)
         try:
-            self._begin_drawing(slot, seed)
+            self._drawing.admit(slot, seed)
         except ValueError:
-            self._sampler.clear(self._sequences.retire(seed.seq_id))
+            self._drawing.retire(self._sequences.retire(seed.seq_id), seed.seq_id)
             raise
-
-    def _begin_drawing(self, slot: int, seed: SequenceSeed) -> None:
-        assert self._sampler is not None
-        if not can_draw(seed.params):
-            self._eager.admit(seed)
-            return
-        self._sampler.set(slot, seed)
-        if seed.params.logprobs is not None:
-            self._num_logprobs[seed.seq_id] = seed.params.logprobs
-        if size := state_size(seed.params):
-            self._state_sizes[seed.seq_id] = size
 
     @torch.inference_mode()
     def retire(self, *seq_ids: int) -> None:
         if self._head is not None and seq_ids:
             self._head.retire([self._sequences.slot(seq_id) for seq_id in seq_ids])
         for seq_id in seq_ids:
-            self._retire(seq_id)
-
-    def _retire(self, seq_id: int) -> None:
-        assert self._sampler is not None
-        self._sampler.clear(self._sequences.retire(seq_id))
-        self._num_logprobs.pop(seq_id, None)
-        self._state_sizes.pop(seq_id, None)
-        if self._proposer is not None:
-            self._proposer.retire(seq_id)
-        if seq_id in self._eager:
-            self._eager.retire(seq_id)
+            self._drawing.retire(self._sequences.retire(seq_id), seq_id)
+            if self._proposer is not None:
+                self._proposer.retire(seq_id)
 
 
 def _without_guesses(row: Row) -> Row:

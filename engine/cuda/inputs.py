@@ -146,3 +146,9 @@ def to_device(runtime: Runtime, values: np.ndarray, out: Tensor | None = None) -
     host = runtime.pinned(*given.shape, dtype=given.dtype)
     host.copy_(given)
     return host.to(runtime.device, non_blocking=True) if out is None else out.copy_(host, non_blocking=True)
+
+
+def to_host(runtime: Runtime, tensor: Tensor) -> Tensor:
+    """A copy that is there once the device has come so far."""
+    host = runtime.pinned(*tensor.shape, dtype=tensor.dtype)
+    return host.copy_(tensor, non_blocking=True)
