@@ -1,5 +1,6 @@
 """The garbage collector, kept away from what lives as long as the process."""
 
+import atexit
 import gc
 
 
@@ -8,3 +9,4 @@ def settle() -> None:
     process a full collection takes 0.1 s, in the middle of everyone's tokens."""
     gc.collect()
     gc.freeze()
+    atexit.register(gc.unfreeze)  # or the process ends with a page of what Triton's library has found to be left

@@ -1,4 +1,6 @@
 import gc
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -26,3 +28,10 @@ def test_garbage_made_later_is_still_collected(many_objects: list[list[int]]) ->
     del cycle
     assert gc.collect() >= 100
     assert gc.get_freeze_count() >= len(many_objects)
+
+
+def test_a_process_that_has_settled_ends_without_a_word() -> None:
+    """Triton's library complains of all that is still there at the end."""
+    script = "import triton.language; from isthmus.engine.heap import settle; settle()"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
