@@ -65,6 +65,7 @@ def _add_flag(group: argparse._ArgumentGroup, flag: Flag) -> None:
         keywords["choices"] = get_args(flag.type)
     elif flag.many:
         keywords["nargs"] = "+"
+        keywords["type"] = _checked(flag.meta["parse"] or str)
     else:
         keywords["type"] = _checked(flag.meta["parse"] or flag.type)
         keywords["metavar"] = flag.meta["metavar"] or flag.name.upper().split("_")[-1]

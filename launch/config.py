@@ -9,7 +9,21 @@ from typing import Literal
 from ..text.reasoning import STYLES
 from ..text.tool_calls.formats import FORMATS
 from ..wire.sampling import MAX_SPECULATIVE_TOKENS
-from .option import at_least, fraction, indices, metrics_prefix, num_bytes, one_of, option, seconds, traces_url
+from .option import (
+    at_least,
+    fraction,
+    indices,
+    metrics_prefix,
+    nonempty,
+    nonempty_list,
+    num_bytes,
+    one_of,
+    option,
+    origins,
+    seconds,
+    some_bytes,
+    traces_url,
+)
 
 DEFAULT_PORT = 2242
 DEFAULT_WORKER_ADDRESS = "tcp://127.0.0.1:2243"
@@ -43,7 +57,7 @@ class HttpOptions:
     host: str = option("127.0.0.1", "address to listen on; 0.0.0.0 lets other machines in")
     port: int = option(DEFAULT_PORT, "TCP port; 0 picks a free one", parse=at_least(0, 65535))
     served_model_name: tuple[str, ...] = option(
-        (), "names that requests may give as their model; default: MODEL", metavar="NAME"
+        (), "names that requests may give as their model; default: MODEL", metavar="NAME", parse=nonempty
     )
     chat_template: str | None = option(
         None, "jinja template for chats: a file, or the template itself; default: the model's", metavar="TEMPLATE"
@@ -63,7 +77,7 @@ class HttpOptions:
         "largest body of a request, as in 32M; larger ones get a 413. default: 32M",
         flag="--max-body-size",
         metavar="SIZE",
-        parse=num_bytes,
+        parse=some_bytes,
     )
     kobold_lite: str | None = option(
         None, "your copy of Kobold Lite, for the page at /: its index.html, or the folder it is in", metavar="PATH"
@@ -99,15 +113,20 @@ class AccessOptions:
         "X-API-Key: KEY. Others on this host can read them here: ISTHMUS_API_KEYS in the environment and "
         "--api-keys-file keep them to yourself. default: no key is needed",
         metavar="KEY",
+        parse=nonempty_list,
     )
     api_keys_file: str | None = option(
         None,
         "more keys, one a line: KEY name=alice max-requests-per-minute=60 max-concurrent-requests=4 admin, all but KEY "
         "as you like. Read again when it changes",
         metavar="PATH",
+        parse=nonempty,
     )
     admin_key: str | None = option(
-        None, "key of the routes below /admin, and of all others; also ISTHMUS_ADMIN_KEY", metavar="KEY"
+        None,
+        "key of the routes below /admin, and of all others; also ISTHMUS_ADMIN_KEY",
+        metavar="KEY",
+        parse=nonempty,
     )
     max_requests_per_minute: int = option(
         0, "of each key; past it requests get a 429. 0: no limit", metavar="NUM", parse=at_least(0)
@@ -129,6 +148,7 @@ class CorsOptions:
         ("*",),
         "sites whose pages may use the server, as in https://lite.koboldai.net; '' is none. default: *, any",
         metavar="ORIGIN",
+        parse=origins,
     )
     allowed_methods: tuple[str, ...] = option(("*",), "HTTP methods they may use. default: *, any", metavar="METHOD")
     allowed_headers: tuple[str, ...] = option(("*",), "headers they may send. default: *, any", metavar="HEADER")

@@ -17,7 +17,8 @@ def option(
     parse: Callable[[str], Any] | None = None,
     positional: bool = False,
 ) -> Any:
-    """A field with what its flag needs. `parse` turns the given text into a value, or raises ValueError saying why."""
+    """A field with what its flag needs. `parse` turns the given text, each of a tuple's, into a value, or raises
+    ValueError saying why."""
     metadata = {"help": help, "flag": flag, "metavar": metavar, "parse": parse, "positional": positional}
     return field(default=default, metadata=metadata)
 
@@ -72,6 +73,30 @@ def traces_url(text: str) -> str:
     return text if url.path.strip("/") else urlunsplit(url._replace(path="/v1/traces"))
 
 
+def nonempty(text: str) -> str:
+    """As given: an unset variable of a shell must not pass for no option."""
+    if not text.strip():
+        raise ValueError("must not be empty")
+    return text
+
+
+def nonempty_list(text: str) -> str:
+    """As given; `split_list` takes it apart."""
+    if not split_list((text,)):
+        raise ValueError("must not be empty")
+    return text
+
+
+def origins(text: str) -> str:
+    """As given, each `*` or as browsers send it; `split_list` takes it apart. https://www.rfc-editor.org/rfc/rfc6454#section-7"""
+    for origin in split_list((text,)):
+        url = urlsplit(origin)
+        is_origin = url.scheme and url.netloc and origin == f"{url.scheme}://{url.netloc.lower()}"
+        if origin not in ("*", "null") and not is_origin:
+            raise ValueError(f"{origin} is not *, nor an origin such as https://lite.koboldai.net")
+    return text
+
+
 def indices(text: str) -> str:
     """`0,2`: stays text, so that it is written on a command line as it was read; `split_indices` takes it apart."""
     split_indices(text)
@@ -110,3 +135,10 @@ def num_bytes(text: str) -> int:
     if match is None:
         raise ValueError("must be a size such as 512M or 4G")
     return int(float(match[1]) * _BYTE_UNITS[match[2].upper()])
+
+
+def some_bytes(text: str) -> int:
+    value = num_bytes(text)
+    if value == 0:
+        raise ValueError("must be more than 0")
+    return value

@@ -147,6 +147,18 @@ def test_flags_keep_the_names_users_know() -> None:
             "must be a URL such as http://127.0.0.1:4318/v1/traces",
         ),
         (["prefill", "--otlp-traces-endpoint", "http://h"], "unrecognized arguments: --otlp-traces-endpoint"),
+        (["serve", "--api-keys", ""], "--api-keys: '': must not be empty"),
+        (["router", "--api-keys", "sk-a", " ,"], "--api-keys: ' ,': must not be empty"),
+        (["serve", "--api-keys", '[""]'], "must not be empty"),
+        (["serve", "--api-keys-file", ""], "--api-keys-file: '': must not be empty"),
+        (["serve", "--admin-key", ""], "--admin-key: '': must not be empty"),
+        (["router", "--max-body-size", "0"], "--max-body-size: '0': must be more than 0"),
+        (["serve", "--max-body-size", "0.1"], "--max-body-size: '0.1': must be more than 0"),
+        (["serve", "--served-model-name", "a", ""], "--served-model-name: '': must not be empty"),
+        (["serve", "--allowed-origins", "foo"], "--allowed-origins: 'foo': foo is not *, nor an origin such as https"),
+        (["serve", "--allowed-origins", "*,a.example:80"], "a.example:80 is not *, nor an origin"),
+        (["serve", "--allowed-origins", "https://a.example/"], "https://a.example/ is not *, nor an origin"),
+        (["serve", "--allowed-origins", "https://A.example"], "https://A.example is not *, nor an origin"),
         (["serve", "--no-enable-chunked-prefill"], "chunked prefill is always on"),
         (["decode", "--no-enable-chunked-prefill"], "chunked prefill is always on"),
         (["bench"], "invalid choice: 'bench'"),
@@ -176,6 +188,13 @@ def test_help_shows_every_flag_its_default_and_an_example(command: Any, capsys: 
 )
 def test_sizes(text: str, value: int) -> None:
     assert num_bytes(text) == value
+
+
+@pytest.mark.parametrize(
+    "text", ["", "*", "null", "https://a.example, http://[::1]:80", '["app://obsidian.md"]', "chrome-extension://abc"]
+)
+def test_origins_are_taken_as_browsers_send_them(text: str) -> None:
+    assert parse("serve", "--allowed-origins", text).cors.allowed_origins == (text,)
 
 
 def test_a_list_of_gpus_is_taken_apart() -> None:
