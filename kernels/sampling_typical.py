@@ -15,6 +15,9 @@ from .sampling_row import order_key
 from .sampling_search import narrow, of_fours, pivots, sum3
 
 _LOWEST: tl.constexpr = tl.constexpr(-(2**31))
+_LEAST_MASS: tl.constexpr = tl.constexpr(1e-30)
+"""Of a typical_p of 0, which keeps the nearest token: no nearest token weighs less, since the mean of l − b is at least
+−ln V, and the largest logit as near as that."""
 
 
 @triton.jit
@@ -29,6 +32,7 @@ def typical_threshold(line, best, mean, least, target, V, TILE: tl.constexpr):
     `target` typical_p × Σ e^(l − b)."""
     low = tl.minimum(order_key(nearness(best, best, mean)), order_key(nearness(least, best, mean)))
     high = order_key(best * 0.0)
+    target = tl.maximum(target, _LEAST_MASS)
     num_low, num_above = line[2], line[2] * 0
     above = tl.full((), 0.0, tl.float64)
     by_value = low == low

@@ -28,7 +28,6 @@ def about(group: Group, help: str, *aliases: str, slider: Slider | None = None, 
 
 
 SHARE: dict[str, Any] = {"ge": 0, "le": 1, "slider": (0, 1, 0.01)}
-POSITIVE_SHARE: dict[str, Any] = {"gt": 0, "le": 1, "slider": (0.01, 1, 0.01)}
 CUTOFF: dict[str, Any] = {"ge": 0, "le": 1, "slider": (0, 0.01, 0.0001)}
 FACTOR: dict[str, Any] = {"ge": 0, "le": 100, "slider": (0, 5, 0.01)}
 PENALTY: dict[str, Any] = {"ge": -2, "le": 2, "slider": (-2, 2, 0.01)}
@@ -97,7 +96,12 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unk
         ),
     ] = 0
     top_p: Annotated[
-        float, about("truncation", "keep the smallest set of tokens whose probability reaches top_p", **POSITIVE_SHARE)
+        float,
+        about(
+            "truncation",
+            "keep the smallest set of tokens whose probability reaches top_p; 0 keeps the likeliest alone",
+            **SHARE,
+        ),
     ] = 1.0
     min_p: Annotated[
         float, about("truncation", "keep tokens with at least min_p times the largest probability", **SHARE)
@@ -166,16 +170,22 @@ class SamplingParams(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unk
         float, about("truncation", "keep tokens with at least top_a times the largest probability squared", **SHARE)
     ] = 0.0
     tfs: Annotated[
-        float, about("truncation", "tail-free sampling: share of the curvature kept", "tfs_z", **POSITIVE_SHARE)
+        float,
+        about(
+            "truncation",
+            "tail-free sampling: share of the curvature kept; 0 keeps the likeliest and what is in line with it",
+            "tfs_z",
+            **SHARE,
+        ),
     ] = 1.0
     typical_p: Annotated[
         float,
         about(
             "truncation",
-            "keep the most typical tokens whose probability reaches typical_p",
+            "keep the most typical tokens whose probability reaches typical_p; 0 keeps the most typical alone",
             "typical",
             "typ_p",
-            **POSITIVE_SHARE,
+            **SHARE,
         ),
     ] = 1.0
     eta_cutoff: Annotated[

@@ -31,6 +31,8 @@ EACH = [
     SamplingParams(tfs=0.2, top_k=40),
     SamplingParams(typical_p=0.5),
     SamplingParams(typical_p=0.95, temperature=1.5),
+    SamplingParams(tfs=0.0, sampler_priority=("tfs", *(s for s in DEFAULT_ORDER if s != "tfs"))),
+    SamplingParams(typical_p=0.0, temperature=1.5),
     SamplingParams(eta_cutoff=0.01),
     SamplingParams(epsilon_cutoff=0.01),
     SamplingParams(xtc_probability=1.0, xtc_threshold=0.02),
@@ -70,7 +72,7 @@ def random_params(rng):
     return SamplingParams(
         temperature=some(1.0, 0.3, 0.7, 1.5),
         top_k=some(0, 1, 20, 300),
-        top_p=some(1.0, 0.5, 0.95),
+        top_p=some(1.0, 0.5, 0.95, 0.0),
         min_p=some(0.0, 0.001, 0.1),
         repetition_penalty=some(1.0, 0.7, 1.3),
         presence_penalty=some(0.0, 0.6),
@@ -79,8 +81,8 @@ def random_params(rng):
         smoothing_curve=some(1.0, 2.0),
         nsigma=some(0.0, 1.0, 3.0),
         top_a=some(0.0, 0.003, 0.3),
-        tfs=some(1.0, 0.95, 0.5),
-        typical_p=some(1.0, 0.9, 0.3),
+        tfs=some(1.0, 0.95, 0.5, 0.0),
+        typical_p=some(1.0, 0.9, 0.3, 0.0),
         eta_cutoff=some(0.0, 1e-3),
         epsilon_cutoff=some(0.0, 1e-3),
         xtc_probability=some(0.0, 0.5, 1.0),
@@ -186,6 +188,7 @@ def edge_rows(vocab_size):
         {"xtc_probability": 1.0, "xtc_threshold": 0.0}, {"smoothing_factor": 1.0}, {"skew": 1.0},
         {"mirostat_mode": 1, "mirostat_tau": 1.0}, {"mirostat_mode": 2, "mirostat_tau": 1.0}, {"adaptive_target": 0.1},
         {"dynatemp_max": 2.0}, {"top_k": 7, "skew": 0.5}, {"top_p": 0.3, "skew": 0.5},
+        {"tfs": 0.0}, {"typical_p": 0.0}, {"top_p": 0.0, "skew": 0.5},
     ]  # fmt: skip
     return [(SamplingParams(**step), line) for line in (equal, coarse, masked, one, two) for step in steps]
 
@@ -258,7 +261,7 @@ def test_random_programs_interpreted():
 
 
 @pytest.mark.interpreter
-@pytest.mark.parametrize("start", range(0, 75, 15))
+@pytest.mark.parametrize("start", range(0, 90, 15))
 def test_edges_interpreted(start):
     check_edges("cpu", 150, SMALL, slice(start, start + 15))
 

@@ -50,7 +50,7 @@ def random_params(rng):
     return SamplingParams(
         temperature=some(1.0, 0.0, 1e-3, 0.3, 0.7, 1.5, 3.0),
         top_k=some(0, 1, 2, 20, 50, 300, 5000, 10**6),
-        top_p=some(1.0, 1e-6, 0.1, 0.5, 0.9, 0.95, 0.999),
+        top_p=some(1.0, 0.0, 1e-6, 0.1, 0.5, 0.9, 0.95, 0.999),
         min_p=some(0.0, 1e-4, 0.02, 0.1, 1.0),
         repetition_penalty=some(1.0, 0.7, 1.1, 2.0),
         frequency_penalty=some(0.0, -0.5, 0.3, 1.7),
@@ -135,15 +135,20 @@ def edge_rows(vocab_size):
         (SamplingParams(top_p=0.1, top_k=3), equal),
         (SamplingParams(top_k=3, min_p=1.0), equal),
         (SamplingParams(top_p=1e-6), equal),
+        (SamplingParams(top_p=0.0), equal),
+        (SamplingParams(top_p=0.0, top_k=3), equal),
         (PLAIN, equal),
         (GREEDY, signed_zeros),
         (SamplingParams(top_k=2, top_p=0.3), signed_zeros),
         (SamplingParams(top_k=7), coarse),
         (SamplingParams(top_p=0.6), coarse),
+        (SamplingParams(top_p=0.0), coarse),
+        (SamplingParams(top_k=40, top_p=0.0, min_p=0.3), coarse),
         (SamplingParams(top_k=40, top_p=0.8, min_p=0.3), coarse),
         (GREEDY, coarse),
         (SamplingParams(top_k=5, top_p=0.99), two),
         (SamplingParams(top_p=0.9), two),
+        (SamplingParams(top_p=0.0), two),
         (PLAIN, two),
         (SamplingParams(top_k=10**6, top_p=0.7), half),
         (SamplingParams(top_k=vocab_size), normal),
@@ -172,6 +177,7 @@ def check_wide_nuclei(device, vocab_size, sample=sample_tail, scales=(0.1, 1.0, 
         for top_p in (0.1, 0.6, 0.99)
         for temperature, top_k, min_p in ((1.0, 0, 0.0), (0.7, 0, 0.01), (1.0, vocab_size // 4, 0.0))
     ]
+    params.append(SamplingParams(top_p=0.0))
     for scale in scales:
         check_tokens(device, params, randn(len(params), vocab_size, scale=scale), sample)
     check_tokens(device, params, randn(len(params), vocab_size).round(), sample)
@@ -254,9 +260,9 @@ def test_random_parameters_interpreted():
 
 
 @pytest.mark.interpreter
-@pytest.mark.parametrize("rows", [slice(0, 8), slice(8, 16), slice(16, 24)], ids=["0-7", "8-15", "16-23"])
-def test_edges_interpreted(rows):
-    check_edges("cpu", 1000, rows)
+@pytest.mark.parametrize("start", range(0, 29, 8))
+def test_edges_interpreted(start):
+    check_edges("cpu", 1000, slice(start, start + 8))
 
 
 @pytest.mark.interpreter

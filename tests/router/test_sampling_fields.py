@@ -79,6 +79,12 @@ def test_neutral_values_of_all_samplers_are_accepted():
     assert msgspec.structs.replace(completion(**neutral), seed=-1, max_tokens=None) == SamplingParams()
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/api/v1/generate"])
+def test_sliders_that_begin_at_0_send_what_keeps_one_token(path):
+    params = params_of(path, {"temperature": 0, "top_k": 1, "top_p": 0, "typical": 0, "tfs": 0})
+    assert (params.top_p, params.typical_p, params.tfs) == (0, 0, 0)
+
+
 def test_the_table_is_served():
     reply = ask(FakeCore(), "GET", "/v1/samplers").json()
     table = {one["name"]: one for one in reply["data"]}
@@ -123,8 +129,9 @@ def test_temperature_last_moves_it_in_a_routes_own_order():
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"top_p": 1.5}, "top_p: must be a number above 0 and at most 1"),
-        ({"typ_p": 0}, "typ_p: must be a number above 0 and at most 1"),
+        ({"top_p": 1.5}, "top_p: must be a number from 0 to 1"),
+        ({"typ_p": -0.1}, "typ_p: must be a number from 0 to 1"),
+        ({"dynatemp_exponent": 0}, "dynatemp_exponent: must be a number above 0 and at most 100"),
         ({"top_k": 2**70}, f"top_k: must be a whole number from -1 to {2**31 - 1}"),
         ({"top_k": 2.5}, "top_k: expected `int`, got `float`"),
         ({"mirostat": 3}, "mirostat: must be a whole number from 0 to 2"),
@@ -160,7 +167,7 @@ def test_openapi_describes_every_parameter_and_its_other_names(path):
     properties = body["properties"]
     assert properties.keys() >= {*TABLE, *ALIASES, "dynatemp_range", "n", "guided_regex"} - HIDDEN
     assert not properties.keys() & HIDDEN
-    assert (properties["typ_p"]["exclusiveMinimum"], properties["typ_p"]["description"]) == (0, "the same as typical_p")
+    assert (properties["typ_p"]["minimum"], properties["typ_p"]["description"]) == (0, "the same as typical_p")
     forms = [form.get("description") for form in properties["custom_token_bans"]["anyOf"]]
     assert "ids between commas" in forms
     assert properties["temperature"]["default"] == (0.7 if path.startswith("/api") else 1.0)

@@ -40,7 +40,8 @@ def test_numbers_have_a_range_that_the_wire_can_carry(name: str) -> None:
 
 
 def test_ranges_in_words() -> None:
-    assert TABLE["top_p"].range == "a number above 0 and at most 1"
+    assert TABLE["top_p"].range == "a number from 0 to 1"
+    assert TABLE["dynatemp_exponent"].range == "a number above 0 and at most 100"
     assert TABLE["mirostat_mode"].range == "a whole number from 0 to 2"
     assert TABLE["bad_words"].range == ""
 
