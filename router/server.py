@@ -28,6 +28,7 @@ from .app import create_app
 from .core import RouterCore
 from .cors import ANY_SITE, Cors
 from .exchange import Observer
+from .http_head import HEAD_LIMITS, HeadLimits, limited_protocol
 from .job import JobError
 from .kobold_lite import lite_files
 from .page import DEFAULT_PREFIX
@@ -178,13 +179,13 @@ async def drain(server: "HttpServer", serving: "asyncio.Task[None]", core: Route
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn without signal handlers of its own: draining is ours."""
+    """uvicorn without signal handlers of its own, draining is ours, and with limits for heads."""
 
-    def __init__(self, app: FastAPI, tls: Tls | None = None):
+    def __init__(self, app: FastAPI, tls: Tls | None = None, heads: HeadLimits = HEAD_LIMITS):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=limited_protocol(heads),
                 ws="none",
                 lifespan="off",
                 log_config=None,
