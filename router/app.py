@@ -96,6 +96,7 @@ def create_app(
 def add_service_routes(app: FastAPI, core: Core, pages: Sequence[Page]) -> None:
     """`pages`: of metrics, besides the core's."""
 
+    @app.head("/health", include_in_schema=False)  # which balancers ask
     @app.get("/health", tags=["service"], responses=answers(Ready, 503))
     async def health() -> Response:
         """200 once a worker is ready that can serve requests, 503 before."""
@@ -103,6 +104,7 @@ def add_service_routes(app: FastAPI, core: Core, pages: Sequence[Page]) -> None:
             raise ApiError(503, "no worker is ready", retry_after_s=1)
         return JSONResponse({"status": "ready"})
 
+    @app.head("/ping", include_in_schema=False)
     @app.get("/ping", tags=["service"], responses=answers(Alive))
     async def ping() -> Response:
         """200 while the router runs, with or without workers."""

@@ -34,7 +34,8 @@ def lite_routes(files: Mapping[str, Path]) -> APIRouter:
     routes = APIRouter(include_in_schema=False)
     for url, file in files.items():
         if "{" not in url:  # which would be a pattern
-            routes.add_api_route(url, serve_page(file) if url == "/" else serve(file), methods=["GET"])
+            answer = serve_page(file) if url == "/" else serve(file)
+            routes.add_api_route(url, answer, methods=["GET", "HEAD"])
     return routes
 
 

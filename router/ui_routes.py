@@ -38,6 +38,7 @@ def home_routes() -> APIRouter:
     """/ where nothing else is served there."""
     routes = APIRouter(include_in_schema=False)
 
+    @routes.head("/")
     @routes.get("/")
     async def home() -> Response:
         return RedirectResponse("ui", 302)

@@ -96,7 +96,6 @@ def test_a_connection_that_sends_nothing_is_closed_without_a_word():
 def test_a_head_that_trickles_gets_no_more_time():
     async def play():
         async with connected(SHORT) as connection:
-
             connection.send(b"GET / HTTP/1.1\r\nX: ")
 
             async def trickle():

@@ -68,3 +68,19 @@ def test_answers_over_one_kept_connection():
             assert "Hello." in client.post(path, json=body).text
         assert client.post("/v1/completions", json={"prompt": ""}).status_code == 400
         assert client.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize(("path", "status"), [("/health", 200), ("/ping", 200), ("/", 302)])
+def test_balancers_may_ask_without_a_body(path, status):
+    with serving(FakeCore()) as url, httpx.Client(base_url=url) as client:
+        head, whole = client.head(path), client.get(path)
+    assert (head.status_code, head.content) == (status, b"")
+    assert head.headers["content-length"] == whole.headers["content-length"]
+    assert head.headers.get("content-type") == whole.headers.get("content-type")
+
+
+def test_balancers_are_told_without_a_body_that_no_worker_is_ready():
+    core = FakeCore()
+    core.ready = False
+    with serving(core) as url:
+        assert httpx.head(f"{url}/health").status_code == 503
