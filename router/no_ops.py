@@ -58,6 +58,7 @@ NOT_BUILT: dict[str, tuple[Any, ...]] = {
     "prediction": (),
     "web_search_options": (),
     "documents": ([],),
+    "chat_template": (),
     "thread": (),
     "context_management": ({}, {"edits": []}),
     "mcp_servers": ([],),
@@ -67,6 +68,7 @@ NOT_BUILT: dict[str, tuple[Any, ...]] = {
 """Known fields outside sampling that are not built: the values that ask for nothing. `None` is always one."""
 
 WHY = {
+    "chat_template": "chats are rendered by the server's template, which --chat-template sets",
     "thread": "nothing is kept between requests; send the whole conversation",
 }
 """Why a field is known but not built, and what to do, where there is something to say."""

@@ -1,5 +1,6 @@
 """POST /v1/chat/completions."""
 
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -25,6 +26,7 @@ class ChatRenderer:
         self._in_older_form = request.in_older_form
         self._num_choices = generation.num_choices
         self._include_usage = request.include_usage
+        self._continuous_usage = request.continuous_usage
         self._tokenizer = served.tokenizer
         self._shows_logprobs = request.logprobs
         self._head: dict[str, Any] = {
@@ -59,6 +61,9 @@ class ChatRenderer:
         )
 
     def opening(self, text: TextStream) -> bytes:
+        if self._continuous_usage:
+            for chunks in (self._chunks, self._deltas, self._roles):
+                chunks.tell_usage(partial(usage_of, text))
         return b"".join([self._roles.text(index, "") for index in range(self._num_choices)])
 
     def closing(self, text: TextStream) -> bytes:

@@ -1,6 +1,7 @@
 """POST /v1/completions."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -24,6 +25,7 @@ class CompletionRenderer:
         self._num_returned = request.n
         self._with_ids = request.return_token_ids
         self._include_usage = request.include_usage
+        self._continuous_usage = request.continuous_usage
         self._tokenizer = served.tokenizer
         self._shows_logprobs = generation.num_logprobs is not None
         self._head: dict[str, Any] = {
@@ -45,6 +47,8 @@ class CompletionRenderer:
 
     def opening(self, text: TextStream) -> bytes:
         """The prompts, where their text or tokens are asked for."""
+        if self._continuous_usage:
+            self._chunks.tell_usage(partial(usage_of, text))
         if not self._generation.echoes and not self._with_ids:
             return b""
         return b"".join([self._echo(text, index) for index in range(self._generation.num_choices)])

@@ -46,12 +46,18 @@ class ChunkTemplate:
         self._logprobs = logprobs
         self._with_ids = with_ids
         self._is_bare = logprobs is None and not with_ids
+        self._usage_so_far: Callable[[], Mapping[str, Any]] | None = None
+
+    def tell_usage(self, usage_so_far: Callable[[], Mapping[str, Any]]) -> None:
+        """In every chunk from now on, in place of null."""
+        self._usage_so_far = usage_so_far
+        self._is_bare = False
 
     def text(self, index: int, text: Any, more: Mapping[str, Any] | None = None) -> bytes:
         """`more` fields of the choice."""
-        if not more:
+        if not more and self._usage_so_far is None:
             return self._opening(index) + encode(text) + self._unfinished
-        return self._ended(index, text, {"logprobs": None, "finish_reason": None, **more})
+        return self._ended(index, text, {"logprobs": None, "finish_reason": None, **(more or {})})
 
     def piece(self, piece: Piece) -> bytes:
         return self.made_of(piece, piece.text, piece.finish_reason)
@@ -76,8 +82,12 @@ class ChunkTemplate:
         return opening
 
     def _ended(self, index: int, text: Any, fields: Mapping[str, Any]) -> bytes:
-        ending = b"," + encode(fields)[1:] + b"]" + self._tail
+        ending = b"," + encode(fields)[1:] + b"]" + (self._tail if self._usage_so_far is None else self._usage_tail())
         return b"".join((self._opening(index), encode(text), self._after_text, ending))
+
+    def _usage_tail(self) -> bytes:
+        assert self._usage_so_far is not None
+        return b',"usage":' + encode(self._usage_so_far()) + b"}\n\n"
 
     def usage(self, usage: Mapping[str, Any]) -> bytes:
         """The chunk without choices that carries the usage."""

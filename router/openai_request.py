@@ -37,6 +37,8 @@ ALIASES = {
 class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
     include_usage: bool = False
     """Usage as a last event; the others say `usage: null`."""
+    continuous_usage_stats: bool = False
+    """The others tell the usage so far. Only with `include_usage`."""
     include_obfuscation: bool = False
     """Padding against observers of packet lengths. Not built."""
 
@@ -73,6 +75,10 @@ class OpenAiRequest(GuidanceFields, frozen=True, kw_only=True, forbid_unknown_fi
         return self.stream_options is not None and self.stream_options.include_usage
 
     @property
+    def continuous_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.continuous_usage_stats
+
+    @property
     def text_options(self) -> TextOptions:
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         return TextOptions(
@@ -92,6 +98,8 @@ def check_request(request: OpenAiRequest, fields: Fields, served: Served) -> Sam
     check_model(request.model, served)
     if request.stream_options is not None and not request.stream:
         raise bad_field("stream_options", "only allowed when stream is true")
+    if request.continuous_usage and not request.include_usage:
+        raise bad_field("stream_options.continuous_usage_stats", "needs include_usage true")
     if request.stream_options is not None and request.stream_options.include_obfuscation:
         raise bad_field("stream_options.include_obfuscation", "not supported yet; leave it out or send false")
     check_logprobs(fields, served)

@@ -127,7 +127,8 @@ class CompletionChunk(Struct):
     system_fingerprint: str
     choices: list[CompletionPiece]
     usage: Usage | UnsetType | None = UNSET
-    """With stream_options.include_usage: in the last chunk, which has no choices."""
+    """With stream_options.include_usage: in the last chunk, which has no choices; with continuous_usage_stats in all,
+    so far."""
 
 
 class TokenLogprob(Struct):
@@ -247,7 +248,8 @@ class ChatCompletionChunk(Struct):
     system_fingerprint: str
     choices: list[ChatPiece]
     usage: Usage | UnsetType | None = UNSET
-    """With stream_options.include_usage: in the last chunk, which has no choices."""
+    """With stream_options.include_usage: in the last chunk, which has no choices; with continuous_usage_stats in all,
+    so far."""
     prompt_token_ids: list[int] | UnsetType = UNSET
     """With return_token_ids: in the first chunk of a choice."""
 

@@ -57,6 +57,7 @@ SPELLINGS = """## Other spellings
   switches them off.
 - Lists of strings may come as JSON in a string, `custom_token_bans` and `allowed_token_ids` as ids between commas,
   `logit_bias` also as a list of [id, bias].
+- `logprobs_mode` may be `raw_logprobs` or `processed_logprobs`.
 - −1 is the whole context in `dry_range` and `repetition_penalty_range`, and off in `nsigma`.
 """
 

@@ -10,6 +10,7 @@ from .sampler_lists import order, read_json
 
 UNITS_IN_ONE = 10_000
 """Of cutoffs above 1, as sliders mean them."""
+VLLM_MODES = ("raw_logprobs", "processed_logprobs")
 
 
 def cutoff(value: Any) -> Any:
@@ -58,6 +59,11 @@ def strings(value: Any) -> Any:
     return read_json(value) if isinstance(value, str) else value
 
 
+def without_unit(value: Any) -> Any:
+    """Of logprobs_mode: vLLM says what it is of with what it is."""
+    return value.removesuffix("_logprobs") if value in VLLM_MODES else value
+
+
 def is_number(value: Any) -> bool:
     return type(value) in (int, float)
 
@@ -76,6 +82,7 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "dry_sequence_breakers": strings,
     "banned_strings": strings,
     "bad_words": strings,
+    "logprobs_mode": without_unit,
 }
 """By our field's name."""
 
@@ -103,5 +110,6 @@ OTHER_FORMS: dict[str, tuple[dict[str, Any], ...]] = {
     "dry_sequence_breakers": (JSON_LIST,),
     "banned_strings": (JSON_LIST,),
     "bad_words": (JSON_LIST,),
+    "logprobs_mode": ({"enum": [*VLLM_MODES], "description": "vLLM's names of the same"},),
 }
 """What readers take besides what the table says, as JSON schemas."""

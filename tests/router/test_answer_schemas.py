@@ -58,10 +58,12 @@ def test_a_whole_answer(name: str) -> None:
     validator(path, JSON).validate(told(saying(OUTPUT), path, {**body, **extra}).json())
 
 
+@pytest.mark.parametrize("continuous", [False, True])
 @pytest.mark.parametrize("name", CASES)
-def test_a_stream(name: str) -> None:
+def test_a_stream(name: str, continuous: bool) -> None:
     path, body = CASES[name]
-    extra = {"stream_options": {"include_usage": True}} if "completions" in path else {}
+    options = {"include_usage": True, "continuous_usage_stats": continuous}
+    extra = {"stream_options": options} if "completions" in path else {}
     told_events = events(told(saying(OUTPUT), path, {**body, **extra, "stream": True}))
     assert len(told_events) > 3
     for event in told_events:

@@ -11,6 +11,7 @@ from isthmus.router.fake_core import FakeCore
 from isthmus.router.job import JobError
 from isthmus.tests.router.edge import EOS, TEMPLATE, TOKENIZER, ask, byte_tokenizer, http_client, ids, run, say, saying
 from isthmus.text.chat_template import ChatTemplate
+from isthmus.text.tool_calls.formats import FORMATS
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 
@@ -103,6 +104,32 @@ def test_stream_ends_with_usage_and_done():
     assert [chunk["usage"] for chunk in chunks] == [None, None]
     assert last["choices"] == []
     assert (last["usage"]["prompt_tokens"], last["usage"]["completion_tokens"]) == (3, 2)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize("more", [{}, {"logprobs": 1}, {"stop": ["z"], "return_token_ids": True, "echo": True}])
+def test_each_chunk_of_a_completion_tells_the_usage_so_far(n, more):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = {"prompt": "abc", "stream": True, "max_tokens": 4, "n": n, "stream_options": options, **more}
+    *chunks, last, _ = events(post(FakeCore(), "/v1/completions", body))
+    told = [chunk["usage"] for chunk in chunks]
+    assert {usage["prompt_tokens"] for usage in told} == {3}
+    counts = [usage["completion_tokens"] for usage in told]
+    assert counts == sorted(counts)
+    assert len(set(counts)) >= 4
+    assert counts[-1] == last["usage"]["completion_tokens"] == 4 * n
+    assert all(usage["total_tokens"] == 3 + usage["completion_tokens"] for usage in told)
+    assert last["choices"] == []
+
+
+@pytest.mark.parametrize("more", [{}, {"tools": [{"type": "function", "function": {"name": "f"}}]}])
+def test_each_chunk_of_a_chat_tells_the_usage_so_far(more):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body = {**CHAT, "stream": True, "stream_options": options, **more}
+    changes = {"call_format": FORMATS["hermes"], "max_model_len": 2000}
+    *chunks, last, _ = events(post(saying("hello"), "/v1/chat/completions", body, **changes))
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert (counts, last["usage"]["completion_tokens"]) == ([1, 1, 2, 3, 4, 5, 6], 6)
 
 
 def test_without_include_usage_no_chunk_speaks_of_it():

@@ -30,6 +30,11 @@ from isthmus.wire.sampling_values import OTHER_FORMS, READERS
         ("dry_sequence_breakers", '["\\n", ":"]', ["\n", ":"]),
         ("dry_sequence_breakers", "", []),
         ("banned_strings", ["a"], ["a"]),
+        ("logprobs_mode", "raw_logprobs", "raw"),
+        ("logprobs_mode", "processed_logprobs", "processed"),
+        ("logprobs_mode", "processed", "processed"),
+        ("logprobs_mode", "raw_logits", "raw_logits"),
+        ("logprobs_mode", ["raw"], ["raw"]),
     ],
 )
 def test_spellings(field, given, expected):
