@@ -67,7 +67,7 @@ def embedding_task(request: EmbeddingRequest, request_id: str, served: Served) -
         prompt_ids(prompt, "input" if is_single else f"input[{index}]", request, served)
         for index, prompt in enumerate(prompts)
     ]
-    jobs = pooling_jobs(request_id, ids, served)
+    jobs = pooling_jobs(request.request_id or request_id, ids, request, served)
     head = {"object": "list", "model": request.model or served.name, "usage": usage_of(jobs)}
     normalize = served.pooling.normalize if request.normalize is None else request.normalize
 

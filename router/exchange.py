@@ -10,7 +10,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..wire import log_context
 from .accounts import account_name
-from .request_id import HEADER, enter_request_id
+from .errors import bad_field
+from .request_id import HEADER, change_request_id, enter_request_id
 from .text_stream import TextStream
 
 _KEY = "isthmus.exchange"
@@ -77,6 +78,19 @@ def exchange_of(scope: Scope) -> Exchange:
     return exchange
 
 
+def rename(scope: Scope, request_id: str) -> None:
+    """Gives the exchange the id that the request's body asks for. Raises ApiError if its header has asked for
+    another."""
+    exchange = exchange_of(scope)
+    if request_id == exchange.request_id:
+        return
+    if exchange.headers.get(HEADER) == exchange.request_id:
+        raise bad_field("request_id", "contradicts the header X-Request-Id")
+    exchange.request_id = request_id
+    change_request_id(scope, request_id)
+    log_context.request_id.set(request_id)
+
+
 class ExchangeMiddleware:
     """Gives each request its id, on its answer and its log lines, and tells observers of it."""
 
@@ -103,7 +117,7 @@ class ExchangeMiddleware:
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)[HEADER] = request_id
+                MutableHeaders(scope=message)[HEADER] = exchange.request_id
                 exchange.status = message["status"]
             await send(message)
 

@@ -21,12 +21,22 @@ def token_text(tokenizer: Tokenizer, token_id: int) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
 
-def completion_logprobs(tokens: Sequence[ScoredToken], tokenizer: Tokenizer, offset: int = 0) -> dict[str, Any]:
-    """Of POST /v1/completions. `offset`: characters before the text that the tokens' `start` counts in."""
+def token_name(tokenizer: Tokenizer, token_id: int, *, as_id: bool) -> str:
+    """Its text, or as vLLM names tokens where texts might be ambiguous."""
+    return f"token_id:{token_id}" if as_id else token_text(tokenizer, token_id)
+
+
+def completion_logprobs(
+    tokens: Sequence[ScoredToken], tokenizer: Tokenizer, offset: int = 0, *, as_ids: bool = False
+) -> dict[str, Any]:
+    """Of POST /v1/completions. `offset`: characters before the text that the tokens' `start` counts in. `as_ids`: see
+    `token_name`."""
     return {
-        "tokens": [token_text(tokenizer, token.token_id) for token in tokens],
+        "tokens": [token_name(tokenizer, token.token_id, as_id=as_ids) for token in tokens],
         "token_logprobs": [token.logprobs and finite(token.logprobs.chosen) for token in tokens],
-        "top_logprobs": [token.logprobs and by_text(token.token_id, token.logprobs, tokenizer) for token in tokens],
+        "top_logprobs": [
+            token.logprobs and by_name(token.token_id, token.logprobs, tokenizer, as_ids=as_ids) for token in tokens
+        ],
         "text_offset": [offset + token.start for token in tokens],
     }
 
@@ -36,28 +46,30 @@ def joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     return {name: [*first[name], *second[name]] for name in first}
 
 
-def by_text(token_id: int, logprobs: TokenLogprobs, tokenizer: Tokenizer) -> dict[str, float]:
+def by_name(token_id: int, logprobs: TokenLogprobs, tokenizer: Tokenizer, *, as_ids: bool) -> dict[str, float]:
     """The likeliest tokens, and the token itself. Of different ones that read alike, the likelier counts."""
     shown: dict[str, float] = {}
     for other, logprob in (*logprobs.top, (token_id, logprobs.chosen)):
-        shown.setdefault(token_text(tokenizer, other), finite(logprob))
+        shown.setdefault(token_name(tokenizer, other, as_id=as_ids), finite(logprob))
     return shown
 
 
-def chat_logprobs(tokens: Sequence[ScoredToken], tokenizer: Tokenizer) -> dict[str, Any]:
+def chat_logprobs(tokens: Sequence[ScoredToken], tokenizer: Tokenizer, *, as_ids: bool = False) -> dict[str, Any]:
     """Of POST /v1/chat/completions."""
-    return {"content": [content_item(token, tokenizer) for token in tokens], "refusal": None}
+    return {"content": [content_item(token, tokenizer, as_ids=as_ids) for token in tokens], "refusal": None}
 
 
-def content_item(token: ScoredToken, tokenizer: Tokenizer, max_top: int | None = None) -> dict[str, Any]:
+def content_item(
+    token: ScoredToken, tokenizer: Tokenizer, max_top: int | None = None, *, as_ids: bool = False
+) -> dict[str, Any]:
     assert token.logprobs is not None
-    top = [token_item(other, logprob, tokenizer) for other, logprob in token.logprobs.top[:max_top]]
-    return {**token_item(token.token_id, token.logprobs.chosen, tokenizer), "top_logprobs": top}
+    top = [token_item(other, logprob, tokenizer, as_id=as_ids) for other, logprob in token.logprobs.top[:max_top]]
+    return {**token_item(token.token_id, token.logprobs.chosen, tokenizer, as_id=as_ids), "top_logprobs": top}
 
 
-def token_item(token_id: int, logprob: float, tokenizer: Tokenizer) -> dict[str, Any]:
-    raw = tokenizer.token_bytes[token_id]
-    return {"token": token_text(tokenizer, token_id), "logprob": finite(logprob), "bytes": list(raw)}
+def token_item(token_id: int, logprob: float, tokenizer: Tokenizer, *, as_id: bool) -> dict[str, Any]:
+    name, raw = token_name(tokenizer, token_id, as_id=as_id), tokenizer.token_bytes[token_id]
+    return {"token": name, "logprob": finite(logprob), "bytes": list(raw)}
 
 
 def kobold_logprobs(tokens: Sequence[ScoredToken], tokenizer: Tokenizer) -> dict[str, Any]:

@@ -28,6 +28,7 @@ class ChatRenderer:
         self._include_usage = request.include_usage
         self._continuous_usage = request.continuous_usage
         self._tokenizer = served.tokenizer
+        self._as_ids = request.return_tokens_as_token_ids
         self._shows_logprobs = request.logprobs
         self._head: dict[str, Any] = {
             "id": f"chatcmpl-{generation.jobs[0].request_id}",
@@ -93,7 +94,7 @@ class ChatRenderer:
         return "function_call" if reason == "tool_calls" and self._in_older_form else reason
 
     def _logprobs(self, of: Piece | ChoiceText) -> dict[str, Any]:
-        return chat_logprobs(of.logprobs, self._tokenizer)
+        return chat_logprobs(of.logprobs, self._tokenizer, as_ids=self._as_ids)
 
     def _choice(self, choice: ChoiceText) -> dict[str, Any]:
         reader = AnswerReader(self._form)

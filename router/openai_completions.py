@@ -27,6 +27,7 @@ class CompletionRenderer:
         self._include_usage = request.include_usage
         self._continuous_usage = request.continuous_usage
         self._tokenizer = served.tokenizer
+        self._as_ids = request.return_tokens_as_token_ids
         self._shows_logprobs = generation.num_logprobs is not None
         self._head: dict[str, Any] = {
             "id": f"cmpl-{generation.jobs[0].request_id}",
@@ -58,14 +59,15 @@ class CompletionRenderer:
         if self._with_ids:
             more["token_ids"] = []
         if self._shows_logprobs and self._generation.echoes:
-            more["logprobs"] = echo_logprobs(text, index, self._tokenizer)
+            more["logprobs"] = echo_logprobs(text, index, self._tokenizer, as_ids=self._as_ids)
         return self._chunks.text(index, self._generation.echo(index), more)
 
     def _prompt_ids(self, index: int) -> dict[str, Any]:
         return {"prompt_token_ids": self._generation.job_of(index).prompt_ids} if self._with_ids else {}
 
     def _piece_logprobs(self, piece: Piece) -> dict[str, Any]:
-        return completion_logprobs(piece.logprobs, self._tokenizer, len(self._generation.echo(piece.index)))
+        offset = len(self._generation.echo(piece.index))
+        return completion_logprobs(piece.logprobs, self._tokenizer, offset, as_ids=self._as_ids)
 
     def closing(self, text: TextStream) -> bytes:
         return (self._chunks.usage(usage_of(text)) if self._include_usage else b"") + DONE
@@ -92,8 +94,10 @@ class CompletionRenderer:
 
     def _choice_logprobs(self, choice: ChoiceText, text: TextStream) -> dict[str, Any]:
         offset = len(self._generation.echo(choice.index))
-        own = completion_logprobs(choice.logprobs, self._tokenizer, offset)
-        return joined(echo_logprobs(text, choice.index, self._tokenizer), own) if self._generation.echoes else own
+        own = completion_logprobs(choice.logprobs, self._tokenizer, offset, as_ids=self._as_ids)
+        if not self._generation.echoes:
+            return own
+        return joined(echo_logprobs(text, choice.index, self._tokenizer, as_ids=self._as_ids), own)
 
 
 def best_choices(choices: Sequence[ChoiceText], num_made: int, num_returned: int) -> list[ChoiceText]:

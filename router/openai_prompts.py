@@ -20,14 +20,15 @@ def prompt_logprobs_of(text: TextStream, index: int, tokenizer: Tokenizer) -> di
     return {"prompt_logprobs": prompt_logprobs(ids, rows, tokenizer)}
 
 
-def echo_logprobs(text: TextStream, index: int, tokenizer: Tokenizer) -> dict[str, Any]:
+def echo_logprobs(text: TextStream, index: int, tokenizer: Tokenizer, *, as_ids: bool = False) -> dict[str, Any]:
     """Of a choice's prompt, which is put before its text. Offsets count in what its tokens read as: that is the
     client's text, unless tokenizing changed it."""
     generation = text.generation
     assert generation.num_logprobs is not None
     detokenizer = Detokenizer(tokenizer, skip_special_tokens=generation.options.skip_special_tokens)
     rows = likeliest(text.prompt_logprobs(index), generation.num_logprobs)
-    return completion_logprobs(score_prompt(generation.job_of(index).prompt_ids, rows, detokenizer), tokenizer)
+    scored = score_prompt(generation.job_of(index).prompt_ids, rows, detokenizer)
+    return completion_logprobs(scored, tokenizer, as_ids=as_ids)
 
 
 def likeliest(rows: Sequence[TokenLogprobs], num_top: int) -> list[TokenLogprobs]:

@@ -13,6 +13,7 @@ from .guidance_fields import ALIASES as GUIDANCE_ALIASES
 from .guidance_fields import GuidanceFields, put_guidance
 from .limits import check_model, check_num_choices, check_params, fit_context, make_jobs
 from .logprob_fields import check_logprobs
+from .request_id import RequestId
 from .sampling_fields import sampling_params
 from .served import Served
 from .text_stream import Generation, TextOptions, TextStream
@@ -61,6 +62,10 @@ class OpenAiRequest(GuidanceFields, frozen=True, kw_only=True, forbid_unknown_fi
     """Leave special tokens out of the text."""
     return_token_ids: bool = False
     """Tell the tokens of the prompt (prompt_token_ids) and of each choice or chunk (token_ids)."""
+    return_tokens_as_token_ids: bool = False
+    """Name tokens in `logprobs` by their ids, as in token_id:123."""
+    request_id: RequestId | None = None
+    """Of the answer, its header X-Request-Id and the log; another than the request's own X-Request-Id is refused."""
     truncate_prompt_tokens: Annotated[int, Meta(ge=-1)] | None = None
     """Keep only the last so many tokens of a prompt, and before them its BOS; -1: as many as the context holds beside
     max_tokens."""
@@ -105,6 +110,8 @@ def check_request(request: OpenAiRequest, fields: Fields, served: Served) -> Sam
     check_logprobs(fields, served)
     if request.stream and "prompt_logprobs" in fields.sampling:
         raise bad_field("prompt_logprobs", "not when streaming; echo with logprobs streams the prompt's")
+    if request.return_tokens_as_token_ids and "logprobs" not in fields.sampling:
+        raise bad_field("return_tokens_as_token_ids", "needs logprobs")
     put_guidance(request, fields)
     params = sampling_params(fields, {})
     check_params(params, fields, served)
@@ -127,7 +134,7 @@ def make_generation(
     sized = [(p.ids, fit_context(params, len(p.ids), param, fields, served)) for p in prompts]
     echoes = tuple(prompt.text for prompt in prompts)
     return Generation(
-        jobs=make_jobs(request_id, sized, request.num_made, params, served, request),
+        jobs=make_jobs(request.request_id or request_id, sized, request.num_made, params, served, request),
         options=request.text_options,
         echoes=echoes if any(echoes) else (),
         num_logprobs=fields.sampling.get("logprobs"),

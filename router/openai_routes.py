@@ -13,6 +13,7 @@ from .chat_request import CHAT_ALIASES, ChatRequest, parse_chat
 from .completion_request import COMPLETION_ALIASES, DEFAULT_MAX_TOKENS, CompletionRequest, parse_completion
 from .error_schemas import OpenAiError
 from .errors import ApiError
+from .exchange import rename
 from .guidance_check import check_guidance
 from .job import Core
 from .messages_models import model_info, models_page, wants_anthropic
@@ -60,6 +61,7 @@ def openai_routes(core: Core, served: Served) -> APIRouter:
         raw = await read_body(request, served.max_body_bytes)
         request_id = request_id_of(request.scope)
         asked, generation = await understand(raw, partial(parse_completion, request_id=request_id, served=served))
+        rename(request.scope, generation.jobs[0].request_id)
         await check_guidance(generation.jobs[0].params.guidance, generation.guided_by, served.grammars)
         renderer = CompletionRenderer(asked, generation, served, int(time.time()))
         start = partial(TextStream, core, generation, served.tokenizer)
@@ -75,6 +77,7 @@ def openai_routes(core: Core, served: Served) -> APIRouter:
         raw = await read_body(request, served.max_body_bytes)
         request_id = request_id_of(request.scope)
         asked, generation, form = await understand(raw, partial(parse_chat, request_id=request_id, served=served))
+        rename(request.scope, generation.jobs[0].request_id)
         await check_guidance(generation.jobs[0].params.guidance, generation.guided_by, served.grammars)
         renderer = ChatRenderer(asked, generation, form, served, int(time.time()))
         start = partial(TextStream, core, generation, served.tokenizer)

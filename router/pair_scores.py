@@ -57,7 +57,7 @@ def _compare_vectors(
         others = np.stack(vectors[num_first:]).astype(np.float64)
         return cosines(ones, others).tolist()
 
-    return PairScores(pooling_jobs(request_id, ids, served), score)
+    return PairScores(pooling_jobs(request_id, ids, request, served), score)
 
 
 def cosines(ones: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -85,7 +85,7 @@ def _read_together(
         logits = np.concatenate([vector[:1] for vector in vectors]).astype(np.float64)
         return (logits if served.pooling.activation == "identity" else sigmoid(logits)).tolist()
 
-    return PairScores(pooling_jobs(request_id, ids, served), score)
+    return PairScores(pooling_jobs(request_id, ids, request, served), score)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

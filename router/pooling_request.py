@@ -5,13 +5,16 @@ from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
 import numpy as np
-from msgspec import Meta, Struct
+from msgspec import Meta
 
+from ..wire.block_hash import salt_of
 from ..wire.sampling import SamplingParams
 from .errors import bad_field
 from .fields import convert, decode_json, take_apart
 from .job import Job
 from .limits import check_model
+from .request_id import RequestId
+from .scheduling_fields import SchedulingFields
 from .served import Served
 
 MAX_INPUTS = 2048
@@ -21,11 +24,13 @@ NO_OUTPUT = SamplingParams(seed=0, max_tokens=0)
 R = TypeVar("R", bound="PoolingRequest")
 
 
-class PoolingRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PoolingRequest(SchedulingFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Fields of all these routes."""
 
     model: str | None = None
     """One of those that /v1/models lists; may be left out."""
+    request_id: RequestId | None = None
+    """Of the answer's header X-Request-Id and the log; another than the request's own X-Request-Id is refused."""
     truncate_prompt_tokens: Annotated[int, Meta(ge=-1)] | None = None
     """Keep so many tokens of each text, from its beginning; -1: as many as the context holds. A longer text is refused
     where this is left out."""
@@ -110,10 +115,13 @@ def check_length(ids: Sequence[int], param: str, served: Served) -> None:
         raise bad_field(param, message, code="context_length_exceeded")
 
 
-def pooling_jobs(request_id: str, prompts: Sequence[Sequence[int]], served: Served) -> tuple[Job, ...]:
+def pooling_jobs(
+    request_id: str, prompts: Sequence[Sequence[int]], request: PoolingRequest, served: Served
+) -> tuple[Job, ...]:
     """One for each prompt."""
+    kind, salt = served.pooling.kind, salt_of(request.cache_salt)
     return tuple(
-        Job(request_id, index, ids, 1, NO_OUTPUT, served.eos_ids, served.pooling.kind)
+        Job(request_id, index, ids, 1, NO_OUTPUT, served.eos_ids, kind, request.priority, salt)
         for index, ids in enumerate(prompts)
     )
 

@@ -10,6 +10,7 @@ from starlette.responses import Response
 from .answer_schema import generates
 from .bodies import read_body, understand
 from .embeddings import EmbeddingRequest, KoboldEmbeddingRequest, parse_embeddings, parse_kobold_embeddings
+from .exchange import rename
 from .job import Core
 from .pooling_request import PoolingRequest, PoolingTask
 from .pooling_response import PoolingResponse
@@ -66,6 +67,8 @@ def handler_of(parse: Parse, core: Core, served: Served) -> Callable[[Request], 
     async def answer(request: Request) -> Response:
         raw = await read_body(request, served.max_body_bytes)
         request_id = request_id_of(request.scope)
-        return PoolingResponse(core, await understand(raw, lambda body: parse(body, request_id, served)))
+        task = await understand(raw, lambda body: parse(body, request_id, served))
+        rename(request.scope, task.jobs[0].request_id)
+        return PoolingResponse(core, task)
 
     return answer

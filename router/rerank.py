@@ -33,6 +33,7 @@ class RerankRequest(PoolingRequest, frozen=True, kw_only=True, forbid_unknown_fi
 def parse_rerank(raw: bytes, request_id: str, served: Served) -> PoolingTask:
     """Raises ApiError. Safe in a thread, for large bodies."""
     request = read_request(raw, RerankRequest, served)
+    request_id = request.request_id or request_id
     check_num_inputs(len(request.documents), "documents")
     texts = [document if isinstance(document, str) else document.text for document in request.documents]
     query = NamedTexts([request.query], "query", is_list=False)

@@ -6,7 +6,7 @@ from msgspec import Meta, Struct
 
 
 class SchedulingFields(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Of every route that generates."""
+    """Of every route that generates, or makes vectors."""
 
     priority: Annotated[int, Meta(ge=-(2**31), lt=2**31)] = 0
     """Requests with a lower number leave the router's queue first, those with the same in the order they came."""

@@ -26,6 +26,7 @@ class ScoreRequest(PoolingRequest, frozen=True, kw_only=True, forbid_unknown_fie
 def parse_score(raw: bytes, request_id: str, served: Served) -> PoolingTask:
     """Raises ApiError. Safe in a thread, for large bodies."""
     request = read_request(raw, ScoreRequest, served)
+    request_id = request.request_id or request_id
     first, second = named(request.text_1, "text_1"), named(request.text_2, "text_2")
     check_num_inputs(len(first.texts) + len(second.texts), "text_2")
     if len(first.texts) not in (1, len(second.texts)):

@@ -67,6 +67,47 @@ def test_a_request_id_is_echoed_logged_and_given_to_the_job(caplog):
     assert "mine-2: 400 'prompt: missing'" in caplog.text
 
 
+ID_BODIES = {
+    "/v1/completions": {"prompt": "x"},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
+    "/v1/embeddings": {"input": "x"},
+    "/v1/score": {"text_1": "x", "text_2": "y"},
+    "/v1/rerank": {"query": "x", "documents": ["y"]},
+}
+
+
+@pytest.mark.parametrize("header", [None, "mine-2", "not\tone"])
+@pytest.mark.parametrize("path", ID_BODIES)
+def test_a_body_may_have_the_requests_id(path, header, caplog):
+    caplog.set_level(logging.INFO, "isthmus.router")
+    core = saying("hi")
+    headers = {"X-Request-Id": header} if header else {}
+    reply = ask(core, "POST", path, json={**ID_BODIES[path], "request_id": "mine-2"}, headers=headers)
+    assert (reply.status_code, reply.headers["x-request-id"]) == (200, "mine-2")
+    assert {stream.job.request_id for stream in core.streams} == {"mine-2"}
+    assert reply.json().get("id", "mine-2").endswith("mine-2")
+    assert "mine-2: " in caplog.text
+
+
+@pytest.mark.parametrize("path", ID_BODIES)
+@pytest.mark.parametrize("given", ["", "a" * 129, "né", "a\n", 5])
+def test_a_bodys_id_that_cannot_be_one_is_refused(path, given):
+    core = saying("hi")
+    reply = ask(core, "POST", path, json={**ID_BODIES[path], "request_id": given})
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "request_id")
+    assert not core.streams
+
+
+@pytest.mark.parametrize("path", ID_BODIES)
+def test_two_ids_of_one_request_are_refused(path):
+    core = saying("hi")
+    body = {**ID_BODIES[path], "request_id": "mine-2"}
+    reply = ask(core, "POST", path, json=body, headers={"X-Request-Id": "mine-1"})
+    assert (reply.status_code, reply.headers["x-request-id"]) == (400, "mine-1")
+    assert reply.json()["error"]["message"] == "request_id: contradicts the header X-Request-Id"
+    assert not core.streams
+
+
 @pytest.mark.parametrize("given", [None, "", "x" * 129, "caf\u00e9"])
 def test_a_request_without_a_usable_id_gets_one(given):
     headers = {} if given is None else {"X-Request-Id": given.encode("latin-1")}

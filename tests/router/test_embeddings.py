@@ -155,7 +155,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"input": "x", "dynatemp_range": 1}, "dynatemp_range"),
     ({"input": "x", "prompt": "y"}, "prompt"),
     ({"input": "x", "truncate": True}, "truncate"),
-    ({"input": "x", "priority": 3}, "priority"),
+    ({"input": "x", "priority": 1.5}, "priority"),
 ]
 
 

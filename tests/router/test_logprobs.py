@@ -146,6 +146,29 @@ def test_echo_puts_the_prompt_s_logprobs_first():
     assert "prompt_logprobs" not in choice
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("echo", [False, True])
+def test_a_completions_tokens_may_be_named_by_their_ids(stream: bool, echo: bool):
+    body = {**PRIVATE, "echo": echo, "return_tokens_as_token_ids": True, "stream": stream}
+    reply = post(saying("c€"), "/v1/completions", body)
+    answers = events(reply)[:-1] if stream else [reply.json()]
+    told = [answer["choices"][0]["logprobs"] for answer in answers]
+    names = [name for logprobs in told for name in logprobs["tokens"]]
+    assert names == [f"token_id:{token_id}" for token_id in ids("abc€" if echo else "c€")]
+    tops = [top for logprobs in told for top in logprobs["top_logprobs"]]
+    assert tops[-1] == {"token_id:0": 0.0, "token_id:1": -1 / 64, names[-1]: -ids("€")[-1] / 64}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_chats_tokens_may_be_named_by_their_ids(stream: bool):
+    body = {**CHAT, "logprobs": True, "top_logprobs": 1, "return_tokens_as_token_ids": True, "stream": stream}
+    reply = post(saying("h"), "/v1/chat/completions", body)
+    found = events(reply)[1] if stream else reply.json()
+    (item,) = found["choices"][0]["logprobs"]["content"]
+    assert (item["token"], item["bytes"]) == (f"token_id:{ids('h')[0]}", [104])
+    assert item["top_logprobs"][0]["token"] == "token_id:0"
+
+
 def test_a_prompt_alone_is_scored():
     """As evaluation harnesses ask: no token is made."""
     body = {"prompt": ["ab", "xyz"], "echo": True, "logprobs": 0, "max_tokens": 0}
@@ -187,6 +210,7 @@ def test_echo_and_prompt_logprobs_each_show_as_many_as_they_ask():
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "from 0 to 20"),
         ({"logprobs": "x"}, "logprobs", "got `str`"),
         ({"logprobs_mode": "cooked"}, "logprobs_mode", ""),
+        ({"return_tokens_as_token_ids": True}, "return_tokens_as_token_ids", "needs logprobs"),
     ],
 )
 def test_refusals_name_the_field(path: str, fields: dict[str, Any], param: str, says: str):

@@ -12,6 +12,9 @@ BODIES: dict[str, dict[str, Any]] = {
     "/v1/responses": {"input": "hi"},
     "/v1/messages": {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 5},
     "/api/v1/generate": {"prompt": "hi", "max_length": 5},
+    "/v1/embeddings": {"input": ["hi", "ho"]},
+    "/v1/score": {"text_1": "hi", "text_2": "ho"},
+    "/v1/rerank": {"query": "hi", "documents": ["ho"]},
 }
 
 
@@ -24,7 +27,7 @@ def jobs(path: str, more: dict[str, Any]) -> Any:
 
 @pytest.mark.parametrize("path", BODIES)
 def test_they_reach_every_job(path):
-    num_jobs = 2 if path == "/v1/completions" else 1
+    num_jobs = 2 if path in ("/v1/completions", "/v1/embeddings", "/v1/score", "/v1/rerank") else 1
     assert jobs(path, {"priority": -3, "cache_salt": "x"}) == [(-3, salt_of("x"))] * num_jobs
     for neutral in ({}, {"priority": None, "cache_salt": None}, {"priority": 0, "cache_salt": ""}):
         assert jobs(path, neutral) == [(0, b"")] * num_jobs
