@@ -27,7 +27,7 @@ def get(path: str, lite: Path) -> tuple[int, str]:
 def test_a_folder_is_served_at_the_root(folder: Path) -> None:
     assert get("/?local=true", folder) == (200, "index.html")
     assert get("/manifest.json", folder) == (200, "manifest.json")
-    assert ask(FakeCore(), "HEAD", "/", served_with={"kobold_lite": lite_files(folder)}).status_code == 200
+    assert ask(FakeCore(), "HEAD", "/?local=true", served_with={"kobold_lite": lite_files(folder)}).status_code == 200
     assert get("/img/niko.png", folder) == (200, "img/niko.png")
 
 
