@@ -52,22 +52,3 @@ def either(*kinds: Any) -> Schema:
 
 def as_schema(kind: Any) -> Schema:
     return kind if isinstance(kind, dict) else schema_of(kind)
-
-
-def schema_like(value: Any) -> Schema:
-    """Of an answer that never changes: the types of what is in it."""
-    match value:
-        case bool():
-            return {"type": "boolean"}
-        case int():
-            return {"type": "integer"}
-        case float():
-            return {"type": "number"}
-        case str():
-            return {"type": "string"}
-        case list():
-            return {"type": "array", "items": schema_like(value[0]) if value else {}}
-        case dict():
-            properties = {name: schema_like(inner) for name, inner in value.items()}
-            return {"type": "object", "properties": properties, "required": list(value)}
-    raise TypeError(f"{value!r} is not JSON")

@@ -10,12 +10,26 @@ from msgspec import Meta, Struct
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from .. import __version__
-from .answer_schema import answers, schema_like
+from .answer_schema import answers
 from .bodies import read_body
 from .fields import convert, decode_json
+from .kobold_fact_schemas import (
+    ContextFact,
+    ImageModels,
+    KoboldCppFact,
+    LengthFact,
+    ModelFact,
+    NoStory,
+    ServerFact,
+    ServiceFact,
+    SoftPromptFact,
+    SoftPromptsFact,
+    VersionFact,
+)
 from .kobold_request import DEFAULT_MAX_LENGTH, KoboldRequest, lengths
 from .kobold_schemas import Nothing
 from .request_schema import struct_schema
+from .schemas import schema_of
 from .served import Served
 
 KOBOLD_VERSION = "1.2.5"
@@ -23,7 +37,6 @@ KOBOLD_VERSION = "1.2.5"
 KOBOLDCPP_VERSION = "1.104"
 """Clients switch features on by it: streaming (1.40), grammars (1.44), memory (1.49), DRY (1.70), XTC (1.74), instruct
 placeholders (1.102), adaptive-p (1.104). What is missing, such as images, the capabilities say."""
-CONTEXT = "Tokens, prompt and output together."
 CAPABILITIES = {
     "llm": True,
     "txt2img": False,
@@ -51,11 +64,11 @@ class SoftPromptRequest(Struct, frozen=True, forbid_unknown_fields=True):
 def kobold_fact_routes(served: Served, *, protected: bool) -> APIRouter:
     """`protected`: they ask for a key, which clients show."""
     routes = APIRouter()
-    for path, (about, answer) in facts(served, protected=protected).items():
+    for path, (kind, answer) in facts(served, protected=protected).items():
         how: dict[str, Any] = {
             "name": PurePosixPath(path).name,
-            "description": about,
-            "responses": answers(schema_like(answer)),
+            "description": schema_of(kind)["description"],
+            "responses": answers(kind),
         }
         routes.add_api_route(path, answer_with(answer), methods=["GET"], **how)
     for path in ("/api", "/api/v1", "/api/latest"):
@@ -67,33 +80,33 @@ def kobold_fact_routes(served: Served, *, protected: bool) -> APIRouter:
     return routes
 
 
-def facts(served: Served, *, protected: bool) -> dict[str, tuple[str, Any]]:
-    """What they are, and the answer, by path."""
+def facts(served: Served, *, protected: bool) -> dict[str, tuple[Any, Any]]:
+    """What they are, a struct or another type with a description, and the answer, by path."""
     shared = version_facts(served)
     can = {**CAPABILITIES, "jinja": served.chat_template is not None}
     version = {"result": "KoboldCpp", "version": KOBOLDCPP_VERSION, "protected": protected, **can}
     return {
         **{f"/api/{version}{path}": answer for version in ("v1", "latest") for path, answer in shared.items()},
-        "/api/extra/true_max_context_length": (CONTEXT, {"value": served.max_model_len}),
-        "/api/extra/version": ("KoboldCpp's version whose API this is, and what there is of it.", version),
-        "/api/extra/preloadstory": ("A story to begin with: there is none.", {}),
-        "/.well-known/serviceinfo": ("Which APIs there are.", service_info()),
-        "/sdapi/v1/sd-models": ("Models that make images: there are none.", []),
+        "/api/extra/true_max_context_length": (ContextFact, {"value": served.max_model_len}),
+        "/api/extra/version": (KoboldCppFact, version),
+        "/api/extra/preloadstory": (NoStory, {}),
+        "/.well-known/serviceinfo": (ServiceFact, service_info()),
+        "/sdapi/v1/sd-models": (ImageModels, []),
     }
 
 
-def version_facts(served: Served) -> dict[str, tuple[str, dict[str, Any]]]:
+def version_facts(served: Served) -> dict[str, tuple[Any, dict[str, Any]]]:
     """Of the routes below /api/v1."""
     _, max_length = lengths(KoboldRequest(max_length=DEFAULT_MAX_LENGTH), served)
     info = {"version": __version__, "model": served.name, "max_context_length": served.max_model_len}
     return {
-        "/model": ("The model's name.", {"result": f"koboldcpp/{served.name}"}),
-        "/info": ("The server's name and version, and its model.", {"result": "Isthmus", **info}),
-        "/info/version": ("Version of this API.", {"result": KOBOLD_VERSION}),
-        "/config/max_length": ("Tokens that a request makes at most, unless it says so.", {"value": max_length}),
-        "/config/max_context_length": (CONTEXT, {"value": served.max_model_len}),
-        "/config/soft_prompt": ("The soft prompt in use: there is none.", {"value": ""}),
-        "/config/soft_prompts_list": ("Soft prompts: there are none.", {"values": []}),
+        "/model": (ModelFact, {"result": f"koboldcpp/{served.name}"}),
+        "/info": (ServerFact, {"result": "Isthmus", **info}),
+        "/info/version": (VersionFact, {"result": KOBOLD_VERSION}),
+        "/config/max_length": (LengthFact, {"value": max_length}),
+        "/config/max_context_length": (ContextFact, {"value": served.max_model_len}),
+        "/config/soft_prompt": (SoftPromptFact, {"value": ""}),
+        "/config/soft_prompts_list": (SoftPromptsFact, {"values": []}),
     }
 
 

@@ -17,8 +17,9 @@ def schema_of(kind: Any) -> Schema:
     [schema], parts = msgspec.json.schema_components((kind,), ref_template="{name}")
     for struct in structs_in(kind):
         help, properties = field_help(struct), parts[struct.__name__].get("properties", {})
+        fields = dict(zip(struct.__struct_encode_fields__, struct.__struct_fields__, strict=True))
         for name, field in properties.items():
-            properties[name] = described(field, help.get(name) or tag_help(name, struct))
+            properties[name] = described(field, help.get(fields.get(name, "")) or kind_help(name, struct))
     inlined: Schema = _inlined(schema, parts)
     return inlined
 
@@ -40,8 +41,9 @@ def structs_in(kind: Any) -> list[type[msgspec.Struct]]:
     return list(found)
 
 
-def tag_help(name: str, struct: type[msgspec.Struct]) -> str:
-    return "Which kind of object this is." if name == struct.__struct_config__.tag_field else ""
+def kind_help(name: str, struct: type[msgspec.Struct]) -> str:
+    """Of a tag, and of OpenAI's field for one."""
+    return "Which kind of object this is." if name in (struct.__struct_config__.tag_field, "object") else ""
 
 
 def typed(schema: Schema) -> Schema:
