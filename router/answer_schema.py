@@ -5,7 +5,7 @@ What follows from a route's path and body, such as 401 and 413 and the shape of 
 
 from typing import Any
 
-from .error_schemas import MEANINGS
+from .error_schemas import MEANINGS, OllamaError
 from .schemas import Schema, schema_of
 
 Responses = dict[int | str, dict[str, Any]]
@@ -29,8 +29,8 @@ def generates(whole: Any, event: Any, *refusals: int, last: str | None = None) -
 
 
 def generates_lines(kind: Any) -> Responses:
-    """A route that answers with a `kind`, or with a line of JSON for each part of it."""
-    content = {JSON: {"schema": as_schema(kind)}, LINES: {"itemSchema": as_schema(kind)}}
+    """A route that answers with a `kind`, or with a line of JSON for each part of it; the last may tell of an error."""
+    content = {JSON: {"schema": as_schema(kind)}, LINES: {"itemSchema": either(kind, OllamaError)}}
     about = as_schema(kind).get("description", "The answer.")
     return {200: {"description": about, "content": content}, **refused((404, 503, 504))}
 

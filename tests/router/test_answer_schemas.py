@@ -14,6 +14,7 @@ from isthmus.tests.router.test_tools import NOW, SETTINGS, WEATHER
 from jsonschema import Draft202012Validator
 
 PAGE = strict_page(create_app(FakeCore(), served()))
+LINES = "application/x-ndjson"
 CHAT = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 500}
 TOOLS = {"tools": [WEATHER, NOW]}
 RESPONSE = {"input": "hi", "tools": [{"type": "function", **each["function"]} for each in (WEATHER, NOW)]}
@@ -34,8 +35,8 @@ CASES = {
 
 def validator(path: str, media_type: str) -> Draft202012Validator:
     media = PAGE["paths"][path]["post"]["responses"]["200"]["content"][media_type]
-    if media_type == JSON:
-        return Draft202012Validator(media["schema"])
+    if media_type != EVENTS:
+        return Draft202012Validator(media["schema"] if media_type == JSON else media["itemSchema"])
     data = media["itemSchema"]["properties"]["data"]
     return Draft202012Validator(data.get("anyOf", [data])[0]["contentSchema"])
 
@@ -76,14 +77,25 @@ def test_kobolds_answer_with_logprobs() -> None:
     assert reply.json()["results"][0]["logprobs"]["content"]
 
 
+def failing(job: Any, choice: int) -> Any:
+    yield from ids("It")
+    raise JobError(503, "the server is shutting down")
+
+
 @pytest.mark.parametrize("path", ["/v1/responses", "/v1/messages", "/v1/completions", "/api/extra/generate/stream"])
 def test_the_last_event_of_a_stream_that_fails(path: str) -> None:
-    def script(job: Any, choice: int) -> Any:
-        yield from ids("It")
-        raise JobError(503, "the server is shutting down")
-
     body = {"/v1/responses": {"input": "hi"}, "/v1/messages": CHAT}.get(path, TEXT)
     stream = {} if path.startswith("/api") else {"stream": True}
-    for event in events(told(FakeCore(script), path, {**body, **stream})):
+    for event in events(told(FakeCore(failing), path, {**body, **stream})):
         validator(path, EVENTS).validate(event)
     assert "shutting down" in json.dumps(event)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"), [("/api/chat", {"messages": CHAT["messages"]}), ("/api/generate", {"prompt": "hi"})]
+)
+def test_the_last_line_of_a_stream_that_fails(path: str, body: dict[str, Any]) -> None:
+    lines = [json.loads(line) for line in told(FakeCore(failing), path, body).text.splitlines()]
+    for line in lines:
+        validator(path, LINES).validate(line)
+    assert lines[-1] == {"error": "the server is shutting down"}
