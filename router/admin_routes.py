@@ -1,6 +1,8 @@
 """Routes for whoever runs the server, below /admin: they need an admin key."""
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Path
 from starlette.responses import JSONResponse, Response
 
 from .access import ADMIN_FOLDER, Access
@@ -8,6 +10,8 @@ from .answer_schema import answers
 from .errors import ApiError
 from .job import Core
 from .service_schemas import Draining, KeysReloaded
+
+WorkerName = Annotated[str, Path(description="The worker's, as /v1/topology shows it.")]
 
 
 def admin_routes(core: Core, access: Access) -> APIRouter:
@@ -22,7 +26,7 @@ def admin_routes(core: Core, access: Access) -> APIRouter:
             raise ApiError(400, f"the keys stay as they were: {error}") from error
 
     @routes.post("/workers/{name}/drain", responses=answers(Draining, 404, status=202), status_code=202)
-    async def drain_worker(name: str) -> Response:
+    async def drain_worker(name: WorkerName) -> Response:
         """Has a worker finish what it does and leave. 404 if there is none of this name."""
         if not core.drain_worker(name):
             raise ApiError(404, f"there is no worker {name!r}", param="name")

@@ -9,6 +9,7 @@ from .error_schemas import MEANINGS, OllamaError
 from .schemas import Schema, schema_of
 
 Responses = dict[int | str, dict[str, Any]]
+EVENT_NAME = "The data's `type`, or Kobold's message; absent in OpenAI's chats and completions."
 JSON, EVENTS, LINES, TEXT = "application/json", "text/event-stream", "application/x-ndjson", "text/plain"
 
 
@@ -37,9 +38,12 @@ def generates_lines(kind: Any) -> Responses:
 
 def event_schema(kind: Any, last: str | None) -> Schema:
     """Of one event of a stream, as OpenAPI 3.2 has it; before that, a keyword that nobody minds."""
-    data = {"type": "string", "contentMediaType": JSON, "contentSchema": as_schema(kind)}
-    either = data if last is None else {"anyOf": [data, {"const": last}]}
-    return {"type": "object", "properties": {"data": either, "event": {"type": "string"}}, "required": ["data"]}
+    data: Schema = {"type": "string", "contentMediaType": JSON, "contentSchema": as_schema(kind)}
+    about = "An object as JSON, on one line."
+    if last is not None:
+        data, about = {"anyOf": [data, {"const": last}]}, f"{about} At the end of a stream that did not fail: {last}."
+    fields = {"data": {**data, "description": about}, "event": {"type": "string", "description": EVENT_NAME}}
+    return {"type": "object", "properties": fields, "required": ["data"]}
 
 
 def refused(statuses: tuple[int, ...]) -> Responses:

@@ -20,46 +20,57 @@ MEANINGS = {
 
 class OpenAiDetail(Struct):
     message: str
-    """What is wrong, beginning with the field at fault."""
+    """What is wrong, beginning with the field at fault where there is one."""
     type: str
     """The kind of error, such as invalid_request_error."""
     param: str | None
-    """The path of the field at fault."""
+    """The path of the field at fault; null where it is none's."""
     code: str | None
-    """A short word for the error, such as context_length_exceeded."""
+    """A short word for the error, such as context_length_exceeded; null where it has none."""
 
 
 class OpenAiError(Struct):
+    """Why there is no answer, or no more of it."""
+
     error: OpenAiDetail
+    """What is wrong, for people and for programs."""
 
 
 class KoboldDetail(Struct):
     msg: str
-    """What is wrong, beginning with the field at fault."""
+    """What is wrong, beginning with the field at fault where there is one."""
     type: str
     """The kind of error, such as bad_input."""
     param: str | None
-    """The path of the field at fault."""
+    """The path of the field at fault; null where it is none's."""
 
 
 class KoboldError(Struct):
+    """Why there is no answer."""
+
     detail: KoboldDetail
+    """What is wrong, for people and for programs."""
 
 
 class AnthropicDetail(Struct):
     type: str
     """The kind of error, such as invalid_request_error."""
     message: str
-    """What is wrong, beginning with the field at fault."""
+    """What is wrong, beginning with the field at fault where there is one."""
 
 
 class AnthropicError(Struct, tag="error"):
+    """Why there is no answer."""
+
     error: AnthropicDetail
+    """What is wrong, for people and for programs."""
 
 
 class OllamaError(Struct):
+    """Why there is no answer, or no more of it."""
+
     error: str
-    """What is wrong, beginning with the field at fault."""
+    """What is wrong, beginning with the field at fault where there is one."""
 
 
 SHAPES: dict[ErrorWriter, type[Struct]] = {

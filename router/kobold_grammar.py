@@ -24,7 +24,9 @@ class GrammarMade(Struct):
     """The grammar."""
 
     result: str
+    """In GBNF, for the field `grammar`."""
     success: Literal[True]
+    """Always true: a refusal has another status, and false here."""
 
 
 def kobold_grammar_routes(served: Served) -> APIRouter:

@@ -2,9 +2,9 @@
 
 import time
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Path, Request
 from starlette.responses import JSONResponse, Response
 
 from .answer_schema import answers, either, generates
@@ -29,6 +29,7 @@ from .text_stream import TextStream
 
 MODEL_LISTS = either(ModelList, AnthropicModels)
 MODEL_CARDS = either(ModelCard, AnthropicModel)
+ModelName = Annotated[str, Path(description="One of those that /v1/models lists.")]
 
 
 def openai_routes(core: Core, served: Served) -> APIRouter:
@@ -44,7 +45,7 @@ def openai_routes(core: Core, served: Served) -> APIRouter:
         return JSONResponse({"object": "list", "data": [model_card(name, served) for name in served.model_names]})
 
     @routes.get("/models/{model:path}", responses=answers(MODEL_CARDS, 404))
-    async def show_model(model: str, request: Request) -> Response:
+    async def show_model(model: ModelName, request: Request) -> Response:
         """One of them."""
         if model not in served.model_names:
             raise ApiError(404, f"model: there is no model {model!r} here", param="model", code="model_not_found")

@@ -11,30 +11,42 @@ from .stages import record, timings
 
 
 class Timeline(Struct, frozen=True):
-    """One prompt of a request. The stages, in this order, are those of `JobTimings`, in seconds."""
+    """One prompt of a request. The stages follow one another, and add up to the time until its last token."""
 
     request_id: str
+    """The request's X-Request-Id."""
     prompt_index: int
+    """Of the prompt in its request, from 0."""
     outcome: str | None
-    """stop, length, abort or error; null while it runs."""
+    """Of the choice that ended last: stop, length, abort or error; null while it runs."""
     at_stop_string: bool
-    """Whether it ended at a stop string."""
+    """Whether that choice ended at a stop string."""
     age_s: float
-    """Since it was submitted."""
+    """Since it was submitted, seconds."""
     ended_s: float | None
-    """Since it has ended; null while it runs."""
+    """Since it has ended, seconds; null while it runs."""
     queue_s: float
+    """Seconds until it was placed on workers."""
     prefill_s: float
+    """Seconds from then until the prompt was computed; without a prefill worker, until the first token."""
     transfer_s: float
+    """Seconds from then to the first token, while the rest of its KV moved; 0 without a prefill worker."""
     decode_s: float
+    """Seconds from the first token to the last."""
     num_choices: int
+    """Answers to make of it."""
     num_prompt_tokens: int
+    """Tokens of the prompt, those found in a cache included."""
     num_cached_tokens: int
+    """Those of them whose KV was there already."""
     num_output_tokens: int
+    """Tokens of all its choices, so far."""
     seed: int
+    """That its tokens are drawn from: the request's, or one that was made for it."""
     prefill: str | None
-    """The workers that computed its prompt and its tokens; null where none did, or none has yet."""
+    """Name of the worker that computed its prompt; null where none did, or none has yet."""
     decode: str | None
+    """Name of the worker that computed its tokens; null where none did, or none has yet."""
 
 
 def take_timelines(ledger: Ledger, now: float) -> list[Timeline]:

@@ -14,7 +14,9 @@ from .workers import Registry, Worker
 
 class RouterView(Struct, frozen=True):
     model: str
+    """The first of the names it is served under."""
     uptime_s: float
+    """Since it started, seconds."""
     num_waiting: int
     """Sequences in the queue."""
     num_running: int
@@ -22,51 +24,80 @@ class RouterView(Struct, frozen=True):
     num_ended: int = 0
     """Jobs since the start, whatever became of them."""
     num_prompt_tokens: int = 0
+    """Of prompts that have been computed since the start, those found in a cache included."""
     num_generation_tokens: int = 0
+    """Tokens that workers have sent since the start."""
     num_workers_lost: int = 0
+    """Workers that died, fell silent or stood still, since the start."""
 
 
 class WorkerView(Struct, frozen=True):
+    """Figures are those of its last heartbeat: 0 before it."""
+
     name: str
+    """Unique among living workers."""
     role: str
+    """prefill: it computes prompts; decode: it generates, and may compute prompts too."""
     state: str
     """loading, ready or draining."""
     heard_s: float
-    """Since its last message."""
+    """Since its last message, seconds."""
     step_age_s: float
-    """Since its last step, while it has work to do."""
+    """Since its last step, seconds; 0 while it has nothing to do."""
     num_running: int = 0
+    """Sequences that it generates; of a prefill worker, prompts that have their blocks."""
     num_waiting: int = 0
+    """Sequences whose prompt is not there yet; of a prefill worker, prompts that wait for blocks."""
     num_waiting_tokens: int = 0
+    """Tokens of prompts that it has accepted and not yet computed."""
     num_blocks: int = 0
+    """Blocks of KV that it has room for; 0 while it loads."""
     num_blocks_used: int = 0
+    """Those of them that are in use; a cached prefix that nobody uses is not."""
     max_num_seqs: int = 0
+    """Sequences that it takes at once; 0 while it loads."""
     prefill_tokens_per_s: float = 0.0
+    """Tokens of prompts that it computes a second, over recent steps; 0 before the first."""
     decode_step_s: float = 0.0
+    """Of a step that generates, over recent ones, seconds; 0 before the first."""
     num_prefix_query_tokens: int = 0
+    """Tokens of prompts that it looked up in its prefix cache, since it started."""
     num_prefix_hit_tokens: int = 0
+    """Those of them that were there."""
     num_transferred_bytes: int = 0
+    """Of KV that it has sent (prefill) or received (decode), since it started."""
     transfer_bytes_per_s: float = 0.0
     """Of late; 0 where none was measured."""
     num_draft_tokens: int = 0
+    """Tokens that it guessed ahead, since it started."""
     num_accepted_tokens: int = 0
+    """Those of them that were right."""
 
 
 class LinkView(Struct, frozen=True):
     prefill: str
+    """Name of the worker that sends."""
     decode: str
+    """Name of the worker that receives."""
     num_moving: int
     """Prompts whose KV is being computed or moved."""
     num_transfers: int
+    """Prompts whose KV has moved over it."""
     num_bytes: int
+    """Of their KV."""
     bytes_per_s: float
     """Bytes of late transfers by the time that no computation hid; 0 where none was measured."""
 
 
 class Topology(Struct, frozen=True):
+    """What runs at this moment."""
+
     router: RouterView
+    """The process that answers, with its queue."""
     workers: tuple[WorkerView, ...] = ()
+    """All that have said hello and live; those for prefill come first."""
     links: tuple[LinkView, ...] = ()
+    """Pairs of living workers between which KV has moved, or is about to."""
 
 
 def take_topology(registry: Registry, ledger: Ledger, *, model: str, uptime_s: float, now: float) -> Topology:

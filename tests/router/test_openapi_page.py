@@ -15,6 +15,7 @@ from isthmus.tests.router.test_access import KEYS, ROUTES
 from isthmus.wire.sampling_table import TABLE
 
 JSON, EVENTS, LINES = "application/json", "text/event-stream", "application/x-ndjson"
+INSIDE = ("items", "prefixItems", "additionalProperties", "anyOf", "oneOf", "allOf", "contentSchema")
 TYPED = {"type", "anyOf", "enum", "const", "$ref"}
 
 
@@ -45,6 +46,29 @@ def fields(schema: Any, at: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
             yield from fields(schema.get(key), at)
 
 
+def media_schemas(part: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Of a request's body, or of one response, by media type."""
+    for media_type, media in part.get("content", {}).items():
+        yield media_type, media.get("itemSchema", media.get("schema"))
+
+
+def reachable(schema: Any, at: str, within: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[str, Any]]]:
+    """All properties in a schema and in what it refers to, with their paths. `within`: references that lead here."""
+    if isinstance(schema, list):
+        for part in schema:
+            yield from reachable(part, at, within)
+    if not isinstance(schema, dict):
+        return
+    name = schema.get("$ref", "").rpartition("/")[2]
+    if name and name not in within:
+        yield from reachable(page()["components"]["schemas"][name], at, (*within, name))
+    for field, about in schema.get("properties", {}).items():
+        yield f"{at}.{field}", about
+        yield from reachable(about, f"{at}.{field}", within)
+    for key in INSIDE:
+        yield from reachable(schema.get(key), at, within)
+
+
 def body(operation: dict[str, Any]) -> dict[str, Any]:
     content = operation.get("requestBody", {"content": {JSON: {"schema": {}}}})["content"]
     assert list(content) == [JSON]
@@ -65,6 +89,28 @@ def test_every_field_of_a_body_has_a_description_and_a_type(method: str, path: s
     assert [name for name, about in found.items() if not about.get("description")] == []
     untyped = [name for name, about in found.items() if not TYPED & about.keys()]
     assert [name for name in untyped if "does nothing" not in found[name]["description"]] == []
+
+
+@OPERATIONS
+def test_everything_that_is_sent_either_way_has_a_description(
+    method: str, path: str, operation: dict[str, Any]
+) -> None:
+    parts = {"body": operation.get("requestBody", {}), **operation["responses"]}
+    schemas = [(f"{part} {kind}", one) for part, about in parts.items() for kind, one in media_schemas(about)]
+    found = [field for at, schema in schemas for field in reachable(schema, at)]
+    found += [(f"{one['in']} {one['name']}", one) for one in operation.get("parameters", ())]
+    found += [(name, about) for name, about in page()["components"]["headers"].items()]
+    assert [at for at, about in found if not about.get("description")] == []
+
+
+def test_the_walk_sees_what_is_nested() -> None:
+    """Through null, lists, maps, strings that hold JSON, and references."""
+    told = page()["paths"]["/v1/chat/completions"]["post"]["responses"]
+    seen = {
+        at for status in ("200", "401") for _, schema in media_schemas(told[status]) for at, _ in reachable(schema, "")
+    }
+    assert seen >= {".choices.logprobs.content.top_logprobs.bytes", ".prompt_logprobs.rank", ".error.param"}
+    assert seen >= {".data.choices.delta.content", ".data.error.param"}
 
 
 @OPERATIONS
