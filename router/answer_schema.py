@@ -46,6 +46,12 @@ def event_schema(kind: Any, last: str | None) -> Schema:
     return {"type": "object", "properties": fields, "required": ["data"]}
 
 
+def refuses_with(kind: Any) -> Responses:
+    """What a route's refusals of a body say besides what all of its API say."""
+    told = {"content": {JSON: {"schema": as_schema(kind)}}}
+    return {status: {"description": MEANINGS[status], **told} for status in (400, 408, 413)}
+
+
 def refused(statuses: tuple[int, ...]) -> Responses:
     return {status: {"description": MEANINGS[status]} for status in statuses}
 

@@ -7,7 +7,7 @@ from msgspec import Struct
 from starlette.responses import JSONResponse, Response
 
 from ..text.json_gbnf import SchemaError, schema_to_gbnf
-from .answer_schema import answers
+from .answer_schema import answers, refuses_with
 from .bodies import read_body, understand
 from .errors import ApiError, bad_field, kobold_error
 from .fields import convert, decode_json
@@ -29,10 +29,18 @@ class GrammarMade(Struct):
     """Always true: a refusal has another status, and false here."""
 
 
+class NoGrammar(Struct):
+    result: Literal[""]
+    """Empty: none was made."""
+    success: Literal[False]
+    """All that clients look at."""
+
+
 def kobold_grammar_routes(served: Served) -> APIRouter:
     routes = APIRouter(prefix="/api/extra")
+    told = {**answers(GrammarMade), **refuses_with(NoGrammar)}
 
-    @routes.post("/json_to_grammar", openapi_extra=struct_schema(GrammarRequest), responses=answers(GrammarMade))
+    @routes.post("/json_to_grammar", openapi_extra=struct_schema(GrammarRequest), responses=told)
     async def json_to_grammar(request: Request) -> Response:
         """A JSON schema as a grammar in GBNF. A refusal has `success` false, which is all that clients look at."""
         try:

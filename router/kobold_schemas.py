@@ -177,6 +177,11 @@ class TokensCounted(Struct):
     """What was counted: of a conversation, what the chat template makes of it."""
 
 
+class NothingCounted(Struct):
+    value: Literal[-1]
+    """All that KoboldCpp says of a refusal."""
+
+
 class Detokenized(Struct):
     """The text of tokens."""
 

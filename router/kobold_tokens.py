@@ -6,12 +6,12 @@ from fastapi import APIRouter, Request
 from msgspec import Meta, Struct
 from starlette.responses import JSONResponse, Response
 
-from .answer_schema import answers
+from .answer_schema import answers, refuses_with
 from .bodies import read_body, understand
 from .chat_request import ChatRequest, Message, render_chat
 from .errors import ApiError, bad_field, kobold_error
 from .fields import convert, decode_json
-from .kobold_schemas import Detokenized, TokensCounted
+from .kobold_schemas import Detokenized, NothingCounted, TokensCounted
 from .request_schema import struct_schema
 from .served import Served
 from .token_routes import TokenIds, decode_ids
@@ -35,8 +35,9 @@ class DetokenizeRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
 def kobold_token_routes(served: Served) -> APIRouter:
     routes = APIRouter(prefix="/api/extra")
+    counted = {**answers(TokensCounted), **refuses_with(NothingCounted)}
 
-    @routes.post("/tokencount", openapi_extra=struct_schema(CountRequest), responses=answers(TokensCounted))
+    @routes.post("/tokencount", openapi_extra=struct_schema(CountRequest), responses=counted)
     async def tokencount(request: Request) -> Response:
         """A text's tokens, or a conversation's. A refusal has the count -1, which is all that KoboldCpp says of one."""
         try:

@@ -81,8 +81,10 @@ def refusals(operation: Operation, path: str, method: str, access: Access) -> It
 
 
 def complete_response(response: dict[str, Any], status: int, path: str) -> None:
-    if status >= 400 and "content" not in response:
-        schema = {"$ref": f"#/components/schemas/{error_name(path)}"}
+    if status >= 400:
+        schema: dict[str, Any] = {"$ref": f"#/components/schemas/{error_name(path)}"}
+        if more := response.get("content"):
+            schema = {"allOf": [schema, more["application/json"]["schema"]]}
         response["content"] = {"application/json": {"schema": schema}}
     names = ("X-Request-Id", *HEADERS_OF.get(status, ()))
     response["headers"] = {name: {"$ref": f"#/components/headers/{name}"} for name in names}

@@ -99,3 +99,11 @@ def test_the_last_line_of_a_stream_that_fails(path: str, body: dict[str, Any]) -
     for line in lines:
         validator(path, LINES).validate(line)
     assert lines[-1] == {"error": "the server is shutting down"}
+
+
+@pytest.mark.parametrize("path", ["/api/extra/tokencount", "/api/extra/json_to_grammar"])
+def test_a_refusal_that_says_more_than_others(path: str) -> None:
+    reply = ask(FakeCore(), "POST", path, json={})
+    [_, more] = PAGE["paths"][path]["post"]["responses"]["400"]["content"][JSON]["schema"]["allOf"]
+    Draft202012Validator(more).validate(reply.json())
+    assert (reply.status_code, reply.json().keys()) == (400, {"detail", *more["properties"]})
