@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from ..wire.json_text import loads
 from .errors import bad_field
 
 
@@ -122,7 +123,7 @@ def arguments_object(arguments: str | dict[str, Any]) -> str | dict[str, Any]:
     if isinstance(arguments, dict):
         return arguments
     try:
-        value = json.loads(arguments or "{}")
+        value = loads(arguments or "{}")
     except (ValueError, RecursionError):
         return arguments
     return value if isinstance(value, dict) else arguments

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from ..wire.json_text import without_lone_surrogates
 from ..wire.sampling_table import ALIASES, TABLE
 from ..wire.sampling_values import READERS
 from .errors import ApiError, bad_field
@@ -53,12 +54,24 @@ class Fields:
 def decode_json(raw: bytes) -> dict[str, Any]:
     """Raises ApiError (400) unless `raw` is a JSON object."""
     try:
-        body = msgspec.json.decode(raw)
+        body = decoded(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise ApiError(400, f"the body is not valid JSON: {error}", code="invalid_json") from error
     if not isinstance(body, dict):
         raise ApiError(400, "the body must be a JSON object", code="invalid_json")
     return body
+
+
+def decoded(raw: bytes) -> Any:
+    """Halves of surrogate pairs are replaced where they stand alone: JavaScript's clients cut texts by halves of
+    characters. Raises msgspec.MsgspecError, UnicodeDecodeError, RecursionError."""
+    try:
+        return msgspec.json.decode(raw)
+    except msgspec.DecodeError:
+        mended = without_lone_surrogates(raw)
+        if mended == raw:
+            raise
+        return msgspec.json.decode(mended)
 
 
 def take_apart(body: Mapping[str, Any], own: frozenset[str], aliases: Mapping[str, str]) -> Fields:

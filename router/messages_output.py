@@ -1,9 +1,9 @@
 """Anthropic's messages: blocks that are made one after another, and the events that tell of them."""
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
+from ..wire.json_text import loads
 from .answer import AnswerPart, CallPart
 
 Fields = dict[str, Any]
@@ -65,7 +65,7 @@ class MessageOutput:
 def input_object(text: str) -> Fields:
     """What is no JSON object, cut short by max_tokens for one, is given as text under a name of its own."""
     try:
-        value = json.loads(text)
+        value = loads(text)
     except (ValueError, RecursionError):
         value = None
     return value if isinstance(value, dict) else {"invalid_json": text}

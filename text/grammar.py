@@ -4,7 +4,6 @@ Raises GrammarError throughout, with a sentence for the client. Nothing here kno
 `grammar_compiler`.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +11,7 @@ import msgspec
 from llguidance import LLMatcher, regex_to_lark
 from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark, is_lark_syntax
 
+from ..wire.json_text import loads
 from ..wire.sampling import Guidance
 from .composed import Composed
 from .structural_tag import StructuralTag, lark_string, structural_tag_to_lark
@@ -108,7 +108,7 @@ def grammar_kind(spec: str) -> Literal["lark", "gbnf"]:
 def json_object(text: str) -> dict[str, Any]:
     """Keys stay in order: it is that of the output's."""
     try:
-        value = json.loads(text)
+        value = loads(text)
     except (ValueError, RecursionError) as error:
         raise GrammarError(f"is not JSON: {error}") from None
     if not isinstance(value, dict):

@@ -4,11 +4,11 @@ A server without a name for one of our samplers has it act beside a similar one.
 out: what they stand for acts with another name, or after all lists.
 """
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .json_text import loads
 from .sampling import DEFAULT_ORDER, Step
 
 Names = Mapping[str, tuple[Step, ...]]
@@ -122,7 +122,7 @@ def _as_list(text: str) -> Any:
 def read_json(text: str) -> Any:
     """The list that a string holds as JSON; an empty string holds an empty one. Raises ValueError."""
     try:
-        return json.loads(text) if text.strip() else []
+        return loads(text) if text.strip() else []
     except (ValueError, RecursionError):
         raise ValueError("must be a list, or a list as JSON") from None
 

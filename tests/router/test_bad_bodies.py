@@ -248,7 +248,7 @@ BROKEN_JSON = [
     b"null",
     b'{"prompt": NaN}',
     b'{"prompt": "\xff"}',
-    b'{"prompt": "\\ud800"}',
+    b'{"prompt": "\xed\xa0\x80"}',
     b'{"prompt": "a"} trailing',
     b'{"temperature": 1e999}',
     b'{"a":' * 5000,

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from isthmus.router.fake_core import FakeCore
 from isthmus.router.job import JobError
+from isthmus.router.messages_output import input_object
 from isthmus.tests.router.edge import TEMPLATE, TOKENIZER, ask, ids, saying
 from isthmus.tests.router.test_openai import failing
 from isthmus.tests.router.test_tools import CALL, NOW_CALL, SETTINGS, TWO, WEATHER, WRONG, accepted
@@ -296,3 +297,7 @@ def test_the_usual_template_takes_it():
         post(saying("ok"), {"temperature": 0.5, "top_k": 3}, chat_template=ChatTemplate(TEMPLATE, {})).status_code
         == 200
     )
+
+
+def test_a_calls_half_surrogate_pair_is_a_replacement_character():
+    assert input_object(r'{"a": "\ud83d"}') == {"a": "\ufffd"}
