@@ -37,6 +37,8 @@ class InstructTags:
 
     def stop(self, text: str) -> str:
         """A stop sequence: a placeholder stands for the tag alone, as answers may leave out the spaces around it."""
+        if not PLACEHOLDER.search(text):
+            return text
         return PLACEHOLDER.sub(lambda found: (self.end if found[2] else self.start)[found[1]], text).strip()
 
 

@@ -54,7 +54,7 @@ def test_a_template_without_a_system_prompt_has_users_say_it() -> None:
 def test_text_without_placeholders_stays() -> None:
     tags = instruct_tags(template(TEMPLATE), BOS)
     assert tags.fill("plain {{[OTHER]}}") == "plain {{[OTHER]}}"
-    assert tags.stop("END") == "END"
+    assert [tags.stop(text) for text in ("END", "\n", "\nYou:")] == ["END", "\n", "\nYou:"]
     assert tags.stop("{{[INPUT]}}") == "<|im_start|>user"
 
 
