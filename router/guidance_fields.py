@@ -83,7 +83,7 @@ class GuidanceFields(SchedulingFields, frozen=True, kw_only=True, forbid_unknown
     guided_whitespace_pattern: str | None = None
     """A regular expression for what may stand between the tokens of JSON."""
     grammar: str | None = None
-    """GBNF, or Lark."""
+    """GBNF, Lark, or a JSON schema as text."""
     grammar_retain_state: bool = False
     """Not built: go on in the grammar where the last generation ended."""
     response_format: ResponseFormat | None = None
@@ -141,6 +141,11 @@ def of_grammar(text: str) -> Guidance:
     return Guidance(grammar_kind(text), text)
 
 
+def of_kobold_grammar(text: str, request: GuidanceFields) -> Guidance:
+    """Neither of the two languages begins with a brace."""
+    return of_json(text, request.guided_whitespace_pattern) if text.lstrip().startswith("{") else of_grammar(text)
+
+
 def of_choice(choices: list[str]) -> Guidance:
     return Guidance("choice", json.dumps(choices))
 
@@ -191,7 +196,7 @@ READERS: dict[str, Reader] = {
     "guided_regex": lambda value, _: Guidance("regex", value),
     "guided_grammar": lambda value, _: of_grammar(value),
     "guided_choice": lambda value, _: of_choice(value),
-    "grammar": lambda value, _: of_grammar(value),
+    "grammar": of_kobold_grammar,
     "response_format": of_response_format,
     "structural_tag": lambda value, _: of_structural_tag(value),
     "structured_outputs": of_structured_outputs,

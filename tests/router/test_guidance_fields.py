@@ -26,6 +26,8 @@ FIELDS: list[tuple[dict[str, Any], Guidance | None]] = [
     ({"guided_grammar": GBNF}, Guidance("gbnf", GBNF)),
     ({"grammar": GBNF}, Guidance("gbnf", GBNF)),
     ({"grammar_string": GBNF}, Guidance("gbnf", GBNF)),
+    ({"grammar": json.dumps(SCHEMA)}, SCHEMA_GUIDANCE),
+    ({"grammar": "\n " + json.dumps(SCHEMA), "guided_json": SCHEMA}, SCHEMA_GUIDANCE),
     ({"grammar": GBNF, "grammar_string": GBNF, "grammar_retain_state": False}, Guidance("gbnf", GBNF)),
     ({"guided_choice": ["a", 'b"']}, Guidance("choice", '["a", "b\\""]')),
     ({"response_format": {"type": "json_object"}}, ANY_OBJECT),
