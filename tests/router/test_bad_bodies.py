@@ -178,6 +178,7 @@ KOBOLD = [
     ({"banned_tokens": [""]}, 400, "banned_tokens[0]"),
     ({"logprobs": "yes"}, 400, "logprobs"),
     ({"singleline": True}, 400, "singleline"),
+    *(({name: True}, 400, name) for name in ("frmtadsnsp", "frmtrmblln", "frmtrmspch", "frmttriminc")),
     ({"grammar": '{"type": '}, 400, "grammar"),
     ({"genkey": 5}, 400, "genkey"),
 ]
