@@ -21,6 +21,7 @@ from .job import Core
 from .key_metrics import KeyMetricsPage
 from .kobold import kobold_routes
 from .kobold_lite import lite_routes
+from .kobold_running import RunningGenerations
 from .messages import messages_routes
 from .ollama import ollama_routes
 from .openai_routes import openai_routes
@@ -65,12 +66,13 @@ def create_app(
         default_response_class=Response,  # promises no media type: routes say theirs
         static_url=DOCS_FILES,
     )
-    app.include_router(openai_routes(core, served))
+    running = RunningGenerations()
+    app.include_router(openai_routes(core, served, running))
     app.include_router(pooling_routes(core, served))
     app.include_router(responses_routes(core, served))
     app.include_router(messages_routes(core, served))
     app.include_router(token_routes(served))
-    app.include_router(kobold_routes(core, served, protected=access.needs_key))
+    app.include_router(kobold_routes(core, served, running, protected=access.needs_key))
     app.include_router(ollama_routes(core, served))
     app.include_router(samplers_routes())
     app.include_router(admin_routes(core, access))

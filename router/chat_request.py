@@ -17,7 +17,8 @@ from .chat_messages import Message, check_messages, template_messages
 from .errors import ApiError, bad_field, from_job_error
 from .fields import Fields, convert, decode_json, take_apart
 from .job import no_text
-from .logprob_fields import put_chat_logprobs, take_chat_logprobs
+from .kobold_fields import filled, in_openai_words
+from .logprob_fields import KOBOLD_TOP, put_chat_logprobs, take_chat_logprobs
 from .older_functions import NAMES as OLDER_NAMES
 from .older_functions import FunctionChoice, newer_choice, newer_messages, newer_tools
 from .openai_request import ALIASES, OpenAiRequest, Prompt, check_request, make_generation
@@ -37,6 +38,8 @@ class ChatRequest(OpenAiRequest, frozen=True, kw_only=True, forbid_unknown_field
     """End the prompt where the assistant's answer begins."""
     continue_final_message: bool = False
     """Leave the last message open, to be continued."""
+    continue_assistant_turn: bool = False
+    """Leave it open where it is the assistant's, as KoboldCpp does; the rest is as with a genkey."""
     chat_template_kwargs: dict[str, Any] = msgspec.field(default_factory=dict)
     """Variables for the chat template."""
     tools: Tools = msgspec.field(default_factory=list)
@@ -67,6 +70,10 @@ class ChatRequest(OpenAiRequest, frozen=True, kw_only=True, forbid_unknown_field
         """Whether its functions are told of, and called, as they were before there were tools."""
         return bool(self.functions) or isinstance(self.function_call, FunctionName)
 
+    @property
+    def is_kobolds(self) -> bool:
+        return bool(self.genkey) or self.continue_assistant_turn
+
 
 OWN = frozenset(ChatRequest.__struct_fields__)
 
@@ -81,7 +88,8 @@ def read_chat(fields: Fields, request_id: str, served: Served) -> tuple[ChatRequ
     check_messages(fields.own.get("messages"))
     take_chat_logprobs(fields)
     request = with_newer_tools(convert(fields.own, ChatRequest, fields))
-    put_chat_logprobs(request.logprobs, request.top_logprobs, fields, served)
+    request = in_openai_words(with_open_turn(request, fields), fields, served)
+    put_chat_logprobs(request.logprobs, num_top(request, fields, served), fields, served)
     params = check_request(request, fields, served)
     if params.max_tokens == 0:
         raise bad_field(fields.sent("max_tokens"), "must be at least 1; /v1/completions takes 0, to warm a prefix")
@@ -89,7 +97,7 @@ def read_chat(fields: Fields, request_id: str, served: Served) -> tuple[ChatRequ
         text, form, params = plan_answer(request, params, fields, served)
     except ApiError as error:
         raise renamed(error, OLDER_NAMES if request.in_older_form else ()) from error
-    prompt = Prompt(encode_chat(text, request, served))
+    prompt = Prompt(encode_chat(filled(text, request, served), request, served))
     generation = make_generation(request_id, request, params, [prompt], "messages", fields, served)
     return request, shown_to(form, generation, served), form
 
@@ -107,6 +115,23 @@ def with_newer_tools(request: ChatRequest) -> ChatRequest:
         tool_choice=newer_choice(request.function_call),
         parallel_tool_calls=False,
     )
+
+
+def with_open_turn(request: ChatRequest, fields: Fields) -> ChatRequest:
+    """Its last message open, where that is the assistant's and the request wants to go on there. Raises ApiError."""
+    last = request.messages[-1]
+    if not request.continue_assistant_turn or last.role != "assistant" or not last.content:
+        return request
+    if "add_generation_prompt" in fields.own and request.add_generation_prompt:
+        raise bad_field("continue_assistant_turn", "contradicts add_generation_prompt")
+    return msgspec.structs.replace(request, add_generation_prompt=False, continue_final_message=True)
+
+
+def num_top(request: ChatRequest, fields: Fields, served: Served) -> int:
+    """Alternatives to tell beside each token: KoboldCpp's clients ask for logprobs and get as many as it gives."""
+    if request.is_kobolds and request.logprobs and "top_logprobs" not in fields.own:
+        return min(KOBOLD_TOP, served.max_logprobs)
+    return request.top_logprobs
 
 
 def plan_answer(

@@ -8,6 +8,7 @@ from msgspec import Meta
 from ..wire.sampling import SamplingParams
 from .errors import bad_field
 from .fields import Fields, convert, decode_json, take_apart
+from .kobold_fields import filled, in_openai_words
 from .openai_request import ALIASES, MAX_N, OpenAiRequest, Prompt, check_request, make_generation
 from .prompt_forms import PROMPT, split_prompts
 from .served import Served
@@ -46,7 +47,7 @@ def parse_completion(raw: bytes, request_id: str, served: Served) -> tuple[Compl
 
 def read_completion(fields: Fields, request_id: str, served: Served) -> tuple[CompletionRequest, Generation]:
     """Also of other routes, which say in these fields what they mean. Raises ApiError."""
-    request = convert(fields.own, CompletionRequest, fields)
+    request = in_openai_words(convert(fields.own, CompletionRequest, fields), fields, served)
     check_best_of(request, fields)
     params = asked_logprobs(check_request(request, fields, served), request)
     prompts = [read_prompt(prompt, request, served) for prompt in split_prompts(request.prompt, "prompt")]
@@ -75,6 +76,7 @@ def asked_logprobs(params: SamplingParams, request: CompletionRequest) -> Sampli
 def read_prompt(prompt: str | list[int], request: CompletionRequest, served: Served) -> Prompt:
     tokenizer = served.tokenizer
     if isinstance(prompt, str):
+        prompt = filled(prompt, request, served)
         ids = tokenizer.encode(prompt, add_special_tokens=request.add_special_tokens)
         return Prompt(ids, prompt if request.echo else "")
     invalid = tokenizer.invalid_id(prompt)

@@ -7,7 +7,6 @@ from fastapi import APIRouter, Request
 from msgspec import Meta, Struct
 from starlette.responses import JSONResponse, Response
 
-from .accounts import account_name
 from .answer_schema import answers, generates
 from .bodies import read_body, understand
 from .errors import bad_field
@@ -19,7 +18,7 @@ from .kobold_facts import kobold_fact_routes
 from .kobold_grammar import kobold_grammar_routes
 from .kobold_perf import perf
 from .kobold_request import ALIASES, SAMPLING_DEFAULTS, KoboldRequest, parse_kobold
-from .kobold_running import GenKey, RunningGenerations
+from .kobold_running import GenKey, RunningGenerations, client_address
 from .kobold_schemas import AbortTold, Checked, KoboldAnswer, KoboldEvent, LastLogprobs, Perf, Props
 from .kobold_tokens import kobold_token_routes
 from .logprobs_json import kobold_logprobs
@@ -31,17 +30,17 @@ from .text_stream import Generation, TextStream
 
 
 class KeyRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    genkey: Annotated[str, Meta(max_length=256)] = ""
+    genkey: Annotated[str, Meta(max_length=256)] | None = None
     """Names the generation, as its request did."""
 
 
 class KoboldRoutes:
     """The handlers, with the generations they may look at and abort."""
 
-    def __init__(self, core: Core, served: Served):
+    def __init__(self, core: Core, served: Served, running: RunningGenerations):
         self._core = core
         self._served = served
-        self.running = RunningGenerations()
+        self.running = running
 
     async def generate(self, request: Request) -> Response:
         """Goes on from a prompt."""
@@ -106,12 +105,12 @@ class KoboldRoutes:
     async def _key(self, request: Request) -> GenKey:
         raw = await read_body(request, self._served.max_body_bytes)
         asked = convert(decode_json(raw), KeyRequest) if raw.strip() else KeyRequest()
-        return client_address(request), asked.genkey
+        return client_address(request), asked.genkey or ""
 
 
-def kobold_routes(core: Core, served: Served, *, protected: bool = False) -> APIRouter:
-    """`protected`: they ask for a key, which clients show."""
-    handlers = KoboldRoutes(core, served)
+def kobold_routes(core: Core, served: Served, running: RunningGenerations, *, protected: bool = False) -> APIRouter:
+    """`running`: those of OpenAI's routes with a genkey too. `protected`: they ask for a key, which clients show."""
+    handlers = KoboldRoutes(core, served, running)
     routes = APIRouter(tags=["Kobold"])
     body = body_schema(KoboldRequest, ALIASES, SAMPLING_DEFAULTS)
     get, post = partial(routes.add_api_route, methods=["GET"]), partial(routes.add_api_route, methods=["POST"])
@@ -136,9 +135,3 @@ def kobold_routes(core: Core, served: Served, *, protected: bool = False) -> API
 
 def told(value: bool) -> str:
     return "true" if value else "false"
-
-
-def client_address(request: Request) -> str:
-    """With the name of its key, if it sent one: behind a proxy all clients have one address."""
-    address = request.client.host if request.client else ""
-    return f"{account_name(request.scope)}@{address}"

@@ -6,14 +6,13 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from ..text.chat_template import ChatTemplateError
 from ..wire.sampler_lists import KOBOLD_ORDER, kobold_order
 from ..wire.sampling import SamplingParams
 from .errors import bad_field
 from .fields import Fields, convert, decode_json, take_apart
 from .guidance_fields import ALIASES as GUIDANCE_ALIASES
-from .guidance_fields import GuidanceFields, put_guidance
-from .instruct_tags import instruct_tags
+from .guidance_fields import put_guidance
+from .kobold_fields import KoboldFields, clamp_biases, filled_stops, max_output, tags_of_model
 from .limits import check_num_choices, check_params, make_jobs
 from .logprob_fields import check_logprobs, put_kobold_logprobs
 from .openai_request import MAX_N, MAX_STOPS, StopString
@@ -22,8 +21,6 @@ from .served import Served
 from .text_stream import Generation, TextOptions
 
 DEFAULT_MAX_LENGTH = 2048
-MAX_OUTPUT_SHARE = 0.8
-"""Of the context; the rest is always the prompt's."""
 SAMPLING_DEFAULTS = {
     "temperature": 0.7,
     "top_k": 100,
@@ -46,7 +43,7 @@ ALIASES = {
 }
 
 
-class KoboldRequest(GuidanceFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class KoboldRequest(KoboldFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Fields besides sampling's."""
 
     prompt: str = ""
@@ -59,15 +56,6 @@ class KoboldRequest(GuidanceFields, frozen=True, kw_only=True, forbid_unknown_fi
     max_length: Annotated[int, Meta(ge=1, description="tokens to make at most")] = DEFAULT_MAX_LENGTH
     stop_sequence: Annotated[list[StopString], Meta(max_length=MAX_STOPS)] = msgspec.field(default_factory=list)
     """End the text at any of these strings."""
-    trim_stop: bool = True
-    """Leave the stop sequence out of the text."""
-    render_special: bool = False
-    """Show special tokens as text."""
-    bypass_eos: bool = False
-    """Another way to say ignore_eos."""
-    replace_instruct_placeholders: bool = False
-    """Fill in Lite's {{[INPUT]}}, {{[OUTPUT]}}, {{[SYSTEM]}} and their _END from the model's chat template."""
-    genkey: Annotated[str, Meta(max_length=256, description="names the generation for check and abort")] = ""
 
 
 OWN = frozenset(KoboldRequest.__struct_fields__)
@@ -97,6 +85,7 @@ def kobold_params(request: KoboldRequest, fields: Fields, served: Served) -> Sam
     check_logprobs(fields, served)
     if request.bypass_eos:
         fields.sampling["ignore_eos"] = True
+    clamp_biases(fields)
     params = sampling_params(fields, SAMPLING_DEFAULTS)
     check_params(params, fields, served)
     if params.min_tokens > request.max_length:
@@ -107,7 +96,7 @@ def kobold_params(request: KoboldRequest, fields: Fields, served: Served) -> Sam
 def lengths(request: KoboldRequest, served: Served) -> tuple[int, int]:
     """(context, output tokens) that the request gets: both cut to what there is, as Kobold does."""
     context = min(request.max_context_length, served.max_model_len)
-    return context, min(request.max_length, max(1, int(context * MAX_OUTPUT_SHARE)))
+    return context, min(request.max_length, max_output(context))
 
 
 def kobold_prompt(request: KoboldRequest, budget: int, served: Served) -> list[int]:
@@ -137,16 +126,10 @@ def without_placeholders(request: KoboldRequest, served: Served) -> KoboldReques
     """Raises ApiError."""
     if not request.replace_instruct_placeholders:
         return request
-    if served.chat_template is None:
-        raise bad_field("replace_instruct_placeholders", "the model has no chat template: choose a format")
-    bos_id = served.tokenizer.bos_id
-    try:
-        tags = instruct_tags(served.chat_template, "" if bos_id is None else served.tokenizer.token_text(bos_id))
-    except ChatTemplateError as error:
-        raise bad_field("replace_instruct_placeholders", str(error)) from error
+    tags = tags_of_model(served)
     return msgspec.structs.replace(
         request,
         prompt=tags.fill(request.prompt, before=request.memory),
         memory=tags.fill(request.memory),
-        stop_sequence=[stop for stop in map(tags.stop, request.stop_sequence) if stop],
+        stop_sequence=filled_stops(request.stop_sequence, tags),
     )

@@ -1,10 +1,14 @@
-"""The generations of Kobold's routes that can be looked at and aborted by genkey."""
+"""The generations that Kobold's routes can look at and abort by genkey."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
+from starlette.requests import Request
+
+from .accounts import account_name
 from .text_stream import TextStream
 from .token_logprobs import ScoredToken
 
@@ -44,6 +48,8 @@ class RunningGenerations:
     @contextmanager
     def arriving(self, address: str) -> Iterator[None]:
         """While a request is read and understood, when its key is not known: an abort may overtake it."""
+        if not self._arriving[address]:
+            self._aborted -= {key for key in self._aborted if key[0] == address}  # whose requests never came
         self._arriving[address] += 1
         try:
             yield
@@ -52,7 +58,12 @@ class RunningGenerations:
             raise
         finally:
             self._arriving[address] -= 1
-            self._arriving += Counter()  # forgets those that are 0
+            if not self._arriving[address]:
+                del self._arriving[address]
+
+    def under(self, key: GenKey) -> Callable[[TextStream], AbstractContextManager[object]]:
+        """What registers a generation of a route where most clients give no genkey: those cannot be looked at."""
+        return partial(self.registered, key) if key[1] else nullcontext
 
     @contextmanager
     def registered(self, key: GenKey, text: TextStream) -> Iterator[None]:
@@ -104,3 +115,9 @@ class RunningGenerations:
 
     def __len__(self) -> int:
         return sum(len(streams) for streams in self._by_key.values())
+
+
+def client_address(request: Request) -> str:
+    """With the name of its key, if it sent one: behind a proxy all clients have one address."""
+    address = request.client.host if request.client else ""
+    return f"{account_name(request.scope)}@{address}"

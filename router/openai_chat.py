@@ -10,7 +10,7 @@ from .chat_answer import delta_json, message_json
 from .chat_request import ChatRequest
 from .errors import ApiError
 from .logprobs_json import chat_logprobs
-from .openai_events import DONE, ChunkTemplate, error_event
+from .openai_events import ABORTED, DONE, ChunkTemplate, ends_of_aborted, error_event
 from .openai_prompts import prompt_logprobs_of
 from .openai_request import usage_of
 from .served import Served
@@ -68,7 +68,8 @@ class ChatRenderer:
         return b"".join([self._roles.text(index, "") for index in range(self._num_choices)])
 
     def closing(self, text: TextStream) -> bytes:
-        return (self._chunks.usage(usage_of(text)) if self._include_usage else b"") + DONE
+        ends = b"".join([self.event(piece) for piece in ends_of_aborted(text)])
+        return ends + (self._chunks.usage(usage_of(text)) if self._include_usage else b"") + DONE
 
     def error(self, error: ApiError) -> bytes:
         return error_event(error)
@@ -103,7 +104,7 @@ class ChatRenderer:
             "index": choice.index,
             "message": message,
             "logprobs": self._logprobs(choice) if self._shows_logprobs else None,
-            "finish_reason": self._finish_reason(reader, choice.finish_reason),
+            "finish_reason": self._finish_reason(reader, choice.finish_reason or ABORTED),
             "stop_reason": choice.stop_reason,
             **({"token_ids": choice.token_ids} if self._ids else {}),
         }

@@ -9,7 +9,7 @@ import msgspec
 from .completion_request import CompletionRequest
 from .errors import ApiError
 from .logprobs_json import completion_logprobs, joined
-from .openai_events import DONE, ChunkTemplate, error_event
+from .openai_events import ABORTED, DONE, ChunkTemplate, ends_of_aborted, error_event
 from .openai_prompts import echo_logprobs, prompt_logprobs_of
 from .openai_request import usage_of
 from .served import Served
@@ -70,7 +70,8 @@ class CompletionRenderer:
         return completion_logprobs(piece.logprobs, self._tokenizer, offset, as_ids=self._as_ids)
 
     def closing(self, text: TextStream) -> bytes:
-        return (self._chunks.usage(usage_of(text)) if self._include_usage else b"") + DONE
+        ends = b"".join([self.event(piece) for piece in ends_of_aborted(text)])
+        return ends + (self._chunks.usage(usage_of(text)) if self._include_usage else b"") + DONE
 
     def error(self, error: ApiError) -> bytes:
         return error_event(error)
@@ -85,7 +86,7 @@ class CompletionRenderer:
             "index": index,
             "text": self._generation.echo(choice.index) + "".join(choice.parts),
             "logprobs": self._choice_logprobs(choice, text) if self._shows_logprobs else None,
-            "finish_reason": choice.finish_reason,
+            "finish_reason": choice.finish_reason or ABORTED,
             "stop_reason": choice.stop_reason,
             **prompt_logprobs_of(text, choice.index, self._tokenizer),
             **({"token_ids": choice.token_ids} if self._with_ids else {}),

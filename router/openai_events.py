@@ -5,12 +5,15 @@ from typing import Any
 
 import msgspec
 
+from ..wire.messages import FinishReason
 from .errors import ApiError, openai_error
-from .text_stream import Piece
+from .text_stream import Piece, TextStream
 
 RenderLogprobs = Callable[[Piece], Mapping[str, Any]]
 encode = msgspec.json.encode
 DONE = b"data: [DONE]\n\n"
+ABORTED: FinishReason = "length"
+"""What ended a choice that was aborted by its genkey, to clients: OpenAI has no word for it."""
 
 
 def sse(data: Mapping[str, Any]) -> bytes:
@@ -19,6 +22,11 @@ def sse(data: Mapping[str, Any]) -> bytes:
 
 def error_event(error: ApiError) -> bytes:
     return sse(openai_error(error))
+
+
+def ends_of_aborted(text: TextStream) -> list[Piece]:
+    """Of the choices that have no end, once no more can come."""
+    return [Piece(choice.index, "", ABORTED) for choice in text.choices if choice.finish_reason is None]
 
 
 class ChunkTemplate:

@@ -10,7 +10,8 @@ from ..wire.sampling import SamplingParams
 from .errors import bad_field
 from .fields import Fields
 from .guidance_fields import ALIASES as GUIDANCE_ALIASES
-from .guidance_fields import GuidanceFields, put_guidance
+from .guidance_fields import put_guidance
+from .kobold_fields import KoboldFields
 from .limits import check_model, check_num_choices, check_params, fit_context, make_jobs
 from .logprob_fields import check_logprobs
 from .request_id import RequestId
@@ -44,7 +45,7 @@ class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
     """Padding against observers of packet lengths. Not built."""
 
 
-class OpenAiRequest(GuidanceFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class OpenAiRequest(KoboldFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Fields of both routes besides sampling's."""
 
     model: str | None = None

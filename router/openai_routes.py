@@ -16,6 +16,7 @@ from .errors import ApiError
 from .exchange import rename
 from .guidance_check import check_guidance
 from .job import Core
+from .kobold_running import RunningGenerations, client_address
 from .messages_models import model_info, models_page, wants_anthropic
 from .messages_schemas import AnthropicModel, AnthropicModels
 from .openai_chat import ChatRenderer
@@ -32,7 +33,8 @@ MODEL_CARDS = either(ModelCard, AnthropicModel)
 ModelName = Annotated[str, Path(description="One of those that /v1/models lists.")]
 
 
-def openai_routes(core: Core, served: Served) -> APIRouter:
+def openai_routes(core: Core, served: Served, running: RunningGenerations) -> APIRouter:
+    """`running`: where generations with a genkey are found by Kobold's routes."""
     routes = APIRouter(prefix="/v1", tags=["OpenAI"])
     completion_body = body_schema(CompletionRequest, COMPLETION_ALIASES, {"max_tokens": DEFAULT_MAX_TOKENS})
     chat_body = body_schema(ChatRequest, CHAT_ALIASES, {})
@@ -59,14 +61,16 @@ def openai_routes(core: Core, served: Served) -> APIRouter:
     )
     async def complete(request: Request) -> Response:
         """Goes on from one or several prompts, as text or as token ids."""
-        raw = await read_body(request, served.max_body_bytes)
-        request_id = request_id_of(request.scope)
-        asked, generation = await understand(raw, partial(parse_completion, request_id=request_id, served=served))
-        rename(request.scope, generation.jobs[0].request_id)
-        await check_guidance(generation.jobs[0].params.guidance, generation.guided_by, served.grammars)
+        with running.arriving(client_address(request)):
+            raw = await read_body(request, served.max_body_bytes)
+            request_id = request_id_of(request.scope)
+            asked, generation = await understand(raw, partial(parse_completion, request_id=request_id, served=served))
+            rename(request.scope, generation.jobs[0].request_id)
+            await check_guidance(generation.jobs[0].params.guidance, generation.guided_by, served.grammars)
         renderer = CompletionRenderer(asked, generation, served, int(time.time()))
         start = partial(TextStream, core, generation, served.tokenizer)
-        return GenerationResponse(start, renderer, stream=asked.stream)
+        during = running.under((client_address(request), asked.genkey))
+        return GenerationResponse(start, renderer, stream=asked.stream, during=during)
 
     @routes.post(
         "/chat/completions",
@@ -75,14 +79,16 @@ def openai_routes(core: Core, served: Served) -> APIRouter:
     )
     async def chat(request: Request) -> Response:
         """The assistant's next message in a conversation, with its thoughts and calls of tools."""
-        raw = await read_body(request, served.max_body_bytes)
-        request_id = request_id_of(request.scope)
-        asked, generation, form = await understand(raw, partial(parse_chat, request_id=request_id, served=served))
-        rename(request.scope, generation.jobs[0].request_id)
-        await check_guidance(generation.jobs[0].params.guidance, generation.guided_by, served.grammars)
+        with running.arriving(client_address(request)):
+            raw = await read_body(request, served.max_body_bytes)
+            request_id = request_id_of(request.scope)
+            asked, generation, form = await understand(raw, partial(parse_chat, request_id=request_id, served=served))
+            rename(request.scope, generation.jobs[0].request_id)
+            await check_guidance(generation.jobs[0].params.guidance, generation.guided_by, served.grammars)
         renderer = ChatRenderer(asked, generation, form, served, int(time.time()))
         start = partial(TextStream, core, generation, served.tokenizer)
-        return GenerationResponse(start, renderer, stream=asked.stream)
+        during = running.under((client_address(request), asked.genkey))
+        return GenerationResponse(start, renderer, stream=asked.stream, during=during)
 
     return routes
 

@@ -180,6 +180,7 @@ KOBOLD = [
     ({"singleline": True}, 400, "singleline"),
     *(({name: True}, 400, name) for name in ("frmtadsnsp", "frmtrmblln", "frmtrmspch", "frmttriminc")),
     ({"grammar": '{"type": '}, 400, "grammar"),
+    ({"logit_bias": {"5": "-1000"}}, 400, "logit_bias"),
     ({"genkey": 5}, 400, "genkey"),
 ]
 

@@ -34,7 +34,7 @@ HOSTILE: list[tuple[str, Any]] = [
     ("token_ban_ranges", [[[0], 0, 1]] * MANY),
     ("logit_bias", [[5, 1]] * MANY),
     ("logit_bias", {str(HUGE): 1}),
-    ("logit_bias", {"5": HUGE * 1.0}),
+    ("logit_bias", {"70000": HUGE * 1.0}),
     ("top_k", 2**31),
     ("top_k", HUGE),
     ("dry_allowed_length", 2**63 - 1),

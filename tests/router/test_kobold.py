@@ -448,6 +448,19 @@ def test_an_error_in_a_stream_keeps_to_lites_pattern():
     )
 
 
+@pytest.mark.parametrize("sent", [{"5": -1000, "6": 101.5, "7": 3}, [[5, -1000], [6, 101.5], [7, 3]]])
+def test_biases_are_cut_to_what_they_can_be(sent):
+    core = saying("ok")
+    assert ask(core, "POST", "/api/v1/generate", json={"prompt": "x", "logit_bias": sent}).status_code == 200
+    assert core.streams[0].job.params.logit_bias == {5: -100, 6: 100, 7: 3}
+
+
+@pytest.mark.parametrize("path", ["/api/extra/abort", "/api/extra/generate/check", "/api/extra/last_logprobs"])
+def test_a_genkey_that_is_null_is_left_out(path):
+    without, null = (ask(FakeCore(), "POST", path, json=body) for body in ({}, {"genkey": None}))
+    assert (null.status_code, null.content) == (200, without.content)
+
+
 @pytest.mark.parametrize("path", ["/api/extra/abort", "/api/extra/generate/check"])
 def test_a_wrong_genkey_is_refused(path):
     reply = ask(FakeCore(), "POST", path, json={"genkey": 5})

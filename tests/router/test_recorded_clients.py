@@ -125,6 +125,50 @@ KOBOLD_LITE = [
     Call("POST", "/api/extra/abort", b'{"success":"false","done":"false"}', {"genkey": "KCPP4711"}, KEY),
 ]
 
+LITE_CHAT_BODY = {
+    **{name: value for name, value in LITE_BODY.items() if name not in ("memory", "prompt")},
+    "messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello"}],
+    "continue_assistant_turn": True,
+}
+LITE_CALL = {"id": "call_1", "type": "function", "function": {"name": "dice", "arguments": "{}"}}
+LITE_CONTINUED = [
+    {"role": "user", "content": "Roll a die."},
+    {"role": "assistant", "content": None, "tool_calls": [LITE_CALL]},
+    {"role": "tool", "tool_call_id": "call_1", "name": "dice", "content": '[{"type":"text","text":"4"}]'},
+    {"role": "assistant", "content": "It is "},
+]
+LITE_LOGPROBS = {
+    "content": [{"token": str, "logprob": float, "bytes": [int], "top_logprobs": [dict] * 5} for _ in SAID],
+    "refusal": None,
+}
+LITE_MESSAGE = {"role": "assistant", "content": SAID, "refusal": None}
+LITE_ANSWER = {
+    "id": str,
+    "created": int,
+    "model": "tiny",
+    "system_fingerprint": str,
+    "object": "chat.completion",
+    "choices": [
+        {
+            "index": 0,
+            "message": LITE_MESSAGE,
+            "logprobs": LITE_LOGPROBS,
+            "finish_reason": "stop",
+            "stop_reason": None,
+        }
+    ],
+    "usage": dict,
+}
+KOBOLD_LITE_INSTRUCT = [
+    Call("GET", "/api/v1/model", {"result": "koboldcpp/tiny"}, headers=KEY),
+    Call("GET", "/api/extra/version", VERSION, headers=KEY),
+    Call("POST", "/v1/chat/completions", bytes, {**LITE_CHAT_BODY, "stream": True}, KEY),
+    Call("POST", "/v1/chat/completions", LITE_ANSWER, {**LITE_CHAT_BODY, "messages": LITE_CONTINUED}, KEY),
+    Call("POST", "/api/extra/last_logprobs", {"logprobs": LOGPROBS}, {"genkey": "KCPP4711"}, KEY),
+    Call("POST", "/api/extra/generate/check", {"results": [{"text": SAID}]}, {"genkey": "KCPP4711"}, KEY),
+    Call("POST", "/api/extra/abort", b'{"success":"false","done":"false"}', {"genkey": "KCPP4711"}, KEY),
+]
+
 CLASSIC_BODY = {
     "prompt": "You: Hello\nBot:",
     "use_story": False,
@@ -281,6 +325,7 @@ SILLYTAVERN_OPENAI = [
 
 CLIENTS = {
     "kobold_lite": KOBOLD_LITE,
+    "kobold_lite_instruct": KOBOLD_LITE_INSTRUCT,
     "sillytavern_koboldai_classic": SILLYTAVERN_CLASSIC,
     "sillytavern_text_koboldcpp": SILLYTAVERN_KOBOLDCPP,
     "sillytavern_chat_openai": SILLYTAVERN_OPENAI,
