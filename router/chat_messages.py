@@ -11,19 +11,33 @@ from msgspec import Meta, Struct
 from ..wire.json_text import loads
 from .errors import bad_field
 
+Cache = dict[str, Any] | None
+"""A hint to a provider's cache; prefixes are found by their content here."""
 
-class TextPart(Struct, frozen=True, forbid_unknown_fields=True):
+
+class DirectCaller(Struct, frozen=True, forbid_unknown_fields=True):
+    """Who calls, in items and blocks of other APIs."""
+
+    type: Literal["direct"]
+    """The model itself."""
+
+
+class TextPart(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     type: Literal["text"]
     """Only text."""
     text: str
     """A part of the message's text."""
+    cache_control: Cache = None
+    """A hint to a provider's cache; prefixes are found by their content here."""
 
 
 class CalledFunction(Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     """Of the function."""
-    arguments: str | dict[str, Any] = ""
+    arguments: str | dict[str, Any] | None = ""
     """JSON, or the object itself."""
+    parsed_arguments: Any = None
+    """What OpenAI's SDK has made of the arguments; it does nothing."""
 
 
 class ToolCall(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -64,6 +78,14 @@ class Message(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=Tru
     """Of an earlier answer; templates do not show them."""
     audio: dict[str, Any] | None = None
     """Of an earlier answer; templates do not show it."""
+    parsed: Any = None
+    """What OpenAI's SDK has made of the content; it does nothing."""
+    cache_control: Cache = None
+    """A hint to a provider's cache; prefixes are found by their content here."""
+
+
+NOT_SHOWN = ("parsed", "cache_control")
+"""Fields of messages that do not reach templates."""
 
 
 def check_messages(messages: Any) -> None:
@@ -95,6 +117,8 @@ def template_messages(messages: Sequence[Message], template: str) -> Iterator[li
 def template_message(message: Message, null: str | None, developer: str) -> dict[str, Any]:
     """`developer`: what the template calls that role."""
     fields: dict[str, Any] = msgspec.to_builtins(message)
+    for name in NOT_SHOWN:
+        fields.pop(name, None)
     if message.role == "developer":
         fields["role"] = developer
     if message.tool_calls:
@@ -114,7 +138,8 @@ def with_text_arguments(message: dict[str, Any]) -> dict[str, Any]:
 def template_call(call: ToolCall) -> dict[str, Any]:
     fields: dict[str, Any] = {"type": "function", **msgspec.to_builtins(call)}
     fields.pop("index", None)
-    fields["function"]["arguments"] = arguments_object(call.function.arguments)
+    fields["function"].pop("parsed_arguments")
+    fields["function"]["arguments"] = arguments_object(call.function.arguments or "")
     return fields
 
 

@@ -25,7 +25,7 @@ from .openai_request import ALIASES, OpenAiRequest, Prompt, check_request, make_
 from .renamed import renamed
 from .served import Served
 from .text_stream import Generation
-from .tool_fields import MAX_TOOLS, FunctionFields, FunctionName, ToolChoice, Tools, ToolUse, tool_use
+from .tool_fields import MAX_TOOLS, FunctionFields, FunctionName, Tool, ToolChoice, Tools, ToolUse, tool_use
 
 CHAT_ALIASES = {**ALIASES, "max_completion_tokens": "max_tokens"}
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
@@ -179,7 +179,7 @@ def render(
     """Raises ChatTemplateError."""
     template, call_format = served.chat_template, served.call_format
     assert template is not None
-    tools = [] if use is None else [msgspec.to_builtins(tool) for tool in request.tools]
+    tools = [] if use is None else [template_tool(tool) for tool in request.tools]
     if call_format is not None and not knows_tools(template.source) and speaks_of_tools(request):
         messages, tools = told_of_tools(messages, tools, call_format), []
     return template.render(
@@ -189,6 +189,10 @@ def render(
         continue_final_message=request.continue_final_message,
         template_kwargs=kwargs,
     )
+
+
+def template_tool(tool: Tool) -> dict[str, Any]:
+    return {"type": tool.type, "function": msgspec.to_builtins(tool.function)}
 
 
 def effort_of(request: ChatRequest, template: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from .answer import AnswerForm
+from .chat_messages import Cache, DirectCaller
 from .chat_request import read_chat
 from .errors import ApiError
 from .fields import Fields, convert, decode_json, take_apart
@@ -19,8 +20,6 @@ from .text_stream import Generation
 from .tool_fields import MAX_TOOLS
 
 NAMES = ((".function.parameters", ".input_schema"), (".function", ""))
-Cache = dict[str, Any] | None
-"""A hint to a provider's cache; prefixes are found by their content here."""
 
 
 class Text(Struct, frozen=True):
@@ -30,6 +29,8 @@ class Text(Struct, frozen=True):
     """A hint to a provider's cache; prefixes are found by their content here."""
     citations: list[Any] | None = None
     """Of an earlier answer; templates do not show them."""
+    parsed_output: Any = None
+    """What Anthropic's SDK has made of the text; it does nothing."""
 
 
 class TextBlock(Text, frozen=True, tag="text", forbid_unknown_fields=True):
@@ -46,7 +47,7 @@ class TextItem(Text, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class ThinkingBlock(Struct, frozen=True, tag="thinking", forbid_unknown_fields=True):
     thinking: str
     """What the assistant thought."""
-    signature: str = ""
+    signature: str | None = None
     """As an earlier answer gave it; not needed."""
 
 
@@ -57,6 +58,10 @@ class ToolUseBlock(Struct, frozen=True, tag="tool_use", forbid_unknown_fields=Tr
     """Of the tool."""
     input: dict[str, Any]
     """What it was given."""
+    caller: DirectCaller | None = None
+    """Tools are used by the model itself, not by a program it writes."""
+    toolset_name: None = None
+    """Not built: tools are in no sets."""
     cache_control: Cache = None
     """A hint to a provider's cache; prefixes are found by their content here."""
 
@@ -64,10 +69,12 @@ class ToolUseBlock(Struct, frozen=True, tag="tool_use", forbid_unknown_fields=Tr
 class ToolResultBlock(Struct, frozen=True, tag="tool_result", forbid_unknown_fields=True):
     tool_use_id: str
     """Of the use whose result it is."""
-    content: str | list[TextItem] = ""
+    content: str | list[TextItem] | None = None
     """The result, as text."""
-    is_error: bool = False
+    is_error: bool | None = None
     """Templates have no place for it: the content says so itself."""
+    toolset_name: None = None
+    """Not built: tools are in no sets."""
     cache_control: Cache = None
     """A hint to a provider's cache; prefixes are found by their content here."""
 
@@ -227,7 +234,7 @@ def chat_messages(request: MessagesRequest) -> Iterator[dict[str, Any]]:
 def results_of(blocks: Sequence[Block]) -> Iterator[dict[str, Any]]:
     for block in blocks:
         if isinstance(block, ToolResultBlock):
-            yield {"role": "tool", "tool_call_id": block.tool_use_id, "content": joined(block.content)}
+            yield {"role": "tool", "tool_call_id": block.tool_use_id, "content": joined(block.content or "")}
 
 
 def said_in(role: str, blocks: Sequence[Block]) -> dict[str, Any]:

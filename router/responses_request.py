@@ -11,6 +11,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from .answer import AnswerForm
+from .chat_messages import DirectCaller
 from .chat_request import Effort, read_chat
 from .errors import ApiError, bad_field
 from .fields import Fields, convert, decode_json, take_apart
@@ -41,6 +42,8 @@ class TextItem(Struct, frozen=True, forbid_unknown_fields=True):
     """As an earlier response gave it; not needed."""
     logprobs: list[Any] | None = None
     """As an earlier response gave it; not needed."""
+    parsed: Any = None
+    """What OpenAI's SDK has made of the text; it does nothing."""
 
 
 Texts = str | list[TextItem]
@@ -70,6 +73,17 @@ class CallItem(Struct, frozen=True, tag="function_call", forbid_unknown_fields=T
     """As an earlier response gave it; not needed."""
     status: str | None = None
     """As an earlier response gave it; not needed."""
+    parsed_arguments: Any = None
+    """What OpenAI's SDK has made of the arguments; it does nothing."""
+    caller: DirectCaller | None = None
+    """Calls are the model's own, not those of a program it writes."""
+    namespace: None = None
+    """Not built: functions have none."""
+    asynchronous: Annotated[Literal[False] | None, Meta(description="Not built: results of calls are waited for.")] = (
+        msgspec.field(default=None, name="async")
+    )
+    async_: Literal[False] | None = None
+    """The same, as OpenAI's SDK spells it in Python."""
 
 
 class ResultItem(Struct, frozen=True, tag="function_call_output", forbid_unknown_fields=True):
@@ -81,10 +95,18 @@ class ResultItem(Struct, frozen=True, tag="function_call_output", forbid_unknown
     """As an earlier response gave it; not needed."""
     status: str | None = None
     """As an earlier response gave it; not needed."""
+    caller: DirectCaller | None = None
+    """Calls are the model's own, not those of a program it writes."""
+    created_by: str | None = None
+    """As a provider's list of items gave it; not needed."""
+    name: str | None = None
+    """Of the function; the call says it."""
+    namespace: None = None
+    """Not built: functions have none."""
 
 
 class ReasoningItem(Struct, frozen=True, tag="reasoning", forbid_unknown_fields=True):
-    summary: list[TextItem] = []
+    summary: list[TextItem] | None = None
     """Read where there is no content."""
     content: list[TextItem] | None = None
     """The thought."""
@@ -285,7 +307,7 @@ def chat_messages(conversation: str | Sequence[Item]) -> Iterator[dict[str, Any]
             case MessageItem():
                 yield {"role": item.role, "content": joined(item.content)}
             case ReasoningItem():
-                turn |= {"role": "assistant", "reasoning_content": joined(item.content or item.summary)}
+                turn |= {"role": "assistant", "reasoning_content": joined(item.content or item.summary or [])}
             case CallItem():
                 turn["role"] = "assistant"
                 turn["tool_calls"] = [*turn.get("tool_calls", ()), chat_call(item)]

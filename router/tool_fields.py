@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta, Struct
 
 from ..text.tool_calls.grammar import Function
+from .chat_messages import Cache
 from .errors import bad_field
 from .tool_schema import check_schema
 
@@ -30,6 +31,8 @@ class Tool(Struct, frozen=True, forbid_unknown_fields=True):
     """Only functions are called."""
     function: FunctionFields
     """What may be called."""
+    cache_control: Cache = None
+    """A hint to a provider's cache; prefixes are found by their content here."""
 
 
 class FunctionName(Struct, frozen=True, forbid_unknown_fields=True):
