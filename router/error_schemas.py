@@ -1,6 +1,8 @@
 """The bodies of refusals, one shape for each API, and what each status means."""
 
-from msgspec import Struct
+from typing import Literal
+
+from msgspec import UNSET, Struct, UnsetType
 
 from .errors import ErrorWriter, anthropic_error, error_writer, kobold_error, ollama_error, openai_error
 from .schemas import Schema, schema_of
@@ -52,11 +54,20 @@ class KoboldError(Struct):
     """What is wrong, for people and for programs."""
 
 
+class ThreadDetails(Struct):
+    error_code: Literal["thread_unsupported_request"]
+    """What makes Anthropic's SDK send whole conversations."""
+    unsupported: list[str]
+    """Fields that are not supported."""
+
+
 class AnthropicDetail(Struct):
     type: str
     """The kind of error, such as invalid_request_error."""
     message: str
     """What is wrong, beginning with the field at fault where there is one."""
+    details: ThreadDetails | UnsetType = UNSET
+    """Of a request for a `thread`: nothing is kept between requests, clients send whole conversations."""
 
 
 class AnthropicError(Struct, tag="error"):

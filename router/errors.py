@@ -34,6 +34,8 @@ ANTHROPIC_TYPES = {
     503: "overloaded_error",
     504: "timeout_error",
 }
+NO_THREADS = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+"""Anthropic's SDK sends whole conversations once it is told this."""
 
 OLLAMA_PATHS = frozenset(("/api/generate", "/api/chat", "/api/show", "/api/tags", "/api/version"))
 
@@ -85,7 +87,8 @@ def kobold_error(error: ApiError) -> dict[str, Any]:
 def anthropic_error(error: ApiError) -> dict[str, Any]:
     fallback = "invalid_request_error" if error.status < 500 else "api_error"
     kind = ANTHROPIC_TYPES.get(error.status, fallback)
-    return {"type": "error", "error": {"type": kind, "message": error.message}}
+    details = {"details": NO_THREADS} if error.param == "thread" else {}
+    return {"type": "error", "error": {"type": kind, "message": error.message, **details}}
 
 
 def ollama_error(error: ApiError) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def test_the_sdk_runs_a_tool_itself(client: Anthropic) -> None:
         """The weather in a city."""
         return f"Say: Rain in {city}."
 
-    runner = client.beta.messages.tool_runner(**asked(CALL), tools=[weather], thread=False)
+    runner = client.beta.messages.tool_runner(**asked(CALL), tools=[weather])
     *_, last = runner
     assert [block.type == "text" and block.text for block in last.content] == ["Rain in Paris."]
 

@@ -281,6 +281,12 @@ def test_refusals_are_anthropics_and_name_the_field(body, status, param):
     assert answer["error"]["message"].startswith(f"{param}: ")
 
 
+def test_a_thread_is_refused_in_the_words_that_make_anthropics_sdk_do_without():
+    error = post(FakeCore(), {"thread": {"type": "create"}}).json()["error"]
+    assert error.pop("details") == {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+    assert error.keys() == post(FakeCore(), {"nonsense": 1}).json()["error"].keys() == {"type", "message"}
+
+
 def test_other_errors_are_anthropics_too():
     core = FakeCore()
     core.refusal = JobError(503, "the queue is full", retry_after_s=2)
