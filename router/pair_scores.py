@@ -18,6 +18,8 @@ class NamedTexts:
     texts: Sequence[str]
     param: str
     is_list: bool = True
+    max_tokens: int | None = None
+    """Of each text; what is longer is cut, at its end."""
 
     def name(self, index: int) -> str:
         """Of one of them, in error messages."""
@@ -46,7 +48,7 @@ def _compare_vectors(
 ) -> PairScores:
     """The cosine of their angle; each text is computed once."""
     ids = [
-        text_ids(text, named.name(index), request, served)
+        text_ids(text, named.name(index), request, served, max_own=named.max_tokens)
         for named in (first, second)
         for index, text in enumerate(named.texts)
     ]
@@ -74,12 +76,12 @@ def _read_together(
     otherwise."""
     is_shared = len(first.texts) == 1
     ids = []
-    for index, text in enumerate(second.texts):
+    for index in range(len(second.texts)):
         at = 0 if is_shared else index
         for named, place in ((first, at), (second, index)):
             if not named.texts[place]:
                 raise bad_field(named.name(place), "must not be empty")
-        ids.append(_pair_ids(first.texts[at], text, second.name(index), request, served))
+        ids.append(_pair_ids(first.texts[at], index, second, request, served))
 
     def score(vectors: Sequence[np.ndarray]) -> list[float]:
         logits = np.concatenate([vector[:1] for vector in vectors]).astype(np.float64)
@@ -92,10 +94,11 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     return 0.5 * (1 + np.tanh(0.5 * x))  # which does not overflow
 
 
-def _pair_ids(first: str, second: str, param: str, request: PoolingRequest, served: Served) -> list[int]:
+def _pair_ids(first: str, index: int, second: NamedTexts, request: PoolingRequest, served: Served) -> list[int]:
+    limits = max_tokens_of(request, served), second.max_tokens
     try:
-        ids = served.tokenizer.encode_pair(first, second, max_tokens_of(request, served))
+        ids = served.tokenizer.encode_pair(first, second.texts[index], *limits)
     except ValueError as error:
         raise bad_field("truncate_prompt_tokens", str(error)) from None
-    check_length(ids, param, served)
+    check_length(ids, second.name(index), served)
     return ids

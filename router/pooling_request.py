@@ -80,11 +80,23 @@ def max_tokens_of(request: PoolingRequest, served: Served) -> int | None:
     return served.max_model_len if asked == -1 else asked
 
 
-def text_ids(text: str, param: str, request: PoolingRequest, served: Served, *, special: bool = True) -> list[int]:
-    """`special`: with what the model expects around a text. Raises ApiError (400) naming `param`."""
+def text_ids(
+    text: str,
+    param: str,
+    request: PoolingRequest,
+    served: Served,
+    *,
+    special: bool = True,
+    max_own: int | None = None,
+) -> list[int]:
+    """`special`: with what the model expects around a text; `max_own`: tokens of the text that are kept, besides that.
+    Raises ApiError (400) naming `param`."""
     if not text:
         raise bad_field(param, "must not be empty")
     max_tokens = max_tokens_of(request, served)
+    if max_own is not None:
+        most = max_own + (served.tokenizer.num_added if special else 0)
+        max_tokens = most if max_tokens is None else min(max_tokens, most)
     if max_tokens is None:
         ids = served.tokenizer.encode(text, add_special_tokens=special)
     else:

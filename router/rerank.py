@@ -28,6 +28,12 @@ class RerankRequest(PoolingRequest, frozen=True, kw_only=True, forbid_unknown_fi
     """Return so many, the best ones; 0: all."""
     return_documents: bool = True
     """With their texts."""
+    max_tokens_per_doc: Annotated[int, Meta(ge=1)] | None = None
+    """Keep so many tokens of each document, from its beginning."""
+    max_chunks_per_doc: None = None
+    """Not built: documents are read whole; max_tokens_per_doc cuts them."""
+    rank_fields: None = None
+    """Not built: documents have no field but text."""
 
 
 def parse_rerank(raw: bytes, request_id: str, served: Served) -> PoolingTask:
@@ -37,7 +43,8 @@ def parse_rerank(raw: bytes, request_id: str, served: Served) -> PoolingTask:
     check_num_inputs(len(request.documents), "documents")
     texts = [document if isinstance(document, str) else document.text for document in request.documents]
     query = NamedTexts([request.query], "query", is_list=False)
-    pairs = score_pairs(query, NamedTexts(texts, "documents"), request, request_id, served)
+    documents = NamedTexts(texts, "documents", max_tokens=request.max_tokens_per_doc)
+    pairs = score_pairs(query, documents, request, request_id, served)
     head = {"id": f"rerank-{request_id}", "model": request.model or served.name, "usage": usage_of(pairs.jobs)}
 
     def render(vectors: Sequence[np.ndarray]) -> bytes:

@@ -73,17 +73,25 @@ class Tokenizer:
         ids = self.encode(text, add_special_tokens=add_special_tokens)
         if len(ids) <= max_tokens:
             return ids
-        room = max_tokens - (self._backend.num_special_tokens_to_add(False) if add_special_tokens else 0)
+        room = max_tokens - (self.num_added if add_special_tokens else 0)
         encoding = self._cut(text, room)
         ids = self._backend.post_process(encoding, None, add_special_tokens).ids
         return self._one_bos(ids) if add_special_tokens else ids
 
-    def encode_pair(self, first: str, second: str, max_tokens: int | None = None) -> list[int]:
+    @property
+    def num_added(self) -> int:
+        """Tokens that the model expects around a text."""
+        return self._backend.num_special_tokens_to_add(False)
+
+    def encode_pair(
+        self, first: str, second: str, max_tokens: int | None = None, max_second: int | None = None
+    ) -> list[int]:
         """Ids of two texts with what the model expects around them. Of the second as much, from its beginning, as fits
-        into `max_tokens`. Raises ValueError if that leaves no room for it."""
+        into `max_tokens`, and at most `max_second` of its ids. Raises ValueError if that leaves no room for it."""
         added = self._backend.num_special_tokens_to_add(True)
         one = self._cut(first)
-        two = self._cut(second, None if max_tokens is None else max_tokens - added - len(one.ids))
+        room = None if max_tokens is None else max_tokens - added - len(one.ids)
+        two = self._cut(second, max_second if room is None else min(room, max_second or room))
         return self._backend.post_process(one, two, True).ids
 
     def encode_chat(self, text: str) -> list[int]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from isthmus.router.fake_core import FakeCore
-from isthmus.tests.router.edge import ask, http_client, ids, run
+from isthmus.tests.router.edge import ask, byte_tokenizer, http_client, ids, run
 from isthmus.text.pooling_config import PoolingConfig
 
 SCORES = ("/v1/score", "/score")
@@ -92,6 +92,46 @@ def test_a_model_for_pairs_reads_both() -> None:
     assert [list(stream.job.prompt_ids) for stream in core.streams[-2:]] == [ids("ac"), ids("bd")]
 
 
+NO_LIMITS = {"rank_fields": None, "max_chunks_per_doc": None, "max_tokens_per_doc": None}
+LIMITS: list[tuple[dict[str, Any], str, str]] = [
+    (NO_LIMITS, "c", "defg"),
+    ({"max_tokens_per_doc": 3}, "c", "def"),
+    ({"max_tokens_per_doc": 3, "truncate_prompt_tokens": 4}, "c", "def"),
+    ({"max_tokens_per_doc": 9, "truncate_prompt_tokens": 4}, "c", "defg"),
+]
+
+
+@pytest.mark.parametrize(("limits", "first", "second"), LIMITS)
+def test_documents_are_cut_to_so_many_tokens(limits: dict[str, Any], first: str, second: str) -> None:
+    body = {"query": "query", "documents": ["c", "defg"], **limits}
+    vectors, pairs = FakeCore(), FakeCore()
+    assert post("/v2/rerank", body, vectors).status_code == 200
+    num_query = limits.get("truncate_prompt_tokens", 5)
+    assert [list(stream.job.prompt_ids) for stream in vectors.streams] == [
+        ids("query"[:num_query]), ids(first), ids(second)
+    ]  # fmt: skip
+    if "truncate_prompt_tokens" not in limits:
+        assert post("/v2/rerank", body, pairs, pooling=PAIRS).status_code == 200
+        assert [list(stream.job.prompt_ids) for stream in pairs.streams] == [
+            ids("query" + first),
+            ids("query" + second),
+        ]
+
+
+def test_what_the_model_expects_around_a_document_is_not_counted() -> None:
+    core, bos = FakeCore(), byte_tokenizer(bos=True)
+    post("/v1/rerank", {"query": "q", "documents": ["abc"], "max_tokens_per_doc": 2}, core, tokenizer=bos)
+    assert [list(stream.job.prompt_ids) for stream in core.streams] == [bos.encode("q"), bos.encode("ab")]
+
+
+def test_of_a_pair_the_document_is_cut_by_whichever_limit_is_less() -> None:
+    core = FakeCore()
+    for total, per_document in ((8, 5), (20, 2)):
+        limits = {"truncate_prompt_tokens": total, "max_tokens_per_doc": per_document}
+        post("/v1/rerank", {"query": "query", "documents": ["abcdefg"], **limits}, core, pooling=PAIRS)
+    assert [list(stream.job.prompt_ids) for stream in core.streams] == [ids("queryabc"), ids("queryab")]
+
+
 BAD: list[tuple[str, dict[str, Any], str]] = [
     ("/v1/score", {"text_1": "x"}, "text_2"),
     ("/v1/score", {"text_1": ["x", "y"], "text_2": "z"}, "text_1"),
@@ -111,6 +151,8 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("/v1/rerank", {"query": "x", "documents": ["a", ""]}, "documents[1]"),
     ("/v1/rerank", {"query": "x", "documents": ["a"], "top_n": -1}, "top_n"),
     ("/v1/rerank", {"query": "x", "documents": ["a"], "max_chunks_per_doc": 3}, "max_chunks_per_doc"),
+    ("/v1/rerank", {"query": "x", "documents": ["a"], "rank_fields": ["text"]}, "rank_fields"),
+    ("/v1/rerank", {"query": "x", "documents": ["a"], "max_tokens_per_doc": 0}, "max_tokens_per_doc"),
     ("/v1/rerank", {"query": "x", "documents": ["a"] * 2049}, "documents"),
 ]
 
