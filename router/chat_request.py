@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from ..text.chat_template import ChatTemplateError
-from ..text.reasoning import detect_style
+from ..text.reasoning import Thought, detect_style
 from ..text.tool_calls.prompt import knows_tools, told_of_tools
 from ..wire.sampling import SamplingParams
 from .answer import AnswerForm
@@ -219,11 +219,23 @@ def answer_form(request: ChatRequest, use: ToolUse | None, prompt: str, served: 
         message = "not in a format that is known for this model; start the server with --tool-call-parser"
         raise bad_field("tools", message, code="unsupported_field")
     return AnswerForm(
-        thought=None if served.reasoning is None else served.reasoning.begun(prompt),
+        thought=thought_of(request, prompt, served),
         call_format=None if use is None else served.call_format,
         schemas={} if use is None else use.schemas,
         shows_reasoning=request.include_reasoning,
     )
+
+
+def thought_of(request: ChatRequest, prompt: str, served: Served) -> Thought | None:
+    """What the output begins with. Of a message that is continued, its own text tells whether it is still a thought."""
+    style = served.reasoning
+    if style is None:
+        return None
+    content = request.messages[-1].content if request.continue_final_message else None
+    said = content if isinstance(content, str) else "".join(part.text for part in content or ())
+    if not said.strip():
+        return style.begun(prompt)
+    return Thought(style, is_open=True) if said.rfind(style.open) > said.rfind(style.close) else None
 
 
 def guided(

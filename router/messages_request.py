@@ -10,7 +10,7 @@ from msgspec import Meta, Struct
 from .answer import AnswerForm
 from .chat_messages import Cache, DirectCaller
 from .chat_request import read_chat
-from .errors import ApiError
+from .errors import ApiError, bad_field
 from .fields import Fields, convert, decode_json, take_apart
 from .openai_request import MAX_STOPS, StopString
 from .renamed import renamed
@@ -109,15 +109,15 @@ class Choice(Struct, frozen=True, forbid_unknown_fields=True):
     """If the model wants to, in any case, this one, or never."""
     name: str | None = None
     """Of the tool, where type is tool."""
-    disable_parallel_tool_use: bool = False
+    disable_parallel_tool_use: bool | None = None
     """One answer uses one tool at most."""
 
 
 class Thinking(Struct, frozen=True, forbid_unknown_fields=True):
     type: Literal["enabled", "disabled", "adaptive"]
     """Whether it does; templates know no more than that."""
-    budget_tokens: int | None = None
-    """A hint that no model here is told."""
+    budget_tokens: Annotated[int, Meta(ge=1)] | None = None
+    """Where type is enabled: a hint that no model here is told."""
     display: str | None = None
     """Thoughts are shown whole, in their blocks."""
 
@@ -138,7 +138,8 @@ class OutputConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 class MessagesRequest(SchedulingFields, frozen=True, kw_only=True, forbid_unknown_fields=True):
     messages: Annotated[list[ChatMessage], Meta(min_length=1)]
-    """The conversation: text, thoughts, uses of tools and their results."""
+    """The conversation: text, thoughts, uses of tools and their results. If the assistant's text is last, the answer
+    continues it."""
     model: str | None = None
     """One of those that /v1/models lists; may be left out."""
     system: str | list[TextItem] = ""
@@ -181,9 +182,13 @@ def parse_messages(
 
 
 def chat_fields(request: MessagesRequest, fields: Fields) -> Fields:
+    check_thinking(request.thinking)
     choice = request.tool_choice
+    messages, continues = said_so_far(request.messages)
     own: dict[str, Any] = {
-        "messages": list(chat_messages(request)),
+        "messages": list(chat_messages(request.system, messages)),
+        "continue_final_message": continues,
+        "add_generation_prompt": not continues,
         "tools": [chat_tool(tool) for tool in request.tools],
         "tool_choice": chat_choice(choice),
         "parallel_tool_calls": not choice.disable_parallel_tool_use,
@@ -198,6 +203,30 @@ def chat_fields(request: MessagesRequest, fields: Fields) -> Fields:
         own["response_format"] = {"type": form.type, "json_schema": {"name": "output", "schema": form.schema}}
     sent_as = {**fields.sent_as, "response_format": "output_config.format"}
     return replace(fields, own={name: value for name, value in own.items() if value is not None}, sent_as=sent_as)
+
+
+def said_so_far(messages: Sequence[ChatMessage]) -> tuple[Sequence[ChatMessage], bool]:
+    """(messages, whether the answer goes on where the last one ends, which is the assistant's). One without text is
+    left out: the answer begins it. Raises ApiError (400) for one that ends in anything else."""
+    last = messages[-1]
+    if last.role == "user":
+        return messages, False
+    blocks = blocks_of(last)
+    at = f"messages[{len(messages) - 1}].content[{len(blocks) - 1}]"
+    match blocks[-1]:
+        case TextBlock():
+            said = any(block.text.strip() for block in blocks if isinstance(block, TextBlock))
+            return (messages, True) if said else (messages[:-1], False)
+        case ToolUseBlock():
+            raise bad_field(at, "a tool_use needs its tool_result in a message after it")
+        case _:
+            raise bad_field(at, "the assistant's last message, which the answer continues, must end in text")
+
+
+def check_thinking(thinking: Thinking | None) -> None:
+    """Raises ApiError (400)."""
+    if thinking is not None and thinking.budget_tokens is not None and thinking.type != "enabled":
+        raise bad_field("thinking.budget_tokens", f"not where the type is {thinking.type!r}")
 
 
 def template_variables(request: MessagesRequest) -> dict[str, Any]:
@@ -215,20 +244,26 @@ def chat_tool(tool: CustomTool) -> dict[str, Any]:
 def chat_choice(choice: Choice) -> Any:
     if choice.type == "tool":
         if choice.name is None:
-            raise ApiError(400, "tool_choice.name: missing", param="tool_choice.name")
+            raise bad_field("tool_choice.name", "missing")
         return {"type": "function", "function": {"name": choice.name}}
+    if choice.name is not None:
+        raise bad_field("tool_choice.name", f"not where the type is {choice.type!r}")
     return {"any": "required"}.get(choice.type, choice.type)
 
 
-def chat_messages(request: MessagesRequest) -> Iterator[dict[str, Any]]:
-    if system := joined(request.system):
-        yield {"role": "system", "content": system}
-    for message in request.messages:
-        blocks: Sequence[Block] = message.content if isinstance(message.content, list) else [TextBlock(message.content)]
+def chat_messages(system: str | Sequence[Text], messages: Sequence[ChatMessage]) -> Iterator[dict[str, Any]]:
+    if told := joined(system):
+        yield {"role": "system", "content": told}
+    for message in messages:
+        blocks = blocks_of(message)
         yield from results_of(blocks)
         said = said_in(message.role, blocks)
         if len(said) > 1:
             yield said
+
+
+def blocks_of(message: ChatMessage) -> Sequence[Block]:
+    return [TextBlock(message.content)] if isinstance(message.content, str) else message.content
 
 
 def results_of(blocks: Sequence[Block]) -> Iterator[dict[str, Any]]:

@@ -18,6 +18,7 @@ USER = {"role": "user", "content": "hi"}
 TOOL = {"name": "weather", "description": "Of a city", "input_schema": WEATHER["function"]["parameters"]}
 NOW = {"name": "now", "input_schema": {"type": "object"}}
 TOOLS = {"tools": [TOOL, NOW]}
+THINKS_NOT = {"reasoning": STYLES["qwen3"]}
 THINKS = {"reasoning": STYLES["deepseek_r1"]}
 OUTPUT = "Hm.</think>" + TWO
 
@@ -180,6 +181,30 @@ def test_a_conversation_becomes_messages():
     ]
 
 
+SAID = [{"type": "thinking", "thinking": "Hm."}, {"type": "text", "text": "Paris"}, {"type": "text", "text": "is"}]
+OPEN_ENDS = [
+    ("Paris is", "<|im_start|>assistant\nParis is"),
+    ("Paris is ", "<|im_start|>assistant\nParis is "),
+    ([{"type": "text", "text": "Paris is"}], "<|im_start|>assistant\nParis is"),
+    (SAID, "<|im_start|>assistant\nParis\nis"),
+    ("", "<|im_start|>assistant\n"),
+    ([{"type": "text", "text": " "}], "<|im_start|>assistant\n"),
+]
+
+
+@pytest.mark.parametrize(("content", "end"), OPEN_ENDS, ids=[json.dumps(row[0]) for row in OPEN_ENDS])
+def test_the_answer_continues_the_assistants_last_message(content, end):
+    body = {"messages": [USER, {"role": "assistant", "content": content}]}
+    core = saying(" in France.")
+    [block] = post(core, body, chat_template=ChatTemplate(TEMPLATE, {}), **THINKS_NOT).json()["content"]
+    assert prompt_of(core) == "<|im_start|>user\nhi<|im_end|>\n" + end
+    assert block == {"type": "text", "text": " in France."}
+    counted = {"messages": body["messages"]}
+    template = ChatTemplate(TEMPLATE, {})
+    reply = ask(core, "POST", PATH + "/count_tokens", json=counted, served_with={**SETTINGS, "chat_template": template})
+    assert reply.json() == {"input_tokens": len(core.streams[0].job.prompt_ids)}
+
+
 CHOICES = [
     ({**TOOLS}, [CALL, WRONG, "hello"], []),
     ({**TOOLS, "tool_choice": {"type": "any"}}, [CALL, CALL + "\n" + NOW_CALL], ["hello", WRONG]),
@@ -201,7 +226,8 @@ def test_what_the_model_may_write(body, good, bad):
 @pytest.mark.parametrize(("kind", "shown"), [("enabled", "True"), ("disabled", "False"), (None, "")])
 def test_thinking_reaches_the_template(kind, shown):
     core = saying("ok")
-    body = {} if kind is None else {"thinking": {"type": kind, "budget_tokens": 1024}}
+    budget = {"budget_tokens": 1024} if kind == "enabled" else {}
+    body = {} if kind is None else {"thinking": {"type": kind, **budget}}
     post(core, body, chat_template=ChatTemplate("[{{ enable_thinking }}]", {}))
     assert prompt_of(core) == f"[{shown}]"
 
@@ -249,6 +275,7 @@ def test_models_are_shown_as_anthropics_clients_read_them():
     }
 
 
+USE = {"type": "tool_use", "id": "t", "name": "now", "input": {}}
 IMAGE = {"type": "image", "source": {}}
 REFUSED = [
     ({"max_tokens": None}, 400, "max_tokens"),
@@ -264,6 +291,12 @@ REFUSED = [
     ({"tools": [{"type": "web_search_20250305", "name": "w"}]}, 400, "tools[0].type"),
     ({**TOOLS, "tool_choice": {"type": "tool"}}, 400, "tool_choice.name"),
     ({**TOOLS, "tool_choice": {"type": "tool", "name": "x"}}, 400, "tool_choice.name"),
+    ({**TOOLS, "tool_choice": {"type": "auto", "name": "now"}}, 400, "tool_choice.name"),
+    ({**TOOLS, "tool_choice": {"type": "none", "name": "x"}}, 400, "tool_choice.name"),
+    ({"thinking": {"type": "enabled", "budget_tokens": -5}}, 400, "thinking.budget_tokens"),
+    ({"thinking": {"type": "disabled", "budget_tokens": 1024}}, 400, "thinking.budget_tokens"),
+    ({"messages": [USER, {"role": "assistant", "content": [USE]}]}, 400, "messages[1].content[0]"),
+    ({"messages": [USER, {"role": "assistant", "content": [SAID[1], SAID[0]]}]}, 400, "messages[1].content[1]"),
     ({"nonsense": 1}, 400, "nonsense"),
     ({"thread": {"type": "create"}}, 400, "thread"),
     ({"output_config": {"effort": "some"}}, 400, "output_config.effort"),

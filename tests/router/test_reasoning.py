@@ -51,6 +51,23 @@ def test_thoughts_are_apart(body, text, template, reasoning, answer, stream):
     assert all(delta.get("reasoning") == delta.get("reasoning_content") for delta in deltas)
 
 
+CONTINUED = [
+    ("Paris is", " in France.", None, " in France."),
+    ("<think>Hm", ", well.</think>Yes.", ", well.", "Yes."),
+    ("<think>Hm</think>Yes", ", it is.", None, ", it is."),
+]
+
+
+@pytest.mark.parametrize(("said", "text", "reasoning", "answer"), CONTINUED)
+@pytest.mark.parametrize("style", ["qwen3", "deepseek_r1"])
+def test_a_message_that_is_continued_says_whether_it_is_still_a_thought(style, said, text, reasoning, answer):
+    body = {"continue_final_message": True, "add_generation_prompt": False}
+    messages = [USER, {"role": "assistant", "content": said}]
+    reply = post(saying(text), {**body, "messages": messages}, reasoning=STYLES[style])
+    message = reply.json()["choices"][0]["message"]
+    assert (message.get("reasoning_content"), message["content"]) == (reasoning, answer)
+
+
 def test_a_thought_and_then_calls():
     async def use(client):
         return await client.chat.completions.create(model="tiny", messages=[USER], tools=[WEATHER])
