@@ -112,7 +112,7 @@ def kobold_routes(core: Core, served: Served, running: RunningGenerations, *, pr
     """`running`: those of OpenAI's routes with a genkey too. `protected`: they ask for a key, which clients show."""
     handlers = KoboldRoutes(core, served, running)
     routes = APIRouter(tags=["Kobold"])
-    body = body_schema(KoboldRequest, ALIASES, SAMPLING_DEFAULTS)
+    body = body_schema(KoboldRequest, ALIASES, SAMPLING_DEFAULTS, untold=["prompt_logprobs"])
     get, post = partial(routes.add_api_route, methods=["GET"]), partial(routes.add_api_route, methods=["POST"])
     for version in ("v1", "latest"):
         path = f"/api/{version}/generate"

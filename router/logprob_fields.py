@@ -1,9 +1,12 @@
 """What a request asks to be told about tokens: each API's fields, and how they become `SamplingParams`."""
 
+from collections.abc import Sequence
+
 from .errors import bad_field
 from .fields import Fields
 from .served import Served
 
+LOGPROBS = ("logprobs", "prompt_logprobs")
 KOBOLD_TOP = 5
 """Alternatives that KoboldCpp gives where `logprobs` is true."""
 
@@ -38,7 +41,16 @@ def put_chat_logprobs(logprobs: bool, top_logprobs: int, fields: Fields, served:
         raise bad_field(fields.sent("top_logprobs"), f"needs {fields.sent('logprobs')} true")
 
 
+def refuse_logprobs(fields: Fields, why: str, names: Sequence[str] = LOGPROBS) -> None:
+    """Raises ApiError (400) where they are asked for; `why`: this route cannot tell them."""
+    for name in names:
+        if fields.sampling.get(name, False) is not False:
+            raise bad_field(fields.sent(name), f"{why}; leave it out or send false", code="unsupported_field")
+        fields.sampling.pop(name, None)
+
+
 def put_kobold_logprobs(fields: Fields) -> None:
     """On Kobold's routes too `logprobs` is a switch; a number is how many."""
+    refuse_logprobs(fields, "Kobold's answers have no place for it", ["prompt_logprobs"])
     if fields.sampling.get("logprobs") is True:
         fields.sampling["logprobs"] = KOBOLD_TOP

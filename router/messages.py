@@ -13,6 +13,7 @@ from .bodies import read_body, understand
 from .errors import ApiError, anthropic_error
 from .guidance_check import check_guidance
 from .job import Core
+from .logprob_fields import LOGPROBS
 from .messages_output import MessageOutput
 from .messages_request import MessagesRequest, parse_messages
 from .messages_schemas import MessageAnswer, MessageEvent, TokenCount
@@ -26,8 +27,8 @@ from .text_stream import ChoiceText, Generation, Piece, TextStream
 
 def messages_routes(core: Core, served: Served) -> APIRouter:
     routes = APIRouter(prefix="/v1", tags=["Anthropic"])
-    body = body_schema(MessagesRequest, {}, {}, required=["max_tokens"])
-    counted_body = body_schema(MessagesRequest, {}, {})
+    body = body_schema(MessagesRequest, {}, {}, required=["max_tokens"], untold=LOGPROBS)
+    counted_body = body_schema(MessagesRequest, {}, {}, untold=LOGPROBS)
 
     @routes.post("/messages", openapi_extra=body, responses=generates(MessageAnswer, MessageEvent, 404))
     async def create(request: Request) -> Response:

@@ -12,6 +12,7 @@ from .chat_messages import Cache, DirectCaller
 from .chat_request import read_chat
 from .errors import ApiError, bad_field
 from .fields import Fields, convert, decode_json, take_apart
+from .logprob_fields import refuse_logprobs
 from .openai_request import MAX_STOPS, StopString
 from .renamed import renamed
 from .scheduling_fields import SchedulingFields
@@ -171,6 +172,7 @@ def parse_messages(
     bodies."""
     fields = take_apart(decode_json(raw), OWN, {})
     fields.past_context = "count" if counted else "cut"
+    refuse_logprobs(fields, "Anthropic's answers have no place for it")
     request = convert(fields.own, MessagesRequest, fields)
     if "max_tokens" not in fields.sampling and not counted:
         raise ApiError(400, "max_tokens: missing", param="max_tokens")

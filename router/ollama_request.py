@@ -15,6 +15,7 @@ from .chat_request import Effort, read_chat
 from .completion_request import read_completion
 from .errors import ApiError, bad_field
 from .fields import Fields, convert, decode_json, take_apart
+from .logprob_fields import refuse_logprobs
 from .renamed import renamed
 from .served import Served
 from .text_stream import Generation
@@ -161,6 +162,7 @@ def fields_of(asked: OllamaRequest, own: dict[str, Any], served: Served) -> Fiel
     if options.get("num_predict") in (-1, -2):
         del options["num_predict"]  # as many as there is room for
     fields = take_apart(options, OWN_OPTIONS, OPTION_ALIASES)
+    refuse_logprobs(fields, "these answers have no place for it")
     told = {**fields.own, **own, "model": model_named(asked.model, served), "stream": asked.stream}
     told["response_format"] = response_format(asked.format)
     present = {name: value for name, value in told.items() if value is not None}

@@ -12,6 +12,8 @@ from .no_ops import NO_OPS, NOT_BUILT, WHY
 from .sampling_fields import Shorthands
 from .schemas import Schema, nullable, schema_of
 
+UNTOLD: Schema = {"enum": [False], "description": "Not supported: this route's answers have no place for it."}
+
 
 def body_schema(
     request: type[msgspec.Struct],
@@ -19,13 +21,14 @@ def body_schema(
     defaults: Mapping[str, Any],
     *,
     required: Collection[str] = (),
+    untold: Collection[str] = (),
 ) -> dict[str, Any]:
     """`openapi_extra` for a route that takes `request`'s fields and those of `SamplingParams` in one object.
     `aliases`: the route's other names of fields; `defaults`: of its sampling parameters; `required`: those of them
-    that it cannot do without."""
+    that it cannot do without; `untold`: those that ask for what its answers have no place for."""
     schema = schema_of(request)
     needed = {*schema.get("required", ()), *required}
-    known = {**_sampling(defaults), **schema["properties"]}
+    known = {**_sampling(defaults), **dict.fromkeys(untold, UNTOLD), **schema["properties"]}
     fields = {name: about if name in needed else nullable(about) for name, about in known.items()}
     properties = {**_ignored(), **_not_built(), **fields}
     for alias, name in (*_sampling_aliases(), *aliases.items()):

@@ -8,45 +8,47 @@ import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
-from .answer import AnswerForm, AnswerReader
+from .answer import AnswerReader
 from .answer_schema import answers, generates
 from .bodies import read_body, understand
 from .errors import ApiError, openai_error
 from .guidance_check import check_guidance
 from .job import Core
+from .logprob_fields import LOGPROBS
 from .named_events import events
 from .request_id import request_id_of
 from .request_schema import body_schema
 from .responses_output import ResponseOutput
-from .responses_request import ALIASES, ResponsesRequest, parse_response
+from .responses_request import ALIASES, ParsedResponse, ResponsesRequest, parse_response
 from .responses_schemas import InputTokens, ResponseEvent, ResponseObject
 from .served import Served
 from .sse import GenerationResponse
-from .text_stream import Generation, Piece, TextStream
+from .text_stream import Piece, TextStream
 
 
 def responses_routes(core: Core, served: Served) -> APIRouter:
     routes = APIRouter(prefix="/v1", tags=["OpenAI"])
 
-    body = body_schema(ResponsesRequest, ALIASES, {})
+    body = body_schema(ResponsesRequest, ALIASES, {}, untold=LOGPROBS)
 
     @routes.post("/responses", openapi_extra=body, responses=generates(ResponseObject, ResponseEvent, 404))
     async def respond(request: Request) -> Response:
         """The answer to a whole conversation: nothing is kept between requests."""
         raw = await read_body(request, served.max_body_bytes)
         parse = partial(parse_response, request_id=request_id_of(request.scope), served=served)
-        asked, generation, form = await understand(raw, parse)
+        parsed = await understand(raw, parse)
+        generation = parsed.generation
         await check_guidance(generation.jobs[0].params.guidance, generation.guided_by, served.grammars)
-        renderer = ResponseRenderer(asked, generation, form, served, int(time.time()))
+        renderer = ResponseRenderer(parsed, served, int(time.time()))
         start = partial(TextStream, core, generation, served.tokenizer)
-        return GenerationResponse(start, renderer, stream=asked.stream)
+        return GenerationResponse(start, renderer, stream=parsed.request.stream)
 
     @routes.post("/responses/input_tokens", openapi_extra=body, responses=answers(InputTokens, 404))
     async def count_tokens(request: Request) -> Response:
         """Tokens that the prompt of such a response would have."""
         raw = await read_body(request, served.max_body_bytes)
         parse = partial(parse_response, request_id=request_id_of(request.scope), served=served, counted=True)
-        _, generation, _ = await understand(raw, parse)
+        generation = (await understand(raw, parse)).generation
         return JSONResponse({"object": "response.input_tokens", "input_tokens": generation.num_prompt_tokens})
 
     return routes
@@ -55,11 +57,11 @@ def responses_routes(core: Core, served: Served) -> APIRouter:
 class ResponseRenderer:
     """Writes a generation as a response."""
 
-    def __init__(self, request: ResponsesRequest, generation: Generation, form: AnswerForm, served: Served, now: int):
+    def __init__(self, parsed: ParsedResponse, served: Served, now: int):
         """`now`: Unix time, seconds."""
-        job = generation.jobs[0]
+        request, job = parsed.request, parsed.generation.jobs[0]
         self._output = ResponseOutput(job.request_id)
-        self._reader = AnswerReader(form)
+        self._reader = AnswerReader(parsed.form)
         self._tokenizer = served.tokenizer
         self._head: dict[str, Any] = {
             "id": f"resp_{job.request_id}",
@@ -72,11 +74,12 @@ class ResponseRenderer:
             "parallel_tool_calls": request.parallel_tool_calls,
             "temperature": job.params.temperature,
             "top_p": job.params.top_p,
-            "max_output_tokens": job.params.max_tokens,
+            "max_output_tokens": parsed.max_output_tokens,
             "previous_response_id": None,
             "text": {"format": request.text.format or {"type": "text"}},
             "truncation": request.truncation,
-            "metadata": {},
+            "metadata": request.metadata,
+            "store": False,
         }
         self.event = self._event
 

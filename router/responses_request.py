@@ -4,7 +4,7 @@ Nothing is kept between requests: a conversation is sent whole, as `input`.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -15,6 +15,7 @@ from .chat_messages import DirectCaller
 from .chat_request import Effort, read_chat
 from .errors import ApiError, bad_field
 from .fields import Fields, convert, decode_json, take_apart
+from .logprob_fields import refuse_logprobs
 from .renamed import renamed
 from .scheduling_fields import SchedulingFields
 from .served import Served
@@ -31,6 +32,7 @@ NAMES = (
     ("tool_choice.allowed_tools", "tool_choice"),
 )
 NOTHING_KEPT = "nothing is kept between requests; send the whole conversation as input"
+NO_LOGPROBS = "answers have no logprobs here, but /v1/chat/completions has them"
 
 
 class TextItem(Struct, frozen=True, forbid_unknown_fields=True):
@@ -47,6 +49,8 @@ class TextItem(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 Texts = str | list[TextItem]
+Label = Annotated[str, Meta(max_length=64)]
+LabelText = Annotated[str, Meta(max_length=512)]
 
 
 class MessageItem(Struct, frozen=True, tag="message", forbid_unknown_fields=True):
@@ -164,6 +168,8 @@ class Reasoning(Struct, frozen=True, forbid_unknown_fields=True):
     """How long the model thinks, for templates that know it; none: not at all."""
     summary: Literal["auto", "concise", "detailed"] | None = None
     """Thoughts are shown whole, in their items."""
+    generate_summary: Literal["auto", "concise", "detailed"] | None = None
+    """The older name of summary."""
 
 
 class TextConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -209,14 +215,27 @@ class ResponsesRequest(SchedulingFields, frozen=True, kw_only=True, forbid_unkno
     """Not built: nothing is kept, send the whole conversation."""
     conversation: str | dict[str, Any] | None = None
     """Not built: nothing is kept, send the whole conversation."""
+    prompt: dict[str, Any] | None = None
+    """Not built: no prompts are kept, send instructions and input."""
+    metadata: Annotated[dict[Label, LabelText], Meta(max_length=16)] = msgspec.field(default_factory=dict)
+    """Labels that the answer repeats."""
+    store: bool | None = None
+    """Nothing is kept, and the answer says so: its own `store` is false."""
 
 
 OWN = frozenset(ResponsesRequest.__struct_fields__)
 
 
-def parse_response(
-    raw: bytes, request_id: str, served: Served, *, counted: bool = False
-) -> tuple[ResponsesRequest, Generation, AnswerForm]:
+@dataclass(frozen=True, slots=True)
+class ParsedResponse:
+    request: ResponsesRequest
+    max_output_tokens: int | None
+    """As asked for."""
+    generation: Generation
+    form: AnswerForm
+
+
+def parse_response(raw: bytes, request_id: str, served: Served, *, counted: bool = False) -> ParsedResponse:
     """`counted`: only the prompt's tokens matter. Raises ApiError. Safe in a thread, for large bodies."""
     fields = take_apart(decode_json(raw), OWN, ALIASES)
     if counted:
@@ -224,19 +243,39 @@ def parse_response(
     if isinstance(fields.own.get("input"), list):
         fields.own["input"] = [typed_item(item) for item in fields.own["input"]]
     refuse_kept(fields)
+    refuse_logprobs(fields, NO_LOGPROBS)
+    refuse_included(fields.own.get("include"))
     request = convert(fields.own, ResponsesRequest, fields)
     try:
         _, generation, form = read_chat(chat_fields(request, fields), request_id, served)
     except ApiError as error:
         raise renamed(error, NAMES) from error
-    return request, generation, form
+    return ParsedResponse(request, fields.sampling.get("max_tokens"), generation, form)
 
 
 def refuse_kept(fields: Fields) -> None:
     """Raises ApiError (400) for an earlier response that is meant to be known."""
-    for name in ("previous_response_id", "conversation"):
+    for name in ("previous_response_id", "conversation", "prompt"):
         if name in fields.own:
             raise bad_field(name, NOTHING_KEPT, code="unsupported_field")
+    items = fields.own.get("input")
+    for index, item in enumerate(items if isinstance(items, list) else ()):
+        if is_reference(item):
+            raise bad_field(f"input[{index}]", f"refers to another item, but {NOTHING_KEPT}", code="unsupported_field")
+
+
+def is_reference(item: Any) -> bool:
+    """Whether it names an item of an earlier response; its type may be left out."""
+    if not isinstance(item, dict):
+        return False
+    return item.get("type") == "item_reference" or ("id" in item and item.keys() <= {"id", "type"})
+
+
+def refuse_included(include: Any) -> None:
+    """Raises ApiError (400) for logprobs."""
+    for index, name in enumerate(include if isinstance(include, list) else ()):
+        if name == "message.output_text.logprobs":
+            raise bad_field(f"include[{index}]", NO_LOGPROBS, code="unsupported_field")
 
 
 def typed_item(item: Any) -> Any:

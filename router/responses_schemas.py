@@ -136,15 +136,17 @@ class ResponseObject(Struct):
     top_p: float
     """That the tokens were drawn with."""
     max_output_tokens: int | None
-    """That the answer could have: what the request asked for, or less where the context leaves less."""
+    """As the request had it; null where it said nothing."""
     previous_response_id: None
     """Always null: nothing is kept between requests."""
     text: TextOut
     """What the answer is held to."""
     truncation: Literal["disabled"]
     """A prompt that is too long is refused, not cut."""
-    metadata: dict[str, Any]
-    """Always empty."""
+    metadata: dict[str, str]
+    """As the request had it."""
+    store: Literal[False]
+    """Nothing is kept."""
     status: Status
     """completed: it came to its own end; incomplete: it was cut, as incomplete_details says; failed: see error."""
     output: list[OutputItem]

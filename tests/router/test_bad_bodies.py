@@ -177,6 +177,7 @@ KOBOLD = [
     ({"images": ["aGk="]}, 400, "images"),
     ({"banned_tokens": [""]}, 400, "banned_tokens[0]"),
     ({"logprobs": "yes"}, 400, "logprobs"),
+    ({"prompt_logprobs": 1}, 400, "prompt_logprobs"),
     ({"singleline": True}, 400, "singleline"),
     *(({name: True}, 400, name) for name in ("frmtadsnsp", "frmtrmblln", "frmtrmspch", "frmttriminc")),
     ({"grammar": '{"type": '}, 400, "grammar"),

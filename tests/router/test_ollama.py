@@ -121,6 +121,8 @@ REFUSED = [
     ("chat", {**CHAT, "messages": [{"role": "user", "content": "x" * 300}]}, "messages"),
     ("chat", {**CHAT, "tools": [NOW]}, "tools"),
     ("chat", {**CHAT, "think": "high"}, "think"),
+    ("chat", {**CHAT, "options": {"logprobs": True}}, "options.logprobs"),
+    ("generate", {"prompt": "x", "options": {"prompt_logprobs": 2}}, "options.prompt_logprobs"),
     ("chat", {**CHAT, "format": "xml"}, "format"),
     ("chat", {**CHAT, "format": {"type": "thing"}}, "format"),
     ("chat", {**CHAT, "options": {"temperature": -1}}, "options.temperature"),

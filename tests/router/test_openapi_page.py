@@ -9,6 +9,7 @@ from isthmus.router.access import OPEN_PATHS, Access, is_limited
 from isthmus.router.app import create_app
 from isthmus.router.error_schemas import error_name
 from isthmus.router.fake_core import FakeCore
+from isthmus.router.logprob_fields import LOGPROBS
 from isthmus.router.no_ops import NO_OPS, NOT_BUILT
 from isthmus.tests.router.edge import served
 from isthmus.tests.router.test_access import KEYS, ROUTES
@@ -169,7 +170,9 @@ def test_keys_are_told_of_where_they_are_asked_for() -> None:
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/messages"])
 def test_types_and_bounds_are_those_of_the_tables(path: str) -> None:
     told = body(page()["paths"][path]["post"])["properties"]
-    for name, parameter in TABLE.items():
+    untold = {name for name in LOGPROBS if path == "/v1/messages"}
+    assert [told[name]["enum"] for name in untold] == [[False, None]] * len(untold)
+    for name, parameter in ((name, TABLE[name]) for name in TABLE.keys() - untold):
         about = told[name]["anyOf"][0] if "anyOf" in told[name] else told[name]
         bounds = [about.get(key) for key in ("minimum", "exclusiveMinimum", "maximum")]
         given = [parameter.minimum, parameter.exclusive_minimum, parameter.maximum]

@@ -196,6 +196,17 @@ REFUSED = [
     ({"tool_choice": ALLOWED, "tools": [{**NOW, "name": "then"}]}, 400, "tool_choice.tools[0].name"),
     ({"text": {"format": {"type": "json_schema", "name": "n"}}}, 400, "text.format"),
     ({"messages": []}, 400, "messages"),
+    ({"logprobs": True}, 400, "logprobs"),
+    ({"logprobs": 2}, 400, "logprobs"),
+    ({"prompt_logprobs": 0}, 400, "prompt_logprobs"),
+    ({"top_logprobs": 2}, 400, "top_logprobs"),
+    ({"include": ["reasoning.encrypted_content", "message.output_text.logprobs"]}, 400, "include[1]"),
+    ({"metadata": {"a": 1}}, 400, "metadata"),
+    ({"metadata": "a"}, 400, "metadata"),
+    ({"store": "banana"}, 400, "store"),
+    ({"prompt": {"id": "p"}}, 400, "prompt"),
+    ({"input": [{"role": "user", "content": "x"}, {"type": "item_reference", "id": "x"}]}, 400, "input[1]"),
+    ({"input": [{"id": "x", "type": None}]}, 400, "input[0]"),
 ]
 
 
@@ -209,9 +220,30 @@ def test_refusals_name_the_field(body, status, param):
 
 
 def test_what_is_not_kept_is_told():
-    for name in ("previous_response_id", "conversation"):
-        error = post(FakeCore(), {name: "x"}).json()["error"]
+    bodies = [{name: "x"} for name in ("previous_response_id", "conversation", "prompt")]
+    for body in (*bodies, {"input": [{"type": "item_reference", "id": "x"}]}):
+        error = post(FakeCore(), body).json()["error"]
         assert (error["code"], "nothing is kept" in error["message"]) == ("unsupported_field", True)
+
+
+@pytest.mark.parametrize("asked", [{}, {"metadata": {"a": "b"}, "max_output_tokens": 30, "store": True}])
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_was_asked_for_comes_back(asked, stream):
+    reply = post(saying("ok"), {**asked, "stream": stream})
+    if stream:
+        last = reply.text.rstrip().rpartition("data: ")[2]
+        response = json.loads(last)["response"]
+    else:
+        response = reply.json()
+    shown = {name: response[name] for name in ("metadata", "max_output_tokens", "store")}
+    assert shown == {"metadata": {}, "max_output_tokens": None, **asked, "store": False}
+
+
+def test_null_is_as_good_as_left_out():
+    nulls = {"prompt": None, "metadata": None, "store": None, "max_output_tokens": None, "top_logprobs": None}
+    reasoning = {"effort": None, "summary": None, "generate_summary": None}
+    reply = post(saying("ok"), {**nulls, "include": None, "reasoning": reasoning, "logprobs": False})
+    assert reply.status_code == 200, reply.text
 
 
 @pytest.mark.parametrize("length", [2, 9000])
