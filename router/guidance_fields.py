@@ -5,14 +5,14 @@ and llama.cpp: grammar (GBNF), json_schema; tabbyAPI: grammar_string. OpenAI: re
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
 
-from ..text.grammar import GrammarError, grammar_kind, json_object
+from ..text.grammar import GrammarError, check_whitespace, grammar_kind, json_object
 from ..text.structural_tag import StructuralTag
 from ..wire.sampling import Guidance
 from .errors import bad_field
@@ -61,11 +61,11 @@ class StructuredOutputs(Struct, frozen=True, omit_defaults=True, forbid_unknown_
     """Free text with constrained passages: `structures` and `triggers`."""
     whitespace_pattern: str | None = None
     """A regular expression for what may stand between the tokens of JSON."""
-    disable_any_whitespace: bool = False
+    disable_any_whitespace: bool | None = None
     """Nothing may."""
-    disable_additional_properties: bool = False
+    disable_additional_properties: bool | None = None
     """Nothing to switch off: unless a schema says otherwise, other properties are JSON's own rule."""
-    disable_fallback: bool = False
+    disable_fallback: bool | None = None
     """Nothing to switch off: there is no other implementation."""
 
 
@@ -81,7 +81,7 @@ class GuidanceFields(SchedulingFields, frozen=True, kw_only=True, forbid_unknown
     guided_choice: list[str] | None = None
     """The output is one of these."""
     guided_whitespace_pattern: str | None = None
-    """A regular expression for what may stand between the tokens of JSON."""
+    """A regular expression for what may stand between the tokens of JSON, which another field asks for."""
     grammar: str | None = None
     """GBNF, Lark, or a JSON schema as text."""
     grammar_retain_state: bool = False
@@ -102,6 +102,7 @@ def put_guidance(request: GuidanceFields, fields: Fields) -> None:
     """Makes `guidance` a field of sampling, if the request has any. Raises ApiError (400) for what can be told without
     compiling it."""
     found = list(_readings(request, fields))
+    _check_whitespace(request, [fields.sent(name) for name in ("guided_json", "response_format")], found)
     for (first, guidance), (second, other) in pairwise(found):
         if other != guidance:
             raise bad_field(second, f"cannot be combined with {first}: an output matches one of them only")
@@ -111,7 +112,15 @@ def put_guidance(request: GuidanceFields, fields: Fields) -> None:
         fields.sent_as["guidance"], fields.sampling["guidance"] = found[0]
 
 
+def _check_whitespace(request: GuidanceFields, users: Sequence[str], found: Sequence[tuple[str, Guidance]]) -> None:
+    """Raises ApiError (400) for a pattern that no JSON is asked for beside; `users`: fields that can ask for it."""
+    is_used = any(sent in users and guidance.kind == "json_schema" for sent, guidance in found)
+    if request.guided_whitespace_pattern and not is_used:
+        raise bad_field("guided_whitespace_pattern", "needs guided_json, or a response_format of JSON")
+
+
 def _readings(request: GuidanceFields, fields: Fields) -> Iterator[tuple[str, Guidance]]:
+    _checked("guided_whitespace_pattern", read_whitespace, request.guided_whitespace_pattern, request)
     for name, read in READERS.items():
         sent = fields.sent(name)
         value = getattr(request, name)
@@ -128,6 +137,10 @@ def _checked(sent: str, read: Reader, value: Any, request: GuidanceFields) -> Gu
         return read(value, request)
     except GrammarError as error:
         raise bad_field(sent, str(error)) from None
+
+
+def read_whitespace(pattern: str | None, _: GuidanceFields) -> None:
+    check_whitespace(pattern or "")
 
 
 def of_json(value: str | dict[str, Any], whitespace: str | None) -> Guidance:
@@ -180,6 +193,12 @@ def of_structured_outputs(value: StructuredOutputs, request: GuidanceFields) -> 
     if not given:
         return None
     whitespace = "" if value.disable_any_whitespace else value.whitespace_pattern
+    if whitespace and given[0] not in ("json", "json_object"):
+        raise GrammarError(f"whitespace_pattern is of JSON, not of a {given[0]}")
+    try:
+        check_whitespace(whitespace or "")
+    except GrammarError as error:
+        raise GrammarError(f"whitespace_pattern {error}") from None
     return OUTPUT_KINDS[given[0]](getattr(value, given[0]), whitespace)
 
 

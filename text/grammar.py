@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
 MAX_SPEC_CHARS = 1 << 18
+MAX_WHITESPACE_CHARS = 1000
 WHITESPACE = r"( |\n{1,2}[ \t]{0,20})?"
 """Between the tokens of JSON: llama.cpp's rule. Without bounds, models may write spaces until their tokens end."""
 JSON_DEFAULTS: "JsonCompileOptions" = {"whitespace_pattern": WHITESPACE}
@@ -58,6 +59,18 @@ def json_object_grammar(_: str) -> str:
 def regex_grammar(spec: str) -> str:
     r"""The whole output matches. As in JavaScript and JSON Schema, `\d` and `\w` are ASCII."""
     return LLMatcher.grammar_from_lark(f"start: /{regex_to_lark(spec, 'dw')}/" if spec else 'start: ""')
+
+
+def check_whitespace(pattern: str) -> None:
+    """Whether it is a regular expression, found without building anything from it."""
+    if len(pattern) > MAX_WHITESPACE_CHARS:
+        raise GrammarError(f"has {len(pattern)} characters, more than {MAX_WHITESPACE_CHARS}")
+    try:
+        wrong = LLMatcher.validate_grammar(regex_grammar(pattern))
+    except ValueError as error:
+        wrong = str(error)
+    if wrong:
+        raise GrammarError(f"is not a regex: {wrong}")
 
 
 def gbnf_grammar(spec: str) -> str:

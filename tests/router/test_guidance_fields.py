@@ -98,7 +98,12 @@ def test_structural_tags() -> None:
         ({"grammar_string": GBNF, "response_format": {"type": "json_object"}}, "response_format", "grammar_string"),
         ({"grammar": GBNF, "grammar_string": 'root ::= "c"'}, "grammar_string", "contradicts grammar"),
         ({"grammar": GBNF, "grammar_retain_state": True}, "grammar_retain_state", "not supported"),
-        ({"guided_json": SCHEMA, "guided_whitespace_pattern": "("}, "guided_json", "regex"),
+        ({"guided_json": SCHEMA, "guided_whitespace_pattern": "("}, "guided_whitespace_pattern", "regex"),
+        ({"guided_json": SCHEMA, "guided_whitespace_pattern": " " * 1001}, "guided_whitespace_pattern", "1001"),
+        ({"guided_whitespace_pattern": " *"}, "guided_whitespace_pattern", "needs guided_json"),
+        ({"guided_regex": "a", "guided_whitespace_pattern": " *"}, "guided_whitespace_pattern", "needs guided_json"),
+        ({"structured_outputs": {"json": {}, "whitespace_pattern": "("}}, "structured_outputs", "whitespace_pattern"),
+        ({"structured_outputs": {"regex": "a", "whitespace_pattern": " "}}, "structured_outputs", "whitespace_pattern"),
         ({"guidance": ["regex", "a"]}, "guidance", "unknown field"),
     ],
 )
@@ -117,6 +122,10 @@ def test_refusals_name_the_field(path: str, fields: dict[str, Any], param: str, 
 def test_whitespace() -> None:
     for fields, expected in (
         ({"guided_json": {"type": "integer"}, "guided_whitespace_pattern": " *"}, {"whitespace_pattern": " *"}),
+        (
+            {"response_format": {"type": "json_object"}, "guided_whitespace_pattern": "[ ]?"},
+            {"whitespace_pattern": "[ ]?"},
+        ),
         ({"structured_outputs": {"json": {"type": "integer"}, "whitespace_pattern": " "}}, {"whitespace_pattern": " "}),
         (
             {"structured_outputs": {"json": {"type": "integer"}, "disable_any_whitespace": True}},
