@@ -19,7 +19,7 @@ from .pooling_request import (
     text_ids,
     usage_of,
 )
-from .prompt_forms import PROMPT, split_prompts
+from .prompt_forms import PROMPT, is_token_ids, split_prompts
 from .served import Served
 
 
@@ -62,7 +62,7 @@ def embedding_task(request: EmbeddingRequest, request_id: str, served: Served) -
     check_dimensions(request.dimensions, served)
     prompts: Sequence[str | list[int]] = split_prompts(request.input, "input")
     check_num_inputs(len(prompts), "input")
-    is_single = isinstance(request.input, str) or isinstance(request.input[0], int)
+    is_single = isinstance(request.input, str) or is_token_ids(request.input)
     ids = [
         prompt_ids(prompt, "input" if is_single else f"input[{index}]", request, served)
         for index, prompt in enumerate(prompts)
