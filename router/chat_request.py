@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from ..text.chat_template import OPTIONS as RESERVED
 from ..text.chat_template import ChatTemplateError
 from ..text.reasoning import Thought, detect_style
 from ..text.tool_calls.prompt import knows_tools, told_of_tools
@@ -158,7 +159,9 @@ def render_chat(request: ChatRequest, use: ToolUse | None, served: Served) -> st
         raise bad_field("messages", "the model has no chat template; start the server with --chat-template")
     if request.add_generation_prompt and request.continue_final_message:
         raise bad_field("continue_final_message", "needs add_generation_prompt false")
-    kwargs = {**effort_of(request, served.chat_template.source), **request.chat_template_kwargs}
+    if reserved := sorted(RESERVED & request.chat_template_kwargs.keys()):
+        raise bad_field(f"chat_template_kwargs.{reserved[0]}", "a name that rendering itself needs; choose another")
+    kwargs = {**effort_of(request, served.chat_template.source, served), **request.chat_template_kwargs}
     refusals: list[ChatTemplateError] = []
     request = msgspec.structs.replace(request, messages=list(newer_messages(request.messages)))
     for messages in template_messages(request.messages, served.chat_template.source):
@@ -195,7 +198,7 @@ def template_tool(tool: Tool) -> dict[str, Any]:
     return {"type": tool.type, "function": msgspec.to_builtins(tool.function)}
 
 
-def effort_of(request: ChatRequest, template: str) -> dict[str, Any]:
+def effort_of(request: ChatRequest, template: str, served: Served) -> dict[str, Any]:
     """As the template's variables. Raises ApiError (400) if it knows none for it."""
     effort = request.reasoning_effort
     if not effort:
@@ -204,7 +207,7 @@ def effort_of(request: ChatRequest, template: str) -> dict[str, Any]:
         return {"enable_thinking": False}
     if "reasoning_effort" in template:
         return {"reasoning_effort": effort}
-    if effort == "none" and detect_style(template) is None:
+    if effort == "none" and served.reasoning is None and detect_style(template) is None:
         return {}  # it does not think anyway
     raise bad_field("reasoning_effort", f"the model's chat template does not know {effort!r}; leave it out")
 

@@ -13,7 +13,7 @@ from ..wire.json_text import without_lone_surrogates
 from ..wire.sampling_table import ALIASES, TABLE
 from ..wire.sampling_values import READERS
 from .errors import ApiError, bad_field
-from .no_ops import NO_OPS, NOT_BUILT, WHY, asks_for_nothing
+from .no_ops import KINDS, NO_OPS, NOT_BUILT, WHY, asks_for_nothing
 
 T = TypeVar("T")
 MAX_EXACT = 2**53
@@ -91,6 +91,8 @@ def take_apart(body: Mapping[str, Any], own: frozenset[str], aliases: Mapping[st
             unbuilt.append(name)
         elif name not in NO_OPS:
             raise bad_field(sent, "unknown field", code="unknown_field")
+        elif value is not None:
+            convert(value, KINDS[name], at=sent)
     for name in unbuilt:
         refuse_unbuilt(name, body[name])
     return fields
@@ -163,6 +165,8 @@ def field_error(text: str, fields: Fields, at: str = "") -> ApiError:
     inner = re.search(r" (?:required|unknown) field `([^`]*)`", reason)
     param = at + (path.group(1).replace("[...]", "") if path else "") + (f".{inner.group(1)}" if inner else "")
     head, rest = re.fullmatch(r"\.?([^.\[]*)(.*)", param, re.DOTALL).groups()  # type: ignore[union-attr]
+    code = None
     if inner:
         reason = "missing" if "required" in inner.group() else "unknown field"
-    return bad_field(fields.sent(head) + rest, reason[:1].lower() + reason[1:])
+        code = "unknown_field" if reason == "unknown field" else None
+    return bad_field(fields.sent(head) + rest, reason[:1].lower() + reason[1:], code=code)

@@ -26,7 +26,17 @@ NO_OPS: dict[str, str] = {
     "truncation_length": "the context length SillyTavern has already cut the prompt to",
     "num_ctx": "the context length SillyTavern has already cut the prompt to",
 }
-"""Fields accepted at any value, and why nothing is missed."""
+"""Fields accepted at any value of their type, and why nothing is missed."""
+
+KINDS: dict[str, type] = {
+    **dict.fromkeys(["user", "safety_identifier", "service_tier", "prompt_cache_key", "prompt_cache_retention"], str),
+    **dict.fromkeys(["negative_prompt", "guided_decoding_backend", "api_type", "api_server"], str),
+    **dict.fromkeys(["store", "parallel_tool_calls", "include_reasoning", "quiet"], bool),
+    **dict.fromkeys(["use_story", "use_memory", "use_authors_note", "use_world_info"], bool),
+    **dict.fromkeys(["max_tool_calls", "max_context_length", "truncation_length", "num_ctx"], float),
+    "metadata": dict,
+}
+"""Of each of them."""
 
 NOT_BUILT: dict[str, tuple[Any, ...]] = {
     "top_logprobs": (0,),
@@ -68,6 +78,14 @@ NOT_BUILT: dict[str, tuple[Any, ...]] = {
     "mcp_servers": ([],),
     "reasoning_effort": ("", "none"),
     "verbosity": ("", "medium"),
+    "echo": (False,),
+    "mm_processor_kwargs": ({},),
+    "kv_transfer_params": (),
+    "container": (),
+    "inference_geo": (),
+    "speed": ("standard",),
+    "diagnostics": (),
+    "moderation": (),
 }
 """Known fields outside sampling that are not built: the values that ask for nothing. `None` is always one."""
 

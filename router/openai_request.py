@@ -37,11 +37,11 @@ ALIASES = {
 
 
 class StreamOptions(Struct, frozen=True, forbid_unknown_fields=True):
-    include_usage: bool = False
+    include_usage: bool | None = None
     """Usage as a last event; the others say `usage: null`."""
-    continuous_usage_stats: bool = False
+    continuous_usage_stats: bool | None = None
     """The others tell the usage so far. Only with `include_usage`."""
-    include_obfuscation: bool = False
+    include_obfuscation: bool | None = None
     """Padding against observers of packet lengths. Not built."""
 
 
@@ -78,11 +78,11 @@ class OpenAiRequest(KoboldFields, frozen=True, kw_only=True, forbid_unknown_fiel
 
     @property
     def include_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.include_usage
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     @property
     def continuous_usage(self) -> bool:
-        return self.stream_options is not None and self.stream_options.continuous_usage_stats
+        return self.stream_options is not None and bool(self.stream_options.continuous_usage_stats)
 
     @property
     def text_options(self) -> TextOptions:

@@ -102,13 +102,23 @@ BOTH = [
     ({"guided_json": {"type": "object"}, "guided_regex": "a"}, 400, "guided_regex"),
     ({"logprobs_mode": "cooked"}, 400, "logprobs_mode"),
     ({"early_stopping": True}, 400, "early_stopping"),
+    ({"metadata": 7}, 400, "metadata"),
+    ({"store": "banana"}, 400, "store"),
+    ({"service_tier": 5}, 400, "service_tier"),
+    ({"user": {"name": "u"}}, 400, "user"),
+    ({"max_tool_calls": True}, 400, "max_tool_calls"),
+    ({"stream": True, "stream_options": {"include_usage": "yes"}}, 400, "stream_options.include_usage"),
+    ({"kv_transfer_params": {"do_remote_decode": True}}, 400, "kv_transfer_params"),
 ]
 COMPLETIONS_ONLY = [
     ({"prompt": None}, 400, "prompt"),
     ({"prompt": ""}, 400, "prompt"),
     ({"prompt": []}, 400, "prompt"),
-    ({"prompt": [""]}, 400, "prompt"),
-    ({"prompt": [[]]}, 400, "prompt"),
+    ({"prompt": [""]}, 400, "prompt[0]"),
+    ({"prompt": ["a", ""]}, 400, "prompt[1]"),
+    ({"prompt": [[]]}, 400, "prompt[0]"),
+    ({"prompt": [[1], []]}, 400, "prompt[1]"),
+    ({"prompt": [1.5, 2]}, 400, "prompt[0]"),
     ({"prompt": ["a", 1]}, 400, "prompt[1]"),
     ({"prompt": [1, "a"]}, 400, "prompt[1]"),
     ({"prompt": [[1], ["a"]]}, 400, "prompt[1][0]"),
@@ -129,6 +139,8 @@ COMPLETIONS_ONLY = [
     ({"n": 2, "best_of": 1}, 400, "best_of"),
     ({"messages": []}, 400, "messages"),
 ]
+USER = {"role": "user", "content": "hi"}
+CACHE = "messages[0].content[0].cache_control"
 CHAT_ONLY = [
     ({"best_of": 2}, 400, "best_of"),
     ({"logprobs": 5}, 400, "logprobs"),
@@ -153,6 +165,10 @@ CHAT_ONLY = [
     ({"top_logprobs": 3}, 400, "top_logprobs"),
     ({"continue_final_message": True}, 400, "continue_final_message"),
     ({"chat_template_kwargs": [1]}, 400, "chat_template_kwargs"),
+    ({"chat_template_kwargs": {"messages": 1}}, 400, "chat_template_kwargs.messages"),
+    ({"chat_template_kwargs": {"a": 1, "tools": []}}, 400, "chat_template_kwargs.tools"),
+    ({"echo": True}, 400, "echo"),
+    ({"messages": [{**USER, "content": [{"type": "text", "text": "x", "cache_control": 5}]}]}, 400, CACHE),
     ({"prompt": "hi"}, 400, "prompt"),
 ]
 KOBOLD = [
@@ -232,6 +248,8 @@ def test_a_stream_of_several_choices_is_refused_on_kobold():
         ({"prompt": "x" * 200}, "context_length_exceeded"),
         ({"guidance_scale": 2}, "unsupported_field"),
         ({"q": 1}, "unknown_field"),
+        ({"stream": True, "stream_options": {"q": 1}}, "unknown_field"),
+        ({"stream": True, "stream_options": 1}, None),
     ],
 )
 def test_codes(body, code):

@@ -334,6 +334,12 @@ def test_other_errors_are_anthropics_too():
     }
 
 
+def test_null_is_as_good_as_left_out():
+    nulls = {"container": None, "inference_geo": None, "logprobs": None, "thinking": None, "top_logprobs": None}
+    choice = {"type": "auto", "name": None, "disable_parallel_tool_use": None}
+    assert post(saying("ok"), {**nulls, **TOOLS, "tool_choice": choice}).status_code == 200
+
+
 def test_the_usual_template_takes_it():
     assert (
         post(saying("ok"), {"temperature": 0.5, "top_k": 3}, chat_template=ChatTemplate(TEMPLATE, {})).status_code

@@ -150,11 +150,12 @@ PROMPTS = [
     ("ab", ["ab"]),
     (["ab", "cd"], ["ab", "cd"]),
     (ids("ab"), ["ab"]),
+    ([float(ids("a")[0]), *ids("b")], ["ab"]),
     ([ids("ab"), ids("cd")], ["ab", "cd"]),
 ]
 
 
-@pytest.mark.parametrize(("prompt", "texts"), PROMPTS, ids=["string", "strings", "ids", "lists of ids"])
+@pytest.mark.parametrize(("prompt", "texts"), PROMPTS, ids=["string", "strings", "ids", "floats", "lists of ids"])
 @pytest.mark.parametrize("echo", [False, True])
 def test_completions_of_every_form_of_prompt(prompt, texts, echo):
     core = FakeCore()
@@ -314,6 +315,18 @@ def test_neutral_values_and_no_ops_are_accepted():
     }
     reply = post(FakeCore(), "/v1/completions", {"prompt": "a", **neutral})
     assert reply.status_code == 200, reply.text
+
+
+def test_neutral_values_of_other_servers_fields_are_accepted_in_chats():
+    neutral = {
+        "echo": False,
+        "mm_processor_kwargs": None,
+        "kv_transfer_params": None,
+        "stream": True,
+        "stream_options": {"include_usage": None, "include_obfuscation": None},
+    }
+    reply = post(saying("ok"), "/v1/chat/completions", {**CHAT, **neutral})
+    assert (reply.status_code, "usage" in reply.text) == (200, False)
 
 
 def test_content_parts_are_joined():

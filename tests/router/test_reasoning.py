@@ -100,7 +100,7 @@ EFFORTS = [
     ("low", KNOWS, "[low]"),
     ("none", KNOWS, "[none]"),
     ("none", ChatTemplate("[{{ enable_thinking }}]", {}), "[False]"),
-    ("none", ChatTemplate("[]", {}), "[]"),
+    ("none", ChatTemplate("[]", {}), None),
     ("low", ChatTemplate("[]", {}), None),
     ("none", ChatTemplate("<think>", {}), None),
 ]
@@ -119,6 +119,11 @@ def test_an_effort_reaches_a_template_that_knows_it(effort, template, prompt):
             assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
         else:
             assert list(core.streams[0].job.prompt_ids) == ids(prompt)
+
+
+def test_a_model_that_never_thinks_need_not_be_told_not_to():
+    changes = {"chat_template": ChatTemplate("[]", {})}
+    assert post(saying("ok"), {"reasoning_effort": "none"}, **changes, reasoning=None).status_code == 200
 
 
 @pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
