@@ -64,6 +64,26 @@ def test_a_tool_is_used_and_its_result_answered(client: Anthropic) -> None:
     assert [block.type == "text" and block.text for block in again.content] == ["Rain."]
 
 
+def test_what_the_sdk_has_made_of_an_answer_goes_back_as_dicts(client: Anthropic) -> None:
+    messages: list[Any] = asked("Well. " + CALL)["messages"]
+    answer = client.messages.create(model="tiny", max_tokens=200, messages=messages, tools=[TOOL])
+    use = answer.content[-1]
+    assert use.type == "tool_use"
+    result = {"type": "tool_result", "tool_use_id": use.id, "content": "Say: Rain."}
+    blocks: Any = [block.model_dump() for block in answer.content]
+    messages += [{"role": "assistant", "content": blocks}, {"role": "user", "content": [result]}]
+    [text] = client.messages.create(model="tiny", max_tokens=200, messages=messages, tools=[TOOL]).content
+    assert text.type == "text"
+    assert text.text == "Rain."
+
+
+def test_the_assistants_last_message_is_continued(client: Anthropic) -> None:
+    messages: list[Any] = [*asked("x")["messages"], {"role": "assistant", "content": "Say: Hello."}]
+    [block] = client.messages.create(model="tiny", max_tokens=200, messages=messages).content
+    assert block.type == "text"
+    assert block.text == "Hello.", "it is the end of the prompt, and no message is closed after it"
+
+
 def test_a_streamed_use_of_a_tool(client: Anthropic) -> None:
     with client.messages.stream(**asked("Well. " + CALL), tools=[TOOL]) as stream:
         text, use = stream.get_final_message().content
@@ -92,6 +112,8 @@ class City(BaseModel):
 def test_an_answer_of_a_type(client: Anthropic) -> None:
     answer = client.messages.parse(**asked('{"name": "Paris", "people": 2}'), output_format=City)
     assert answer.parsed_output == City(name="Paris", people=2)
+    messages: list[Any] = [{"role": "assistant", "content": answer.content}, *asked("Hello.")["messages"]]
+    assert client.messages.create(model="tiny", max_tokens=200, messages=messages).stop_reason == "end_turn"
 
 
 def test_models(client: Anthropic) -> None:

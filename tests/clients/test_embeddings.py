@@ -100,3 +100,10 @@ def test_litellm_ranks(url: str) -> None:
     )
     [best] = ranked.results
     assert (best["index"], round(best["relevance_score"], 5)) == (1, 1.0)
+
+
+def test_litellm_ranks_what_is_left_of_documents(url: str) -> None:
+    asked: Any = {"model": "hosted_vllm/tiny", "api_base": url, "api_key": KEY, "query": "The cat"}
+    ranked = litellm.rerank(**asked, documents=[TEXTS[1], "The cat" + "x" * 50], max_tokens_per_doc=7)
+    best = ranked.results[0]
+    assert (best["index"], round(best["relevance_score"], 5)) == (1, 1.0)

@@ -52,6 +52,14 @@ def test_a_tool_is_called(url: str, stream: bool) -> None:
     assert answer.choices[0].finish_reason == "tool_calls"
 
 
+def test_hints_to_a_cache(url: str) -> None:
+    hint = {"cache_control": {"type": "ephemeral"}}
+    system = {"role": "system", "content": [{"type": "text", "text": "Be brief.", **hint}]}
+    messages = [system, {"role": "user", "content": "Say: Hello.", **hint}]
+    answer = complete(url, "", model="hosted_vllm/tiny", messages=messages, tools=[{**TOOL, **hint}])
+    assert answer.choices[0].message.content == "Hello."
+
+
 def test_completions(url: str) -> None:
     asked = {"model": TEXT, "api_base": f"{url}/v1", "api_key": "sk-good"}
     answer = litellm.text_completion(prompt="Say: Hello.", **asked)

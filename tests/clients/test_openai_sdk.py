@@ -103,6 +103,16 @@ def test_an_answer_of_a_type(client: OpenAI) -> None:
     assert answer.choices[0].message.parsed == City(name="Paris", people=2)
 
 
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # the SDK's, of what it has parsed itself
+def test_an_answer_of_a_type_can_be_sent_back(client: OpenAI) -> None:
+    text, then = '{"name": "Paris", "people": 2}', asked("Hello.")["messages"]
+    said: Any = client.chat.completions.parse(**asked(text), response_format=City).choices[0].message
+    again = client.chat.completions.create(model=MODEL, messages=[said, *then])
+    assert again.choices[0].message.content == "Hello."
+    parsed: Any = client.responses.parse(model=MODEL, input="Say: " + text, text_format=City)
+    assert client.responses.create(model=MODEL, input=[*parsed.output, *then]).output_text == "Hello."
+
+
 def test_completions(client: OpenAI) -> None:
     answer = client.completions.create(model=MODEL, prompt=["Say: a", "Say: bc"], logprobs=1, max_tokens=20)
     assert [choice.text for choice in answer.choices] == ["a", "bc"]
@@ -132,6 +142,10 @@ def test_streamed_responses_with_a_tool(client: OpenAI) -> None:
     assert "response.function_call_arguments.delta" in kinds
     assert call.type == "function_call"
     assert (call.name, call.arguments) == ("weather", '{"city": "Paris"}')
+    result: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "Say: Rain."}
+    for sent in (call, call.model_dump()):
+        again = client.responses.create(model=MODEL, input=[sent, result], tools=[tool])
+        assert again.output_text == "Rain."
 
 
 def test_a_wrong_key(client: OpenAI) -> None:
