@@ -58,6 +58,7 @@ def test_openais_client_reads_it(how: dict[str, Any]) -> None:
         ("ab", [ids("ab")]),
         (["ab", "c"], [ids("ab"), ids("c")]),
         ([5, 6, 7], [[5, 6, 7]]),
+        ([5.0, 6, 7.0], [[5, 6, 7]]),
         ([[5, 6], [7]], [[5, 6], [7]]),
     ],
 )
