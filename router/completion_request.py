@@ -15,7 +15,7 @@ from .served import Served
 from .text_stream import Generation
 
 DEFAULT_MAX_TOKENS = 16
-COMPLETION_ALIASES = {**ALIASES, "n_probs": "logprobs"}
+COMPLETION_ALIASES = {**ALIASES, "n_probs": "logprobs", "add_bos_token": "add_special_tokens"}
 
 
 class CompletionRequest(OpenAiRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):

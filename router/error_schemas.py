@@ -47,11 +47,18 @@ class KoboldDetail(Struct):
     """The path of the field at fault; null where it is none's."""
 
 
+class ErrorMessage(Struct):
+    message: str
+    """What is wrong, beginning with the field at fault where there is one."""
+
+
 class KoboldError(Struct):
     """Why there is no answer."""
 
     detail: KoboldDetail
     """What is wrong, for people and for programs."""
+    error: ErrorMessage
+    """The same for clients that look for OpenAI's errors, as SillyTavern does where an answer is streamed."""
 
 
 class ThreadDetails(Struct):

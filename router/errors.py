@@ -81,7 +81,8 @@ def openai_error(error: ApiError) -> dict[str, Any]:
 def kobold_error(error: ApiError) -> dict[str, Any]:
     fallback = "bad_input" if error.status < 500 else "server_error"
     kind = KOBOLD_TYPES.get(error.status, fallback)
-    return {"detail": {"msg": error.message, "type": kind, "param": error.param}}
+    detail = {"msg": error.message, "type": kind, "param": error.param}
+    return {"detail": detail, "error": {"message": error.message}}
 
 
 def anthropic_error(error: ApiError) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class KoboldRenderer:
         return b"" if text.choices[0].finish_reason else token_event("", "length")
 
     def error(self, error: ApiError) -> bytes:
-        event = {"token": "", "finish_reason": "error", **kobold_error(error)}
+        event = {"token": "", "finish_reason": "error", "detail": kobold_error(error)["detail"]}
         return b"event: message\ndata: " + encode(event) + b"\n\n"
 
     def whole(self, text: TextStream) -> bytes:

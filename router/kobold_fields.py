@@ -36,11 +36,14 @@ class KoboldFields(GuidanceFields, frozen=True, kw_only=True, forbid_unknown_fie
     """Names the generation for Kobold's check, abort and last_logprobs. It is then a KoboldCpp client's: what does not
     fit the context is cut, from the beginning of the prompt, biases are cut to ±100, and `logprobs` that is true gives
     five alternatives."""
+    api_type: str = ""
+    """What SillyTavern takes its backend for. With koboldcpp the same rules hold as with a genkey; any other changes
+    nothing."""
 
     @property
     def is_kobolds(self) -> bool:
         """Whether a client of KoboldCpp asks, which expects what KoboldCpp does where OpenAI has other rules."""
-        return bool(self.genkey)
+        return bool(self.genkey) or self.api_type == "koboldcpp"
 
 
 def in_openai_words(request: Asked, fields: Fields, served: Served) -> Asked:

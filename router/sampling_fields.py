@@ -72,7 +72,8 @@ def dynatemp_ends(params: SamplingParams, fields: Fields) -> dict[str, float]:
     has_ends = params.dynatemp_min != 0 or params.dynatemp_max != 0
     if asked.dynamic_temperature is False:
         return OFF
-    if asked.dynamic_temperature and not has_ends and not asked.dynatemp_range:
+    says_ends = asked.dynatemp_range is not None or "dynatemp_max" in fields.sampling
+    if asked.dynamic_temperature and not says_ends:
         raise bad_field("dynamic_temperature", "needs dynatemp_min and dynatemp_max, or dynatemp_range")
     if asked.dynatemp_range is None:
         return {}

@@ -54,9 +54,9 @@ SPELLINGS = """## Other spellings
 
 - `eta_cutoff` and `epsilon_cutoff` above 1 count ten thousandths.
 - `dynatemp_range` r stands for `dynatemp_min` and `dynatemp_max` at temperature ± r; 0, or `dynamic_temperature` false,
-  switches them off.
+  switches them off. Both at 0 are off too.
 - Lists of strings may come as JSON in a string, `custom_token_bans` and `allowed_token_ids` as ids between commas,
-  `logit_bias` also as a list of [id, bias].
+  `logit_bias` also as a list of [id, bias], `dry_sequence_breakers` also between commas; empty breakers are left out.
 - `logprobs_mode` may be `raw_logprobs` or `processed_logprobs`.
 - −1 is the whole context in `dry_range` and `repetition_penalty_range`, and off in `nsigma`.
 """

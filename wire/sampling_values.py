@@ -59,6 +59,21 @@ def strings(value: Any) -> Any:
     return read_json(value) if isinstance(value, str) else value
 
 
+def breakers(value: Any) -> Any:
+    """As `strings`, or between commas, in JSON's quotes or none. Empty ones, as empty input fields make them, break
+    nothing."""
+    if isinstance(value, str):
+        value = read_json(value) if value.lstrip().startswith("[") else between_commas(value)
+    return [one for one in value if one != ""] if isinstance(value, list) else value
+
+
+def between_commas(text: str) -> Any:
+    try:
+        return read_json(f"[{text}]")
+    except ValueError:
+        return [part.strip(" ") for part in text.split(",")]
+
+
 def without_unit(value: Any) -> Any:
     """Of logprobs_mode: vLLM says what it is of with what it is."""
     return value.removesuffix("_logprobs") if value in VLLM_MODES else value
@@ -79,7 +94,7 @@ READERS: dict[str, Callable[[Any], Any]] = {
     "custom_token_bans": ids,
     "allowed_token_ids": ids,
     "token_ban_ranges": strings,
-    "dry_sequence_breakers": strings,
+    "dry_sequence_breakers": breakers,
     "banned_strings": strings,
     "bad_words": strings,
     "logprobs_mode": without_unit,

@@ -143,8 +143,9 @@ def test_streamed_responses_with_a_tool(client: OpenAI) -> None:
     assert call.type == "function_call"
     assert (call.name, call.arguments) == ("weather", '{"city": "Paris"}')
     result: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "Say: Rain."}
-    for sent in (call, call.model_dump()):
-        again = client.responses.create(model=MODEL, input=[sent, result], tools=[tool])
+    turns: list[Any] = [call, call.model_dump()]
+    for turn in turns:
+        again = client.responses.create(model=MODEL, input=[turn, result], tools=[tool])
         assert again.output_text == "Rain."
 
 

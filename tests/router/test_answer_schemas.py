@@ -106,4 +106,4 @@ def test_a_refusal_that_says_more_than_others(path: str) -> None:
     reply = ask(FakeCore(), "POST", path, json={})
     [_, more] = PAGE["paths"][path]["post"]["responses"]["400"]["content"][JSON]["schema"]["allOf"]
     Draft202012Validator(more).validate(reply.json())
-    assert (reply.status_code, reply.json().keys()) == (400, {"detail", *more["properties"]})
+    assert (reply.status_code, reply.json().keys()) == (400, {"detail", "error", *more["properties"]})

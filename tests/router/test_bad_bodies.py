@@ -82,7 +82,7 @@ BOTH = [
     ({"dry_multiplier": -0.8, "dry_base": 1.75}, 400, "dry_multiplier"),
     ({"dry_base": 0.5}, 400, "dry_base"),
     ({"dry_sequence_breakers": "[1"}, 400, "dry_sequence_breakers"),
-    ({"dry_sequence_breakers": [""]}, 400, "dry_sequence_breakers[0]"),
+    ({"dry_sequence_breakers": [[]]}, 400, "dry_sequence_breakers[0]"),
     ({"mirostat_mode": 3, "mirostat_tau": 5}, 400, "mirostat_mode"),
     ({"mirostat": 2.5}, 400, "mirostat"),
     ({"adaptive_decay": 1}, 400, "adaptive_decay"),

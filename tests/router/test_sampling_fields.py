@@ -40,12 +40,29 @@ def test_every_alias_is_its_field():
         ({"dynatemp_range": 2, "temperature": 0.5, "dynatemp_min": 0, "dynatemp_max": 2.5}, (0.0, 2.5)),
         ({"dynatemp_range": None, "dynamic_temperature": None, "dynatemp_max": 2}, (0.0, 2.0)),
         ({"min_temp": 0.5, "max_temp": 2}, (0.5, 2.0)),
+        ({"dynamic_temperature": True, "dynatemp_range": 0}, (0.0, 0.0)),
+        ({"dynamic_temperature": True, "dynatemp_low": 0, "dynatemp_high": 0}, (0.0, 0.0)),
         ({}, (0.0, 0.0)),
     ],
 )
 def test_dynamic_temperature(body, expected):
     params = completion(**body)
     assert (params.dynatemp_min, params.dynatemp_max) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("sent", "breakers"),
+    [
+        ([""], ()),
+        ("", ()),
+        (["a", ""], ("a",)),
+        ('["\\n", ":"]', ("\n", ":")),
+        ('"\\n", ":", ","', ("\n", ":", ",")),
+        ("a, b,", ("a", "b")),
+    ],
+)
+def test_dry_breakers_as_input_fields_make_them(sent, breakers):
+    assert completion(dry_sequence_breakers=sent).dry_sequence_breakers == breakers
 
 
 def test_kobolds_defaults():

@@ -29,6 +29,8 @@ from isthmus.wire.sampling_values import OTHER_FORMS, READERS
         ("token_ban_ranges", "[[[5, 6], 0, 2]]", [[[5, 6], 0, 2]]),
         ("dry_sequence_breakers", '["\\n", ":"]', ["\n", ":"]),
         ("dry_sequence_breakers", "", []),
+        ("dry_sequence_breakers", "\n, ;", ["\n", ";"]),
+        ("dry_sequence_breakers", '"\\n", ","', ["\n", ","]),
         ("banned_strings", ["a"], ["a"]),
         ("logprobs_mode", "raw_logprobs", "raw"),
         ("logprobs_mode", "processed_logprobs", "processed"),
@@ -48,7 +50,6 @@ def test_spellings(field, given, expected):
     [
         ("eta_cutoff", 10_001, "from 0 to 1, or"),
         ("custom_token_bans", "1;2", "ids between commas"),
-        ("dry_sequence_breakers", "\n;", "must be a list"),
         ("dry_sequence_breakers", "[", "must be a list"),
         ("logit_bias", [[5, 1], [5, 2]], "more than once"),
         ("logit_bias", [["a", 1]], "or a list of"),
