@@ -68,7 +68,8 @@ def nullable(schema: Schema) -> Schema:
     if "enum" in schema:
         kinds = {"type": [schema["type"], "null"]} if "type" in schema else {}
         return {**schema, **kinds, "enum": [*(value for value in schema["enum"] if value is not None), None]}
-    return {**schema, "type": [schema["type"], "null"]} if isinstance(schema.get("type"), str) else schema
+    is_other = isinstance(schema.get("type"), str) and schema["type"] != "null"
+    return {**schema, "type": [schema["type"], "null"]} if is_other else schema
 
 
 def _inlined(schema: Any, parts: Schema) -> Any:
