@@ -113,6 +113,7 @@ LONG_BODIES = {CHAT: {"messages": [{"role": "user", "content": LONG}]}, TEXT: {"
         (CHAT, {"genkey": "KCPP1"}, "abc<|im_end|>\n<|im_start|>assistant\n"),
         (CHAT, {"continue_assistant_turn": True}, "abc<|im_end|>\n<|im_start|>assistant\n"),
         (TEXT, {"genkey": "KCPP1"}, "abc"),
+        (TEXT, {"api_type": "koboldcpp"}, "abc"),
     ],
 )
 def test_a_long_prompt_of_kobolds_clients_loses_its_beginning(path: str, kobolds: dict[str, Any], end: str) -> None:

@@ -360,7 +360,8 @@ def test_a_text_prompt_begins_with_bos_unless_told_otherwise():
     core, bos = FakeCore(), byte_tokenizer(bos=True)
     post(core, "/v1/completions", {"prompt": "a"}, tokenizer=bos)
     post(core, "/v1/completions", {"prompt": "a", "add_special_tokens": False}, tokenizer=bos)
-    assert [len(stream.job.prompt_ids) for stream in core.streams] == [2, 1]
+    post(core, "/v1/completions", {"prompt": "a", "add_bos_token": False}, tokenizer=bos)
+    assert [len(stream.job.prompt_ids) for stream in core.streams] == [2, 1, 1]
 
 
 def test_a_template_that_refuses_is_a_bad_request():
