@@ -122,7 +122,10 @@ OTHER_FORMS: dict[str, tuple[dict[str, Any], ...]] = {
     "custom_token_bans": (COMMA_LIST,),
     "allowed_token_ids": (COMMA_LIST,),
     "token_ban_ranges": (JSON_LIST,),
-    "dry_sequence_breakers": (JSON_LIST,),
+    "dry_sequence_breakers": (
+        {"type": "array", "items": {"type": "string", "maxLength": 40}, "description": "empty ones are left out"},
+        {"type": "string", "description": "a list as JSON, or breakers between commas"},
+    ),
     "banned_strings": (JSON_LIST,),
     "bad_words": (JSON_LIST,),
     "logprobs_mode": ({"enum": [*VLLM_MODES], "description": "vLLM's names of the same"},),
