@@ -73,7 +73,7 @@ class ChatRequest(OpenAiRequest, frozen=True, kw_only=True, forbid_unknown_field
 
     @property
     def is_kobolds(self) -> bool:
-        return bool(self.genkey) or self.continue_assistant_turn
+        return super().is_kobolds or self.continue_assistant_turn
 
 
 OWN = frozenset(ChatRequest.__struct_fields__)

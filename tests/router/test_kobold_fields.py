@@ -114,6 +114,7 @@ LONG_BODIES = {CHAT: {"messages": [{"role": "user", "content": LONG}]}, TEXT: {"
         (CHAT, {"continue_assistant_turn": True}, "abc<|im_end|>\n<|im_start|>assistant\n"),
         (TEXT, {"genkey": "KCPP1"}, "abc"),
         (TEXT, {"api_type": "koboldcpp"}, "abc"),
+        (CHAT, {"api_type": "koboldcpp"}, "abc<|im_end|>\n<|im_start|>assistant\n"),
     ],
 )
 def test_a_long_prompt_of_kobolds_clients_loses_its_beginning(path: str, kobolds: dict[str, Any], end: str) -> None:
