@@ -13,7 +13,7 @@ from ..wire.json_text import without_lone_surrogates
 from ..wire.sampling_table import ALIASES, TABLE
 from ..wire.sampling_values import READERS
 from .errors import ApiError, bad_field
-from .no_ops import KINDS, NO_OPS, NOT_BUILT, WHY, asks_for_nothing
+from .no_ops import NO_OPS, NOT_BUILT, WHY, asks_for_nothing
 
 T = TypeVar("T")
 MAX_EXACT = 2**53
@@ -92,7 +92,7 @@ def take_apart(body: Mapping[str, Any], own: frozenset[str], aliases: Mapping[st
         elif name not in NO_OPS:
             raise bad_field(sent, "unknown field", code="unknown_field")
         elif value is not None:
-            convert(value, KINDS[name], at=sent)
+            convert(value, NO_OPS[name].kind, at=sent)
     for name in unbuilt:
         refuse_unbuilt(name, body[name])
     return fields

@@ -1,42 +1,39 @@
 """Request fields that are accepted and do nothing, and those that are known but not built. No other is ignored."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
-NO_OPS: dict[str, str] = {
-    "user": "names the end user, for a provider's abuse reports",
-    "safety_identifier": "names the end user, for a provider's abuse reports",
-    "metadata": "labels for a provider's dashboard",
-    "store": "keeps the answer at a provider",
-    "service_tier": "chooses a provider's price",
-    "prompt_cache_key": "a hint to a provider's cache; prefixes are found by their content here",
-    "prompt_cache_retention": "a hint to a provider's cache",
-    "max_tool_calls": "limits a provider's own tools, of which there are none",
-    "parallel_tool_calls": "shapes tool calls, which only chats have",
-    "include_reasoning": "asks for reasoning apart from the text; only chats have it apart",
-    "use_story": "KoboldAI United's own story, which a server without one cannot add",
-    "use_memory": "KoboldAI United's own memory, which a server without one cannot add",
-    "use_authors_note": "KoboldAI United's own author's note, which a server without one cannot add",
-    "use_world_info": "KoboldAI United's own world info, which a server without one cannot add",
-    "quiet": "keeps the request out of KoboldCpp's console; prompts are never logged here",
-    "negative_prompt": "a text for guidance_scale, which is refused unless it is neutral",
-    "guided_decoding_backend": "chooses one of several implementations; there is one",
-    "api_type": "tells SillyTavern's own server which backend it talks to",
-    "api_server": "tells SillyTavern's own server where the backend is",
-    "max_context_length": "on /v1, the context length SillyTavern has already cut the prompt to",
-    "truncation_length": "the context length SillyTavern has already cut the prompt to",
-    "num_ctx": "the context length SillyTavern has already cut the prompt to",
-}
-"""Fields accepted at any value of their type, and why nothing is missed."""
 
-KINDS: dict[str, type] = {
-    **dict.fromkeys(["user", "safety_identifier", "service_tier", "prompt_cache_key", "prompt_cache_retention"], str),
-    **dict.fromkeys(["negative_prompt", "guided_decoding_backend", "api_type", "api_server"], str),
-    **dict.fromkeys(["store", "parallel_tool_calls", "include_reasoning", "quiet"], bool),
-    **dict.fromkeys(["use_story", "use_memory", "use_authors_note", "use_world_info"], bool),
-    **dict.fromkeys(["max_tool_calls", "max_context_length", "truncation_length", "num_ctx"], float),
-    "metadata": dict,
+class NoOp(NamedTuple):
+    kind: type
+    why: str
+    """Nothing is missed, for the page of routes: "does nothing: …"."""
+
+
+NO_OPS: dict[str, NoOp] = {
+    "user": NoOp(str, "names the end user, for a provider's abuse reports"),
+    "safety_identifier": NoOp(str, "names the end user, for a provider's abuse reports"),
+    "metadata": NoOp(dict, "labels for a provider's dashboard"),
+    "store": NoOp(bool, "keeps the answer at a provider"),
+    "service_tier": NoOp(str, "chooses a provider's price"),
+    "prompt_cache_key": NoOp(str, "a hint to a provider's cache; prefixes are found by their content here"),
+    "prompt_cache_retention": NoOp(str, "a hint to a provider's cache"),
+    "max_tool_calls": NoOp(float, "limits a provider's own tools, of which there are none"),
+    "parallel_tool_calls": NoOp(bool, "shapes tool calls, which only chats have"),
+    "include_reasoning": NoOp(bool, "asks for reasoning apart from the text; only chats have it apart"),
+    "use_story": NoOp(bool, "KoboldAI United's own story, which a server without one cannot add"),
+    "use_memory": NoOp(bool, "KoboldAI United's own memory, which a server without one cannot add"),
+    "use_authors_note": NoOp(bool, "KoboldAI United's own author's note, which a server without one cannot add"),
+    "use_world_info": NoOp(bool, "KoboldAI United's own world info, which a server without one cannot add"),
+    "quiet": NoOp(bool, "keeps the request out of KoboldCpp's console; prompts are never logged here"),
+    "negative_prompt": NoOp(str, "a text for guidance_scale, which is refused unless it is neutral"),
+    "guided_decoding_backend": NoOp(str, "chooses one of several implementations; there is one"),
+    "api_type": NoOp(str, "tells SillyTavern's own server which backend it talks to"),
+    "api_server": NoOp(str, "tells SillyTavern's own server where the backend is"),
+    "max_context_length": NoOp(float, "on /v1, the context length SillyTavern has already cut the prompt to"),
+    "truncation_length": NoOp(float, "the context length SillyTavern has already cut the prompt to"),
+    "num_ctx": NoOp(float, "the context length SillyTavern has already cut the prompt to"),
 }
-"""Of each of them."""
+"""Fields accepted at any value of their type."""
 
 NOT_BUILT: dict[str, tuple[Any, ...]] = {
     "top_logprobs": (0,),

@@ -8,7 +8,7 @@ import msgspec
 from ..wire.sampling import SamplingParams
 from ..wire.sampling_table import HIDDEN, TABLE
 from ..wire.sampling_values import OTHER_FORMS
-from .no_ops import KINDS, NO_OPS, NOT_BUILT, WHY
+from .no_ops import NO_OPS, NOT_BUILT, WHY, NoOp
 from .sampling_fields import Shorthands
 from .schemas import Schema, nullable, schema_of
 
@@ -65,11 +65,11 @@ def _sampling_aliases() -> list[tuple[str, str]]:
 
 
 def _ignored() -> dict[str, Schema]:
-    return {name: _ignored_one(why, KINDS[name]) for name, why in NO_OPS.items()}
+    return {name: _ignored_one(no_op) for name, no_op in NO_OPS.items()}
 
 
-def _ignored_one(why: str, kind: type) -> Schema:
-    return {**nullable(schema_of(kind)), "description": f"Accepted, and does nothing: {why}."}
+def _ignored_one(no_op: NoOp) -> Schema:
+    return {**nullable(schema_of(no_op.kind)), "description": f"Accepted, and does nothing: {no_op.why}."}
 
 
 def _not_built() -> dict[str, Schema]:

@@ -56,7 +56,10 @@ def routes(router: Any, prefix: str = "") -> list[tuple[str, str]]:
         if inner is not None:
             found += routes(inner, prefix)
         elif getattr(route, "path", None):
-            found += [(method, prefix + route.path) for method in getattr(route, "methods", ())]
+            mounted = not hasattr(route, "methods")  # a folder of files
+            found += (
+                [("GET", f"{prefix}{route.path}/")] if mounted else [(m, prefix + route.path) for m in route.methods]
+            )
     return found
 
 

@@ -5,7 +5,7 @@ from functools import cache
 from typing import Any
 
 import pytest
-from isthmus.router.access import OPEN_PATHS, Access, is_limited
+from isthmus.router.access import OPEN_FOLDERS, OPEN_PATHS, Access, is_limited
 from isthmus.router.app import create_app
 from isthmus.router.error_schemas import error_name
 from isthmus.router.fake_core import FakeCore
@@ -152,7 +152,7 @@ def test_the_statuses_that_follow_from_path_and_body_are_there(
 def test_all_routes_but_pages_are_told_of() -> None:
     described = {(method.upper(), path) for method, path, _ in operations()}
     hidden = {path for method, path in ROUTES if (method, path) not in described} - OPEN_PATHS
-    assert {path for path in hidden if not path.startswith("/ui/")} == {
+    assert {path for path in hidden if not path.startswith(OPEN_FOLDERS)} == {
         "/v1/models/tiny", "/admin/workers/decode-0/drain",  # told of as patterns
         "/api", "/api/v1", "/api/latest",  # lead to the page of docs
     }  # fmt: skip
