@@ -1,7 +1,8 @@
 """A decode worker without its sockets: its scheduler and engine in this process, and how long their steps take.
 
 Steps run as in engine/worker.py: an engine that overlaps has the next one launched before the last is taken in. Only
-steps without prompts are measured, from the end of the step before to their own.
+steps without prompts are measured, from the end of the step before, or where that was not the last thing done from
+when they were planned, to their own.
 """
 
 import time
@@ -60,7 +61,7 @@ class Steps:
     num_tokens: int = 0
     elapsed_s: float = 0.0
     row_s: float = 0.0
-    """What sequences waited, together: each step counts once for each of them."""
+    """What sequences waited, together: each step counts once for each that goes on, in it or not."""
     num_drafts: int = 0
     """Rows with guesses that the engine tried."""
     num_guesses: int = 0
@@ -84,6 +85,13 @@ class Run:
     outputs: list[list[int]]
     """Of each request, the tokens drawn."""
     steps: Steps
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    step: Handle
+    start_s: float
+    """When it began to be planned."""
 
 
 Turns = Generator[None, None, Run]
@@ -121,7 +129,9 @@ class BatchDecoder:
     _num_leaving: int = field(init=False, default=0)
     """Ended in the last turn, and still in a step that was launched before."""
     _num_placements: int = field(init=False, default=0)
-    _flying: Handle | None = field(init=False, default=None)
+    _flying: _Flight | None = field(init=False, default=None)
+    _last_end_s: float = field(init=False, default=0.0)
+    """Of a step."""
 
     def __post_init__(self) -> None:
         self._scheduler = DecodeScheduler(
@@ -144,13 +154,13 @@ class BatchDecoder:
         first, waiting = self._num_placements, deque(requests)
         guessed, steps = self._guessed(), Steps()
         while waiting or self._open:
-            start_s = time.monotonic()
             num_taken = len(self._open) + self._num_leaving
             for _ in range(min(len(waiting), batch - num_taken)):
                 self._place(waiting.popleft())
-            done, num_tokens = self._turn()
+            num_going = sum(bool(self._outputs[placement]) for placement in self._open)
+            done, num_tokens, elapsed_s = self._turn()
             if done is not None and only_decodes(done):
-                steps += _measured(done, num_tokens, time.monotonic() - start_s)
+                steps += Steps(1, len(done.rows), num_tokens, elapsed_s, num_going * elapsed_s)
             yield
         self._turn()  # ended sequences may stand in a step that was launched ahead
         outputs = [self._outputs.pop(placement) for placement in range(first, self._num_placements)]
@@ -179,22 +189,27 @@ class BatchDecoder:
         )
         self._scheduler.on_reserve(reserve, time.monotonic())
 
-    def _turn(self) -> tuple[Plan | None, int]:
-        """Once around the worker's loop: the plan that was taken in, if any, and how many tokens it gave."""
-        flying = self._flying
-        plan = self._scheduler.plan(time.monotonic(), flying.plan if flying else None)
+    def _turn(self) -> tuple[Plan | None, int, float]:
+        """Once around the worker's loop: the plan that was taken in, if any, how many tokens it gave and how long that
+        took, seconds."""
+        flying, start_s = self._flying, time.monotonic()
+        plan = self._scheduler.plan(start_s, flying.step.plan if flying else None)
         self._carry_out()
-        ahead = self.engine.launch(plan) if plan else None
+        ahead = _Flight(self.engine.launch(plan), start_s) if plan else None
         num_open = len(self._open)
         done = flying if self.engine.overlaps else ahead
         if done is not None:
-            self._scheduler.apply(done.plan, done.result(), time.monotonic())
+            self._scheduler.apply(done.step.plan, done.step.result(), time.monotonic())
         self._flying = ahead if self.engine.overlaps else None
         num_tokens = self._carry_out()
         self._num_leaving = num_open - len(self._open) if self.engine.overlaps else 0
-        if plan is None and done is None:
-            time.sleep(REST_S)
-        return (None if done is None else done.plan), num_tokens
+        if done is None:
+            if plan is None:
+                time.sleep(REST_S)
+            return None, num_tokens, 0.0
+        elapsed_s = time.monotonic() - max(done.start_s, self._last_end_s)
+        self._last_end_s = time.monotonic()
+        return done.step.plan, num_tokens, elapsed_s
 
     def _carry_out(self) -> int:
         """The scheduler's effects; how many tokens there were among them."""
@@ -228,11 +243,6 @@ class BatchDecoder:
 def only_decodes(plan: Plan) -> bool:
     """Whether no prompt is computed: the first token comes from a prompt's last row."""
     return all(row.draws and row.draws[0].position for row in plan.rows)
-
-
-def _measured(plan: Plan, num_tokens: int, elapsed_s: float) -> Steps:
-    num_rows = len(plan.rows)
-    return Steps(1, num_rows, num_tokens, elapsed_s, num_rows * elapsed_s)
 
 
 def _difference(after: Steps, before: Steps) -> Steps:
