@@ -1,10 +1,7 @@
 """Speculation that guesses the same number of tokens always, whether that pays or not."""
 
-from collections.abc import Sequence
-
 from ..decode.draft_policy import DecodedStep
-from ..decode.speculation import Speculation
-from ..decode.speculator import Speculator
+from ..decode.speculation import Rows, Speculation
 
 
 class FixedSpeculation(Speculation):
@@ -12,12 +9,16 @@ class FixedSpeculation(Speculation):
         """Every guess pays."""
         self._experience.least_rate = 0.0
 
-    def prepare(self, rows: Sequence[tuple[Speculator | None, Sequence[int]]], budget: int) -> None:
+    def awaits(self, rows: Rows) -> bool:
+        """Wherever there is one."""
+        return bool(self._look(rows))
+
+    def prepare(self, rows: Rows, budget: int) -> None:
         """As many guesses as each may have, while the budget lasts."""
         for speculator, tokens in rows:
             if speculator is not None:
                 speculator.wanted = min(speculator.limit, budget) if speculator.look(tokens) else 0
                 budget -= speculator.wanted
 
-    def record(self, step: DecodedStep, *, is_plain: bool) -> None:
+    def record(self, step: DecodedStep) -> None:
         """Nothing is learnt of costs."""

@@ -5,20 +5,26 @@ takes without guesses is measured for each size of the batch, and what so and so
 as much for each, on a GPU mostly something for any at all, as nothing is then planned ahead. That number of guesses a
 row is chosen which gives most tokens a second. Steps of each kind are tried now and then, the rarer the less they paid.
 
-Without guesses means without speculation: plain steps, which neither looked for guesses nor came after any. Those with
-guesses, and those that had to wait for them, are held against plain ones together: where looks, masks and waiting have
-cost more than guesses gave, nothing is guessed for a while, however promising.
+Without guesses means without speculation: plain steps, which neither looked for guesses nor waited. On a GPU guesses
+also cost the steps around their own, which are then not planned ahead: that is measured, too, and counts for each step
+with guesses, the less the longer they go on. Last, steps with guesses and those that waited for them are held against
+plain ones together: where looks, masks and waiting have cost more than guesses gave, nothing is guessed for a while,
+however promising.
 """
 
 import math
 from bisect import bisect_left
-from collections import deque
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
+from functools import cache
 from statistics import median
 
 NUM_SAMPLES = 5
 """Of each measurement the median of so many counts: a step that was held up once says nothing."""
+KNOWN_SAMPLES = 3
+"""From so many on, then."""
 NUM_PLAIN_SAMPLES = 9
 """Everything is held against plain steps."""
 FIRST_PLAIN_STEPS = 3
@@ -46,11 +52,27 @@ HELD_UP = 2.0
 """Times the usual: that a step took longer has to do with something else."""
 RECKON_STEPS = 64
 """Without guesses, after which it is reckoned anew what pays."""
+OVERHEAD_DECAY = 0.8
+"""Of what waiting cost, from one step with guesses to the next."""
 LOOK_S = 10e-6
 """A look for a guess of one sequence, about, with what it must read first."""
-LOOK_SHARE = 0.02
+LOOK_SHARE = 0.01
 """Of a step, that looks may take: it is short where a small model runs on a GPU."""
-RATES = [step / 20 for step in range(1, 20)]
+NUM_RATES = 20
+RATES = [step / NUM_RATES for step in range(1, NUM_RATES)]
+"""That are told apart."""
+LEARNT_STEPS = 8
+"""With guesses, after which it is reckoned anew what pays."""
+
+
+class Part(Enum):
+    """That speculation had in how a step was planned."""
+
+    NONE = 0
+    LOOKED = 1
+    """For guesses, no more."""
+    WAITED = 2
+    """It was not planned ahead, for guesses of its own or of the step before."""
 
 
 @dataclass(slots=True)
@@ -64,6 +86,7 @@ class DecodedStep:
     num_tried: int = 0
     """Of those, by the engine."""
     num_right: float = 0
+    part: Part = Part.NONE
 
 
 class _Median:
@@ -81,6 +104,10 @@ class _Median:
     def add(self, sample: float) -> None:
         self._samples.append(sample)
         self._value = None
+
+    @property
+    def least(self) -> float:
+        return min(self._samples)
 
     @property
     def value(self) -> float:
@@ -117,6 +144,28 @@ class _Balance:
 
 
 @dataclass(slots=True)
+class _Overhead:
+    """What steps without guesses took longer as they waited: after some, or for some that then were none."""
+
+    num_guessing: float = 0.0
+    """Steps with guesses, as those below."""
+    spent_s: float = 0.0
+    """The longer ago, the less it counts."""
+
+    @property
+    def value(self) -> float:
+        """For each step with guesses."""
+        return self.spent_s / max(1.0, self.num_guessing)
+
+    def guess(self) -> None:
+        self.num_guessing = OVERHEAD_DECAY * self.num_guessing + 1
+        self.fade()
+
+    def fade(self) -> None:
+        self.spent_s *= OVERHEAD_DECAY
+
+
+@dataclass(slots=True)
 class _Costs:
     """Of batches of one size, in seconds."""
 
@@ -125,17 +174,18 @@ class _Costs:
     plain_age: int = 0
     """Steps since the last of those."""
     added: dict[int, _Median] = field(default_factory=dict)
-    """What guesses added, by about how many there were."""
+    """What guesses added to their own step, by about how many there were."""
+    line: list[tuple[int, float]] = field(default_factory=list)
+    """Of those, numbers and what they added, where that is known, or less than the others let expect."""
+    overhead: _Overhead = field(default_factory=_Overhead)
+    num_learnt: int = 0
+    """Steps with guesses."""
     quiet_steps: int = 0
-    """Since guesses were made."""
+    """Since the last of those."""
     probe_steps: int = FIRST_PROBE_STEPS
     least_rate: float | None = None
     """As last reckoned; None if it is to be reckoned anew."""
-    search_steps: int | None = None
-    """As well."""
     balance: _Balance = field(default_factory=_Balance)
-    follows_guesses: bool = False
-    """The last step had some, so that the next one was not planned ahead."""
     is_paused: bool = False
     """Guesses have not paid: there are none for `pause_steps`."""
     pause_steps: int = FIRST_PAUSE_STEPS
@@ -148,54 +198,54 @@ class _Costs:
     def plain_s(self) -> float:
         return self.plain.value
 
+    def guessing_s(self, num_guesses: int) -> float:
+        """A step with so many, and what it costs others."""
+        return self.plain_s + self.added_s(num_guesses) + self.overhead.value
+
     def added_s(self, num_guesses: int) -> float:
-        """Between two numbers that were tried on the line between them; for fewer than any, or more, every one counts
-        for half of what they on average took: so they are tried where that pays. Nothing where nothing was tried."""
-        if not self.added:
-            return 0.0
-        counts = sorted(self.added)
-        index = bisect_left(counts, num_guesses)
-        if index == 0:
-            return self._median(counts[0]) * (1 + num_guesses / counts[0]) / 2
-        low = counts[index - 1]
-        if index == len(counts):
-            return self._median(low) * (1 + (num_guesses / low - 1) / 2)
-        high = counts[index]
-        part = (num_guesses - low) / (high - low)
-        return (1 - part) * self._median(low) + part * self._median(high)
+        """Between two numbers that are known on the line between them. For fewer than any, every one counts for half
+        of what they on average took, for more than any, for a quarter: so they are tried where that pays. Nothing
+        where none is known."""
+        return _on_line(self.line, num_guesses)
 
     def rarest_probe_steps(self, num_guesses: int) -> int:
         """Between two tries of so many guesses."""
-        wanted = math.ceil(self.added_s(num_guesses) / (PROBE_SHARE * self.plain_s))
+        lost_s = self.guessing_s(num_guesses) - self.plain_s
+        wanted = math.ceil(lost_s / (PROBE_SHARE * self.plain_s))
         return max(FIRST_PROBE_STEPS, min(wanted, LAST_PROBE_STEPS))
 
-    def _median(self, count: int) -> float:
-        return max(0.0, self.added[count].value)
-
-    def take_in(self, step: DecodedStep, *, is_plain: bool) -> None:
-        if is_plain:
+    def take_in(self, step: DecodedStep) -> None:
+        if step.part is Part.NONE and not step.num_drafts:
             self.plain.add(step.elapsed_s)
             self.plain_age = 0
         else:
             self.plain_age += 1
-            if len(self.plain) and (step.num_drafts or self.follows_guesses):
-                self._weigh(step)
-        self.follows_guesses = step.num_drafts > 0
+        if len(self.plain) and (step.num_drafts or step.part is Part.WAITED):
+            self._weigh(step)
         if step.num_tried:
             self._learn(step.num_tried, step.elapsed_s)
         else:
-            self._rest()
+            self._rest(step)
 
     def _learn(self, num_guesses: int, elapsed_s: float) -> None:
         if len(self.plain):
-            self.least_rate = None
-            self.added.setdefault(_about(num_guesses), _Median()).add(elapsed_s - self.plain_s)
+            self.num_learnt += 1
+            if self.num_learnt % LEARNT_STEPS == 0:
+                self.least_rate = None
+            self.added.setdefault(_about(num_guesses), _Median()).add(max(0.0, elapsed_s - self.plain_s))
+            self.line = _line(self.added)
+        self.overhead.guess()
         self.quiet_steps = 0
 
-    def _rest(self) -> None:
+    def _rest(self, step: DecodedStep) -> None:
+        if step.part is Part.WAITED and len(self.plain):
+            longer_s = min(step.elapsed_s, HELD_UP * self.plain_s) - self.plain_s
+            self.overhead.spent_s += max(0.0, longer_s)
+            self.least_rate = None
         self.quiet_steps += 1
         if self.quiet_steps % RECKON_STEPS == 0:
-            self.least_rate = self.search_steps = None
+            self.overhead.fade()
+            self.least_rate = None
         if self.is_paused and self.quiet_steps >= self.pause_steps:
             self.pause_steps = min(2 * self.pause_steps, LAST_PAUSE_STEPS)
             self.is_paused, self.balance = False, _Balance()
@@ -225,35 +275,37 @@ class DraftPolicy:
             costs.least_rate = _least_rate(limit, num_rows, costs)
         return costs.least_rate, False
 
-    def search_steps(self, num_rows: int) -> int:
-        """Steps from one look for guesses to the next, that all looks together take little of a step."""
+    def search_steps(self, num_rows: int, num_looks: int) -> int:
+        """From a step of so many rows with so many looks for guesses to the next, that looks take little of a step."""
         costs = self._of(num_rows)
-        if not costs.is_known:
-            return 1
-        if costs.search_steps is None:
-            costs.search_steps = math.ceil(LOOK_S * num_rows / (LOOK_SHARE * costs.plain_s))
-        return costs.search_steps
+        return math.ceil(LOOK_S * num_looks / (LOOK_SHARE * costs.plain_s)) if costs.is_known else 1
+
+    def pays(self, rates: Sequence[float], limits: Sequence[int], num_rows: int) -> bool:
+        """Whether `lengths` would be more than 0."""
+        costs = self._of(num_rows)
+        if not any(limits) or not costs.is_known or costs.is_paused:
+            return False
+        return costs.quiet_steps >= costs.probe_steps or _choose(_groups(rates, limits), num_rows, costs) > 0
 
     def lengths(self, rates: Sequence[float], limits: Sequence[int], num_rows: int) -> list[int]:
         """Guesses of some rows of a batch of `num_rows`, given how often they are right, and how many each may have."""
         costs = self._of(num_rows)
         if not any(limits) or not costs.is_known or costs.is_paused:
             return [0] * len(rates)
-        most = _choose(rates, limits, num_rows, 1, costs)
+        most = _choose(_groups(rates, limits), num_rows, costs)
         if most:
             costs.probe_steps = FIRST_PROBE_STEPS
         elif costs.quiet_steps >= costs.probe_steps:
             most = PROBE_GUESSES
             num_guesses = sum(min(limit, most) for limit in limits)
             costs.probe_steps = min(2 * costs.probe_steps, costs.rarest_probe_steps(num_guesses))
-        return [_longest(rate, min(limit, most)) for rate, limit in zip(rates, limits, strict=True)]
+        return [_longest(_about_rate(rate), min(limit, most)) for rate, limit in zip(rates, limits, strict=True)]
 
-    def record(self, step: DecodedStep, *, is_plain: bool) -> None:
-        """What a step took. `is_plain`: speculation had no part in it."""
+    def record(self, step: DecodedStep) -> None:
         if step.num_drafts and not step.num_tried:
             self._give_up(step.num_rows)
         else:
-            self._of(step.num_rows).take_in(step, is_plain=is_plain)
+            self._of(step.num_rows).take_in(step)
 
     def _give_up(self, num_rows: int) -> None:
         """The engine tries no guesses in such batches: nor does this, for a while."""
@@ -263,6 +315,7 @@ class DraftPolicy:
         costs.added = {1: _Median()}
         for _ in range(NUM_SAMPLES):
             costs.added[1].add(num_rows * costs.plain_s)
+        costs.line = _line(costs.added)
         costs.least_rate = None
         costs.quiet_steps = 0
 
@@ -276,34 +329,72 @@ class DraftPolicy:
 
 def _least_rate(limit: int, num_rows: int, costs: _Costs) -> float:
     """The lowest of RATES at which a batch whose rows may all have `limit` guesses is to have some; 1 for none."""
-    index = bisect_left(RATES, True, key=lambda rate: _choose([rate], [limit], num_rows, num_rows, costs) > 0)
+    index = bisect_left(RATES, True, key=lambda rate: _choose({(rate, limit): num_rows}, num_rows, costs) > 0)
     return RATES[index] if index < len(RATES) else 1.0
 
 
-def _choose(rates: Sequence[float], limits: Sequence[int], num_rows: int, each: int, costs: _Costs) -> int:
-    """The most guesses of a row with which a step of `num_rows` gives most tokens a second; `each` of the rates stands
-    for so many rows."""
-    plain_s = costs.plain_s
-    best, best_pace = 0, LEAST_GAIN * num_rows / plain_s
-    most = 1
-    while most // 2 < max(limits):
-        lengths = [_longest(rate, min(limit, most)) for rate, limit in zip(rates, limits, strict=True)]
-        num_tokens = num_rows + each * sum(map(_expected, rates, lengths))
-        pace = num_tokens / (plain_s + costs.added_s(each * sum(lengths))) if any(lengths) else 0.0
+def _groups(rates: Sequence[float], limits: Sequence[int]) -> Counter[tuple[float, int]]:
+    """How many rows have about this rate, and this limit."""
+    return Counter(zip(map(_about_rate, rates), limits, strict=True))
+
+
+def _choose(groups: Mapping[tuple[float, int], int], num_rows: int, costs: _Costs) -> int:
+    """The most guesses of a row with which a step of `num_rows` gives most tokens a second, some of which are in
+    `groups`."""
+    best, best_pace = 0, LEAST_GAIN * num_rows / costs.plain_s
+    longest, most = max(limit for _, limit in groups), 1
+    while most // 2 < longest:
+        num_guesses, num_tokens = 0, float(num_rows)
+        for (rate, limit), count in groups.items():
+            length = _longest(rate, min(limit, most))
+            num_guesses += count * length
+            num_tokens += count * _expected(rate, length)
+        pace = num_tokens / costs.guessing_s(num_guesses) if num_guesses else 0.0
         if pace > best_pace:
             best, best_pace = most, pace
         most *= 2
     return best
 
 
+@cache
 def _longest(rate: float, limit: int) -> int:
     """The most guesses of which the last is likely enough to be right."""
     return max(1, min(limit, math.floor(math.log(LEAST_RATE) / math.log(rate)))) if limit else 0
 
 
+@cache
 def _expected(rate: float, count: int) -> float:
     """Of `count` guesses, how many are right."""
     return rate * (1 - rate**count) / (1 - rate)
+
+
+def _about_rate(rate: float) -> float:
+    """That of RATES which is nearest."""
+    return RATES[min(max(1, round(rate * NUM_RATES)), NUM_RATES - 1) - 1]
+
+
+def _line(added: dict[int, _Median]) -> list[tuple[int, float]]:
+    """What few steps say counts only where it is less than what is known lets expect: a number of guesses is not given
+    up for one step that was held up."""
+    known = sorted((count, one.value) for count, one in added.items() if len(one) >= KNOWN_SAMPLES)
+    others = [(count, one.least) for count, one in added.items() if len(one) < KNOWN_SAMPLES]
+    return sorted([*known, *((count, value) for count, value in others if value < _on_line(known, count))])
+
+
+def _on_line(line: Sequence[tuple[int, float]], number: int) -> float:
+    """See `_Costs.added_s`."""
+    if not line:
+        return 0.0
+    index = bisect_left(line, (number, 0.0))
+    if index == 0:
+        high, at_high = line[0]
+        return at_high * (1 + number / high) / 2
+    low, at_low = line[index - 1]
+    if index == len(line):
+        return at_low * (1 + (number / low - 1) / 4)
+    high, at_high = line[index]
+    part = (number - low) / (high - low)
+    return (1 - part) * at_low + part * at_high
 
 
 def _about(number: int) -> int:

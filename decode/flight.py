@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from ..engine.block_pool import BlockPool
 from ..engine.plan import NO_TOKEN, NOT_TRIED, Plan, Result, Row, ShippedDraw
-from .draft_policy import DecodedStep
+from .draft_policy import DecodedStep, Part
 from .prompt import Prompt
 from .sequence import Sequence
 
@@ -22,8 +22,8 @@ class Flight:
     """Drawn for by a row of their own: the first draws of the plan."""
     num_drafts: int = 0
     """Guesses in those rows."""
-    is_plain: bool = False
-    """Speculation had no part in how it was planned."""
+    part: Part = Part.NONE
+    """Of speculation in how it was planned."""
     forked: list[Sequence] = field(default_factory=list)
     """Drawn for by the last row of their prompt."""
     from_shipped: list[Sequence] = field(default_factory=list)
@@ -98,10 +98,10 @@ class Flight:
         """What it was for speculation, if it `decodes_only`."""
         num_rows = len(self.decoding)
         if not self.num_drafts:
-            return DecodedStep(num_rows, elapsed_s)
+            return DecodedStep(num_rows, elapsed_s, part=self.part)
         num_tried = self.num_drafts - sum(token == NOT_TRIED for token in result.token_ids)
         num_right = sum(token >= NO_TOKEN for token in result.token_ids) - num_rows
-        return DecodedStep(num_rows, elapsed_s, self.num_drafts, num_tried, num_right)
+        return DecodedStep(num_rows, elapsed_s, self.num_drafts, num_tried, num_right, self.part)
 
     def failures(self) -> dict[int, str]:
         """Why placements in it cannot go on, by placement."""

@@ -207,11 +207,9 @@ class DecodeScheduler:
         self._now = now
         flight = Flight(now)
         self._speculation.begin_step(len(self._running))
-        if in_flight is not None and self._many_wait():
+        if in_flight is not None and (self._many_wait() or self._awaits_guesses()):
             return None
         plannable = [one for one in self._running if one.plannable]
-        if self._speculation.is_looking:
-            plannable = [one for one in plannable if not (one.pending and one.expects_guess)]
         guesses = self._prepare_guesses(plannable)
         for sequence in plannable:
             if not sequence.ended and not sequence.condemned and self._has_block(sequence):
@@ -223,7 +221,7 @@ class DecodeScheduler:
             budget -= self._plan_prompt(prompt, budget, flight)
         if flight.empty:
             return None
-        flight.is_plain = self._speculation.end_step(flight.num_drafts)
+        flight.part = self._speculation.end_step(flight.num_drafts)
         self._num_steps += 1
         self._flights.append(flight)
         return flight.take_off(self._num_steps)
@@ -234,7 +232,7 @@ class DecodeScheduler:
         assert flight.plan is plan, "plans are applied in the order they were made"
         elapsed_s = self._meter.record(flight.start_s, now, flight.num_prompt_tokens)
         if flight.decodes_only and elapsed_s > 0:
-            self._speculation.record(flight.decoded(result, elapsed_s), is_plain=flight.is_plain)
+            self._speculation.record(flight.decoded(result, elapsed_s))
         rows: list[TokenRow | None] = []
         for prompt, num_tokens in flight.chunks:
             prompt.pending -= 1
@@ -379,9 +377,14 @@ class DecodeScheduler:
         """Whether many sequences could not be in a step before the one in flight is applied: rather than taking turns
         with the others, which takes both twice as long, all go together then."""
         flown = [sequence for sequence in self._flights[-1].sequences if not sequence.ended]
-        looks = self._speculation.is_looking
-        waiting = sum(sequence.needs_last_token or (looks and sequence.expects_guess) for sequence in flown)
+        waiting = sum(sequence.needs_last_token for sequence in flown)
         return waiting > 0 and waiting * WAITING_SHARE >= len(self._running)
+
+    def _awaits_guesses(self) -> bool:
+        """Whether guesses will pay in a step after the one in flight: then all wait for that, and else nobody."""
+        if not self._speculation.is_looking:
+            return False
+        return self._speculation.awaits([(one.speculator, one.tokens) for one in self._running if one.goes_on])
 
     def _prepare_guesses(self, sequences: list[Sequence]) -> bool:
         """Whether there may be any. Guesses take half of what the budget leaves, at most."""

@@ -108,10 +108,12 @@ class Sequence:
 
     @property
     def plannable(self) -> bool:
+        return self.goes_on and not self.waits_for_host
+
+    @property
+    def goes_on(self) -> bool:
         """False also if a token in flight will surely be the last."""
-        if self.condemned or self.waits_for_host:
-            return False
-        return self.num_output + self.pending < self.limits.max_output
+        return not self.ended and not self.condemned and self.num_output + self.pending < self.limits.max_output
 
     @property
     def waits_for_host(self) -> bool:
@@ -125,11 +127,6 @@ class Sequence:
         """Its next row can only be planned once no token of it is in flight: its grammar or its bans read it, or it is
         not known how many guesses are right."""
         return self.guide is not None or self.ban is not None or bool(self.num_drafts)
-
-    @property
-    def expects_guess(self) -> bool:
-        """What comes after the tokens known is worth a guess."""
-        return self.speculator is not None and self.speculator.expects(self.tokens)
 
     @property
     def max_drafts(self) -> int:

@@ -8,17 +8,12 @@ from collections.abc import Callable, Sequence
 from itertools import zip_longest
 
 from ..wire.sampling import SamplingParams
-from .draft_policy import DecodedStep, DraftPolicy
+from .draft_policy import DecodedStep, DraftPolicy, Part
+from .lookout import Lookout
 from .speculator import EngineProposer, Experience, Kind, Proposer, Speculator
 
-MAX_PATIENCE = 8
-"""Where nothing was found for long, guesses are looked for so many times more rarely."""
-PATIENT_AFTER = 4
-"""Looks that found nothing, each time; one that found something takes back as many."""
-NUM_SCOUTS = 4
-"""About: of more sequences only so many go on being looked at where nothing was found: each must be read for that."""
-SCOUTED_STEPS = 4096
-"""Then others are."""
+Rows = Sequence[tuple[Speculator | None, Sequence[int]]]
+"""Of a step, with the tokens that are known of each."""
 
 
 class Speculation:
@@ -28,9 +23,10 @@ class Speculation:
         self._num_tokens = num_tokens
         self._policy = DraftPolicy()
         self._experience = Experience()
-        self._num_steps = self._num_fruitless = self._num_begun = 0
-        self._is_disturbed = False
-        """The step being planned has looked for guesses, or comes after one that had some: none was planned ahead."""
+        self._lookout = Lookout()
+        self._num_begun = 0
+        self._has_looked = self._waits = self._had_drafts = False
+        """For the step that is being planned: guesses were looked for, or waited for; the step before had some."""
         self.num_drafts = 0
         """Rows that had guesses."""
         self.num_draft_tokens = 0
@@ -64,38 +60,57 @@ class Speculation:
             return
         experience = self._experience
         least, is_probe = self._policy.least_rate(num_rows, self._num_tokens)
-        if self.is_looking:  # in the step before
-            change = -PATIENT_AFTER if experience.had_guess else 1
-            self._num_fruitless = min(max(0, self._num_fruitless + change), MAX_PATIENCE * PATIENT_AFTER)
-        self._num_steps += 1
-        patience = min(MAX_PATIENCE, 1 + self._num_fruitless // PATIENT_AFTER)
-        num_groups = max(1, num_rows // NUM_SCOUTS) if patience > 1 else 1
-        experience.scouts = num_groups, self._num_steps // SCOUTED_STEPS % num_groups
-        experience.is_searching = self._num_steps % (patience * self._policy.search_steps(num_rows)) == 0
-        looks = (experience.is_searching or experience.had_guess) and (is_probe or experience.best_rate >= least)
-        experience.least_rate = least if looks else 1.0
-        self._is_disturbed |= self.is_looking
-
-    def end_step(self, num_drafts: int) -> bool:
-        """A step is planned, with so many guesses: whether it takes what it would without speculation."""
-        is_plain, self._is_disturbed = not self._is_disturbed, num_drafts > 0
-        self._experience.had_guess &= self.is_looking
-        return is_plain
-
-    def prepare(self, rows: Sequence[tuple[Speculator | None, Sequence[int]]], budget: int) -> None:
-        """For the rows of a step and the tokens that are known of each, which may have `budget` guesses in all: how
-        many each is to have. Where none can pay none is looked for."""
-        self._experience.had_guess = False
-        if self._experience.least_rate >= 1:
+        experience.least_rate = 1.0
+        if least >= 1 or not (is_probe or experience.best_rate >= least):
             return
-        looked = [(one, one.look(tokens)) for one, tokens in rows if one is not None]
-        found = [(speculator, rate) for speculator, rate in looked if rate]
-        if not found:
-            return
+        reach = self._lookout.begin_step()
+        if reach is not None:
+            experience.least_rate, experience.reach = least, reach
+            experience.scouts, experience.num_looks = self._lookout.scouts(num_rows), 0
+            self._has_looked = True
+
+    def awaits(self, rows: Rows) -> bool:
+        """Whether a step is to wait for the one in flight, of whose rows the last token is not known yet, as guesses
+        of what comes then pay. If not, this one has none."""
+        found = self._look(rows)
         rates, limits = [rate for _, rate in found], [speculator.limit for speculator, _ in found]
-        for (speculator, _), count in zip(found, self._policy.lengths(rates, limits, len(rows)), strict=True):
+        pays = self._policy.pays(rates, limits, len(rows))
+        self._looked(len(rows), found=bool(found), pays=pays)
+        if pays:
+            self._waits = True
+        else:
+            self._experience.least_rate = 1.0
+        return pays
+
+    def prepare(self, rows: Rows, budget: int) -> None:
+        """For the rows of a step, which may have `budget` guesses in all: how many each is to have. Where none can pay
+        none is looked for."""
+        if not self.is_looking:
+            return
+        found = self._look(rows)
+        rates, limits = [rate for _, rate in found], [speculator.limit for speculator, _ in found]
+        counts = self._policy.lengths(rates, limits, len(rows))
+        self._looked(len(rows), found=bool(found), pays=any(counts))
+        for (speculator, _), count in zip(found, counts, strict=True):
             speculator.wanted = min(count, budget)
             budget -= speculator.wanted
+
+    def end_step(self, num_drafts: int) -> Part:
+        """A step is planned, with so many guesses."""
+        waited = self._waits or self._had_drafts or num_drafts > 0
+        part = Part.WAITED if waited else Part.LOOKED if self._has_looked else Part.NONE
+        self._had_drafts = num_drafts > 0
+        self._has_looked = self._waits = False
+        return part
+
+    def _look(self, rows: Rows) -> list[tuple[Speculator, float]]:
+        """Who has a guess, and how often that would be right."""
+        looked = [(one, one.look(tokens)) for one, tokens in rows if one is not None]
+        return [(speculator, rate) for speculator, rate in looked if rate]
+
+    def _looked(self, num_rows: int, *, found: bool, pays: bool) -> None:
+        steps = self._policy.search_steps(num_rows, self._experience.num_looks)
+        self._lookout.looked(self._experience.reach, steps, found=found, pays=pays)
 
     def learn(self, speculator: Speculator, num_drafts: int, num_right: int) -> None:
         """Of a row's guesses that were tried, the first `num_right` were right."""
@@ -109,7 +124,7 @@ class Speculation:
             map(sum, zip_longest(self.num_accepted_per_position, right, fillvalue=0))
         )
 
-    def record(self, step: DecodedStep, *, is_plain: bool) -> None:
-        """What a step without prompts took. `is_plain`: as `end_step` said of it."""
+    def record(self, step: DecodedStep) -> None:
+        """What a step without prompts took."""
         if self._num_tokens:
-            self._policy.record(step, is_plain=is_plain)
+            self._policy.record(step)

@@ -1,20 +1,34 @@
 """Guesses of one sequence's next tokens: who makes them, how sure they are, and how many are wanted."""
 
 from collections.abc import Sequence
+from enum import IntEnum
 from typing import NamedTuple, Protocol
 
 from ..engine.plan import DRAFT
 from ..wire.sampling import SamplingParams
 from .acceptance import Acceptance
 
-FIRST_LOOKS = 2
-"""Of a sequence, before it may be left to scouts."""
 WARM = 0.5
 """A temperature from which on it is another kind of request."""
+FIRST_LOOKS = 2
+"""Of a sequence, before it may be left to scouts."""
+
+
+class Reach(IntEnum):
+    """Whom a look for guesses takes in; those who had one always."""
+
+    FOUND = 0
+    SCOUTS = 1
+    """And who is new."""
+    ALL = 2
 
 
 class Proposer(Protocol):
     """Of one sequence."""
+
+    @property
+    def reads(self) -> bool:
+        """What its sequence has said, in a look: that takes a while."""
 
     def look(self, tokens: Sequence[int]) -> int | None:
         """The class of the guesses that it would make now, those of one class being right about as often; None if it
@@ -29,6 +43,8 @@ class Proposer(Protocol):
 
 class EngineProposer:
     """Leaves it to the engine, which guesses when it launches the step."""
+
+    reads = False
 
     def look(self, tokens: Sequence[int]) -> int | None:
         return 0
@@ -60,12 +76,11 @@ class Experience:
     def __init__(self) -> None:
         self.least_rate = 1.0
         """What is right less often does not pay, now."""
-        self.is_searching = True
-        """Sequences that had no such guess last time are looked at, too."""
+        self.reach = Reach.ALL
         self.scouts = 1, 0
-        """Of those that were looked at in vain only every so many-th, beginning with this one."""
-        self.had_guess = False
-        """Some sequence had one, since this was last set."""
+        """One in so many sequences, and which of them."""
+        self.num_looks = 0
+        """That took a while, since this was last set."""
         self._acceptances: dict[tuple[Kind, int], Acceptance] = {}
 
     def acceptance(self, kind: Kind, of: int) -> Acceptance:
@@ -98,27 +113,20 @@ class Speculator:
     def look(self, tokens: Sequence[int]) -> float:
         """How often the guess of what follows `tokens` would be right; 0 if it has none that pays, or is not looked at
         now."""
-        if not (self._had_guess or self._is_searching):
-            self.wanted = 0
+        self.wanted = 0
+        if not (self._had_guess or self._is_reached):
             return 0.0
+        self._experience.num_looks += self._proposer.reads
         self._class = found = self._proposer.look(tokens)
         rate = 0.0 if found is None else self._acceptance(found).rate
         self._had_guess = rate >= self._experience.least_rate
-        if self._had_guess:
-            self._experience.had_guess, self._num_vain = True, 0
-            return rate
-        self._num_vain += 1
-        self.wanted = 0
-        return 0.0
+        self._num_vain = 0 if self._had_guess else self._num_vain + 1
+        return rate if self._had_guess else 0.0
 
     def propose(self, tokens: Sequence[int], limit: int) -> tuple[int, ...]:
         """Guesses of what follows `tokens`, at most `limit` and no more than are wanted, once."""
         count, self.wanted = min(self.wanted, limit), 0
         return self._proposer.propose(tokens, count) if count > 0 else ()
-
-    def expects(self, tokens: Sequence[int]) -> bool:
-        """Whether it has a guess that pays now."""
-        return self._experience.least_rate < 1 and self.look(tokens) > 0
 
     def learn(self, num_drafts: int, num_right: int) -> None:
         """What came of the last guesses."""
@@ -130,10 +138,16 @@ class Speculator:
         self._proposer.forget(num_tokens)
 
     @property
-    def _is_searching(self) -> bool:
+    def _is_reached(self) -> bool:
+        reach = self._experience.reach
+        return reach is Reach.ALL or (reach is Reach.SCOUTS and (self._num_vain < FIRST_LOOKS or self._is_scout))
+
+    @property
+    def _is_scout(self) -> bool:
+        """Each is of another place among as many as there are groups than those as many before it: what comes in turns
+        is not always asked of the same kind."""
         num_groups, group = self._experience.scouts
-        is_asked = self._num_vain < FIRST_LOOKS or self._number % num_groups == group
-        return self._experience.is_searching and is_asked
+        return (self._number + self._number // num_groups) % num_groups == group
 
     def _acceptance(self, of: int) -> Acceptance:
         if of not in self._own:

@@ -21,8 +21,11 @@ class Always(DraftPolicy):
     def least_rate(self, num_rows: int, limit: int = 0) -> tuple[float, bool]:
         return 0.001, True
 
-    def search_steps(self, num_rows: int) -> int:
+    def search_steps(self, num_rows: int, num_looks: int) -> int:
         return 1
+
+    def pays(self, rates: Sequence[float], limits: Sequence[int], num_rows: int) -> bool:
+        return any(limits)
 
     def lengths(self, rates: Sequence[float], limits: Sequence[int], num_rows: int) -> list[int]:
         return list(limits)
@@ -36,6 +39,7 @@ class Knowing:
     texts: Sequence[Sequence[int]]
     wrong_every: int = 0
     after_end: int = 0
+    reads: bool = False
 
     def look(self, tokens: Sequence[int]) -> int | None:
         return 0

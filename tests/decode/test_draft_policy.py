@@ -15,6 +15,7 @@ from isthmus.decode.draft_policy import (
     TRIAL_STEPS,
     DecodedStep,
     DraftPolicy,
+    Part,
 )
 
 PLAIN_S = 0.01
@@ -41,8 +42,8 @@ class World:
         self.had_guesses = num_guesses > 0
         elapsed_s = self.plain_s + self.guess_s * num_guesses + self.wait_s * before
         right = sum(expected(rate, count) for count in wanted) if self.right is None else self.right * num_guesses
-        step = DecodedStep(num_rows, elapsed_s, num_guesses, num_guesses, right)
-        self.policy.record(step, is_plain=not (num_guesses or before))
+        part = Part.WAITED if num_guesses or before else Part.NONE
+        self.policy.record(DecodedStep(num_rows, elapsed_s, num_guesses, num_guesses, right, part))
         self.elapsed_s += elapsed_s
         self.num_tokens += num_rows + right
         return wanted
@@ -206,24 +207,25 @@ def test_where_the_engine_tries_nothing() -> None:
         wanted = world.policy.lengths([0.9] * 4, [4] * 4, 4)
         if any(wanted):
             asked += 1
-            world.policy.record(DecodedStep(4, PLAIN_S, 16), is_plain=False)
+            world.policy.record(DecodedStep(4, PLAIN_S, 16, part=Part.WAITED))
         else:
-            world.policy.record(DecodedStep(4, PLAIN_S), is_plain=True)
+            world.policy.record(DecodedStep(4, PLAIN_S))
     assert 1 < asked < 8
 
 
 def test_where_the_engine_tries_nothing_in_a_batch_that_was_never_measured() -> None:
     """Some rows may have gone since it was said how many guesses pay."""
     policy = DraftPolicy()
-    policy.record(DecodedStep(3, 0.01, num_drafts=4), is_plain=False)
+    policy.record(DecodedStep(3, 0.01, num_drafts=4, part=Part.WAITED))
     assert policy.least_rate(3, 4) == (1.0, False)
     assert policy.lengths([0.9], [4], 3) == [0]
 
 
 @pytest.mark.parametrize("num_rows", [1, 8, 64])
 def test_looks_are_a_small_part_of_a_step(num_rows: int) -> None:
-    slow, fast = World(0.0, plain_s=1.0), World(0.0, plain_s=1e-5 * num_rows)
+    slow, fast = World(0.0, plain_s=2.0), World(0.0, plain_s=1e-5 * num_rows)
     slow.steps(5, num_rows=num_rows)
     fast.steps(5, num_rows=num_rows)
-    assert slow.policy.search_steps(num_rows) == 1
-    assert fast.policy.search_steps(num_rows) > 10
+    assert slow.policy.search_steps(num_rows, num_rows) == 1
+    assert fast.policy.search_steps(num_rows, num_rows) == 100
+    assert fast.policy.search_steps(num_rows, 0) == 0

@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
+from isthmus.decode.draft_policy import Part
+from isthmus.decode.lookout import LAST_RECALL_STEPS, NUM_SCOUTS, SCOUTED_STEPS
 from isthmus.decode.ngram_proposer import NgramProposer
-from isthmus.decode.speculation import MAX_PATIENCE, NUM_SCOUTS, PATIENT_AFTER, SCOUTED_STEPS, Speculation
-from isthmus.decode.speculator import EngineProposer, Experience, Proposer, Speculator
+from isthmus.decode.speculation import Speculation
+from isthmus.decode.speculator import FIRST_LOOKS, EngineProposer, Experience, Proposer, Reach, Speculator
 from isthmus.engine.plan import DRAFT
 from isthmus.tests.decode.speculating import speculation_of
 from isthmus.wire.sampling import Guidance, SamplingParams
@@ -19,6 +21,7 @@ class Classified:
     """A proposer whose guesses are of the class it is told."""
 
     of: int | None = 0
+    reads: bool = True
     num_looks: int = 0
     forgotten: list[int] = field(default_factory=list)
 
@@ -79,7 +82,6 @@ def test_who_has_no_guess_makes_none() -> None:
     speculation = speculation_of(lambda: Classified(None))
     speculator = begun(speculation)
     assert planned(speculation, [speculator]) == [0]
-    assert not speculator.expects(TOKENS)
 
 
 def test_before_steps_are_known_nobody_looks() -> None:
@@ -139,28 +141,32 @@ def test_what_does_not_pay_is_no_guess() -> None:
     speculator = Speculator(Classified(), 4, experience)
     experience.least_rate = 0.6
     assert speculator.look(TOKENS) == pytest.approx(0.7)
-    assert speculator.expects(TOKENS)
     experience.least_rate = 0.8
     assert speculator.look(TOKENS) == 0
-    assert not speculator.expects(TOKENS)
 
 
-def test_without_a_search_only_those_who_had_a_guess_are_looked_at() -> None:
+def test_whom_a_look_takes_in() -> None:
+    """Who had a guess always; who had none as a scout, while new, or when all are asked."""
     experience = Experience()
-    experience.least_rate = 0.1
-    had, had_not = Classified(0), Classified(None)
-    speculators = [Speculator(proposer, 4, experience) for proposer in (had, had_not)]
-    assert [one.look(TOKENS) > 0 for one in speculators] == [True, False]
-    experience.is_searching = False
-    had_not.of = 0
-    assert [one.look(TOKENS) > 0 for one in speculators] == [True, False]
-    assert had_not.num_looks == 1
-    experience.is_searching = True
-    assert [one.look(TOKENS) > 0 for one in speculators] == [True, True]
+    experience.least_rate, experience.scouts = 0.1, (2, 0)
+    proposers = [Classified(0), Classified(None), Classified(None)]
+    speculators = [Speculator(one, 4, experience, number=number) for number, one in enumerate(proposers, 1)]
+
+    def looked_at(reach: Reach) -> list[int]:
+        before, experience.reach = [one.num_looks for one in proposers], reach
+        for one in speculators:
+            one.look(TOKENS)
+        return [number for number, one in enumerate(proposers, 1) if one.num_looks > before[number - 1]]
+
+    for _ in range(FIRST_LOOKS):
+        assert looked_at(Reach.SCOUTS) == [1, 2, 3]
+    assert looked_at(Reach.FOUND) == [1]
+    assert looked_at(Reach.SCOUTS) == [1, 3], "2 + 2 // 2 and 3 + 3 // 2: of two groups the other one, and this"
+    assert looked_at(Reach.ALL) == [1, 2, 3]
 
 
 def test_where_nothing_is_found_few_are_looked_at() -> None:
-    """Others after a while; as soon as one has a guess, all are."""
+    """Others after a while; as soon as one of them has a guess, all are."""
     proposers = [Classified(None) for _ in range(32)]
     waiting = iter(proposers)
     speculation = speculation_of(lambda: next(waiting))
@@ -172,27 +178,71 @@ def test_where_nothing_is_found_few_are_looked_at() -> None:
             planned(speculation, speculators)
         return {index for index, one in enumerate(proposers) if one.num_looks > before[index]}
 
-    assert looked_at(1) == set(range(32))
-    looked_at(PATIENT_AFTER * MAX_PATIENCE * MAX_PATIENCE)
-    first = looked_at(4 * MAX_PATIENCE)
-    assert len(first) == NUM_SCOUTS
-    second = looked_at(SCOUTED_STEPS + 4 * MAX_PATIENCE) - first
-    assert second
-    scout = max(looked_at(4 * MAX_PATIENCE))
+    assert looked_at(FIRST_LOOKS) == set(range(32))
+    first = looked_at(LAST_RECALL_STEPS)
+    assert abs(len(first) - NUM_SCOUTS) <= 1
+    assert {index % 2 for index in first} == {0, 1}, "what is asked in turns is not always asked of one kind"
+    second = looked_at(SCOUTED_STEPS) - first
+    assert abs(len(second) - NUM_SCOUTS) <= 1
+    proposers[max(second)].of = 0
+    assert looked_at(3) == set(range(32))
+
+
+def test_for_too_few_guesses_not_all_are_asked_time_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    proposers = [Classified(None) for _ in range(32)]
+    waiting = iter(proposers)
+    speculation = speculation_of(lambda: next(waiting))
+    monkeypatch.setattr(speculation._policy, "lengths", lambda rates, limits, num_rows: [0] * len(rates))
+    speculators = [begun(speculation) for _ in proposers]
+    for _ in range(FIRST_LOOKS):
+        planned(speculation, speculators)
+    scout = max(index for index, one in enumerate(proposers) if one.num_looks)
+    scout = next(i for i, one in enumerate(proposers) if planned(speculation, speculators) and one.num_looks > 2)
     proposers[scout].of = 0
-    assert looked_at(4 * MAX_PATIENCE) == set(range(32))
+    other = proposers[(scout + 1) % 32]
+    before = other.num_looks
+    for _ in range(4 * LAST_RECALL_STEPS):
+        planned(speculation, speculators)
+    assert 3 < other.num_looks - before < 10
 
 
-def test_a_pause_makes_nobody_patient(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pause_takes_nobodys_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Who was not looked at had no chance to have a guess."""
     speculation = speculation_of(Classified)
     speculators = [begun(speculation) for _ in range(32)]
     assert planned(speculation, speculators, 1000) == [4] * 32
     with monkeypatch.context() as paused:
         paused.setattr(speculation._policy, "least_rate", lambda num_rows, limit: (1.0, False))
-        for _ in range(PATIENT_AFTER * MAX_PATIENCE * MAX_PATIENCE):
+        for _ in range(LAST_RECALL_STEPS):
             assert planned(speculation, speculators, 1000) == [0] * 32
     assert planned(speculation, speculators, 1000) == [4] * 32
+
+
+@pytest.mark.parametrize("pays", [True, False])
+def test_all_wait_for_guesses_that_pay_or_nobody(pays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    speculation = speculation_of(Classified)
+    monkeypatch.setattr(speculation._policy, "pays", lambda rates, limits, num_rows: pays)
+    speculators = [begun(speculation), None, begun(speculation)]
+    speculation.begin_step(3)
+    assert speculation.awaits([(one, TOKENS) for one in speculators]) == pays
+    speculation.prepare([(one, TOKENS) for one in speculators], 100)
+    assert [one.wanted for one in speculators if one is not None] == [4 * pays] * 2
+
+
+def test_what_part_it_had_in_a_step() -> None:
+    speculation = speculation_of(Classified)
+    one, none = begun(speculation), speculation_of(lambda: Classified(None))
+    nothing = begun(none)
+    planned(speculation, [one])
+    assert speculation.end_step(4) is Part.WAITED
+    speculation.begin_step(1)
+    assert speculation.end_step(0) is Part.WAITED, "the step before had guesses"
+    assert speculation.end_step(0) is Part.NONE
+    planned(none, [nothing])
+    assert none.end_step(0) is Part.LOOKED
+    speculation.begin_step(1)
+    assert speculation.awaits([(one, TOKENS)])
+    assert speculation.end_step(0) is Part.WAITED, "for guesses that were none then"
 
 
 def test_tokens_that_were_taken_back_are_forgotten() -> None:

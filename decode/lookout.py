@@ -1,0 +1,54 @@
+"""When sequences are looked at for guesses, and which of them; pure.
+
+A look must read what its sequence has said since the last one, so on a GPU with a small model it is no small part of a
+step. While guesses are made everyone who had one is looked at in every step. Else a few scouts are, now and then; when
+one of them has a guess, all are.
+"""
+
+from .speculator import Reach
+
+NUM_SCOUTS = 4
+"""About: of more sequences only so many go on being looked at where nothing was found."""
+SCOUTED_STEPS = 4096
+"""Then others are scouts."""
+FIRST_RECALL_STEPS, LAST_RECALL_STEPS = 16, 256
+"""Before all are looked at again for what scouts have found, where too few had a guess."""
+
+
+class Lookout:
+    def __init__(self) -> None:
+        self._num_steps = 0
+        self._next_look = self._next_recall = 0
+        """Steps."""
+        self._recall_steps = FIRST_RECALL_STEPS
+        self._is_recalled = False
+        self._goes_on = False
+        """Guesses were made in the step before, or waited for."""
+
+    def begin_step(self) -> Reach | None:
+        """Of the looks in this step, if there are any."""
+        self._num_steps += 1
+        is_due = self._num_steps >= self._next_look
+        if self._is_recalled or (self._goes_on and is_due):
+            return Reach.ALL
+        if is_due:
+            return Reach.SCOUTS
+        return Reach.FOUND if self._goes_on else None
+
+    def scouts(self, num_rows: int) -> tuple[int, int]:
+        """One in so many sequences, and which of them."""
+        num_groups = max(1, num_rows // NUM_SCOUTS)
+        return num_groups, self._num_steps // SCOUTED_STEPS % num_groups
+
+    def looked(self, reach: Reach, search_steps: int, *, found: bool, pays: bool) -> None:
+        """What came of it: whether anyone has a guess, and whether guesses are made. `search_steps`: that looks of
+        those who were asked may take place so often."""
+        if reach is not Reach.FOUND or not pays:
+            self._next_look = self._num_steps + search_steps
+        if pays:
+            self._recall_steps = FIRST_RECALL_STEPS
+        elif reach is Reach.ALL:
+            self._next_recall = self._num_steps + self._recall_steps
+            self._recall_steps = min(2 * self._recall_steps, LAST_RECALL_STEPS)
+        self._is_recalled = reach is Reach.SCOUTS and found and not pays and self._num_steps >= self._next_recall
+        self._goes_on = pays
