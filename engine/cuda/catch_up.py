@@ -37,7 +37,9 @@ class CatchUp:
 
     def later(self, slots: np.ndarray, positions: np.ndarray) -> None:
         """The next step leaves a token of each of these behind."""
-        self._run(self._lag.add(slots, positions))
+        due = self._lag.add(slots, positions)
+        if len(due):
+            self._run(due)
 
     def now(self, slots: Sequence[int] | np.ndarray) -> None:
         """What comes next needs all that was left of these."""

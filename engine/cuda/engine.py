@@ -522,9 +522,13 @@ class CudaEngine:
             self._drawing.retire(self._sequences.retire(seed.seq_id), seed.seq_id)
             raise
 
-    @torch.inference_mode()
     def retire(self, *seq_ids: int) -> None:
-        if self._head is not None and seq_ids:
+        if seq_ids:  # none after most steps, which then do not even enter the mode
+            self._retire(seq_ids)
+
+    @torch.inference_mode()
+    def _retire(self, seq_ids: Sequence[int]) -> None:
+        if self._head is not None:
             self._head.retire([self._sequences.slot(seq_id) for seq_id in seq_ids])
         for seq_id in seq_ids:
             self._drawing.retire(self._sequences.retire(seq_id), seq_id)
