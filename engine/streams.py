@@ -21,6 +21,9 @@ class Streams:
         if index in self._wanted:
             self._caught.append(x.clone())
 
+    def release(self) -> None:
+        """Before what was caught last is changed or freed, for those that still read it."""
+
     @property
     def features(self) -> Tensor:
         """All that were wanted side by side, the first layer's first: [T, num_wanted * hidden_size]."""

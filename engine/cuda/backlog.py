@@ -14,6 +14,7 @@ from ...kernels.stash_rows import stash_rows
 from ..eagle.cache import NOWHERE
 from ..streams import Streams
 from .inputs import TokenInputs
+from .runtime import Runtime
 
 MAX_LENGTH, MAX_BYTES = 64, 128 << 20
 """Tokens of a sequence, and of features of all; at least one token each."""
@@ -33,13 +34,13 @@ class Taken:
 
 
 class Backlog:
-    def __init__(self, num_slots: int, feature_size: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, runtime: Runtime, num_slots: int, feature_size: int, dtype: torch.dtype) -> None:
         room = MAX_BYTES // ((num_slots + 1) * feature_size * dtype.itemsize)
         self.length = max(1, min(MAX_LENGTH, room))
         """Tokens of each sequence."""
-        self._num_slots = num_slots
+        self._runtime, self._num_slots = runtime, num_slots
         # The last entry is that of no sequence.
-        shape = num_slots + 1, self.length
+        shape, device = (num_slots + 1, self.length), runtime.device
         self._features = torch.zeros(*shape, feature_size, dtype=dtype, device=device)
         self._token_ids = torch.zeros(shape, dtype=torch.int32, device=device)
         self._positions = torch.full(shape, NOWHERE, dtype=torch.int32, device=device)
@@ -47,19 +48,26 @@ class Backlog:
     # Within a step, captured or not.
 
     def add(self, x: Tensor, inputs: TokenInputs, last_tokens: Tensor, first_column: int) -> None:
-        """Of the first tokens of a step, each of a sequence of its own, some columns of their features, [N, width]."""
+        """Of the first tokens of a step, each of a sequence of its own, some columns of their features, [N, width].
+        They are read beside what the step does next, until `join`."""
         n = len(x)
-        stash_rows(
-            x,
-            inputs.token_ids[:n],
-            inputs.rows[:n],
-            inputs.positions[:n],
-            last_tokens,
-            self._features,
-            self._token_ids,
-            self._positions,
-            first_column,
-        )
+        with self._runtime.beside():
+            stash_rows(
+                x,
+                inputs.token_ids[:n],
+                inputs.rows[:n],
+                inputs.positions[:n],
+                last_tokens,
+                self._features,
+                self._token_ids,
+                self._positions,
+                first_column,
+            )
+
+    def join(self) -> None:
+        """The step goes on after what was added has been read. Then its memory may also be used again: that happens in
+        the order of the step's own stream, captured or not."""
+        self._runtime.join_beside()
 
     def take(self, slots: Tensor) -> Taken:
         """All of these sequences, int32 [S], −1 for none; they then have no tokens here."""
@@ -84,7 +92,7 @@ class LaggingStreams(Streams):
         super().__init__(wanted)
         self._backlog, self._inputs, self._num_lagging = backlog, inputs, num_lagging
         self._last_tokens = last_tokens
-        self._num_columns = 0
+        self._num_columns, self._is_read = 0, False
 
     def catch(self, index: int, x: Tensor) -> None:
         """See Streams."""
@@ -92,3 +100,10 @@ class LaggingStreams(Streams):
             super().catch(index, x[self._num_lagging :])
             self._backlog.add(x[: self._num_lagging], self._inputs, self._last_tokens, self._num_columns)
             self._num_columns += x.shape[1]
+            self._is_read = True
+
+    def release(self) -> None:
+        """See Streams."""
+        if self._is_read:
+            self._backlog.join()
+            self._is_read = False

@@ -65,7 +65,7 @@ class FollowingHead:
             hidden_size=head.layer_config.hidden_size,
             dtype=head.dtype,
         )
-        backlog = Backlog(sequences.num_slots, head.config.feature_size, model.dtype, device)
+        backlog = Backlog(runtime, sequences.num_slots, head.config.feature_size, model.dtype)
         self.follower = DeviceFollower(head, attention, self.cache, backlog, model.config.num_layers)
         self._catch_up = CatchUp(self.follower, runtime, sequences.num_slots)
 

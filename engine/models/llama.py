@@ -83,16 +83,16 @@ class Llama:
     def hidden(self, x: Tensor, wanted: Tensor | None, attention: Attention, streams: Streams = NO_STREAMS) -> Tensor:
         """As `forward_embedded`, but what `head` makes logits of, [N, hidden_size]. `streams` catches those of all
         tokens: with the last of them, the last layer is computed for all, too."""
-        for index, layer in enumerate(self.layers[:-1]):
-            streams.catch(index, x)
-            layer.finish_(x, layer.attend(x, attention))
+        for layer in self.layers[:-1]:
+            layer.finish_(x, _attend(layer, x, attention, streams))
         last, end = self.layers[-1], len(self.layers)
-        streams.catch(end - 1, x)
-        heads = last.attend(x, attention)
+        heads = _attend(last, x, attention, streams)
         if streams.wants(end):
             last.finish_(x, heads)
             streams.catch(end, x)
-            return x if wanted is None else x[wanted]
+            hidden = x if wanted is None else x[wanted]
+            streams.release()
+            return hidden
         if wanted is not None:
             x, heads = x[wanted], heads[wanted]
         if len(x):
@@ -138,6 +138,14 @@ class Llama:
         }
         shapes |= {f"{name}.weight": (out, into) for name, (out, into, _) in linears.items()}
         return shapes | {f"{name}.bias": (out,) for name, (out, _, has_bias) in linears.items() if has_bias}
+
+
+def _attend(layer: Layer, x: Tensor, attention: Attention, streams: Streams) -> Tensor:
+    """As Layer.attend. `streams` catches what enters the layer, and may read it meanwhile."""
+    streams.catch(layer.layer_id, x)
+    heads = layer.attend(x, attention)
+    streams.release()
+    return heads
 
 
 def _linear(weights: Weights, prefix: str, name: str) -> tuple[Tensor, Tensor | None]:
