@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from isthmus.decode import speculation
+from isthmus.decode import lookout, speculation
 from isthmus.engine.speculation_config import SpeculationConfig
 from isthmus.engine.worker import Loaded
 from isthmus.tests.decode.speculating import Always
@@ -39,7 +39,7 @@ class Models:
 def guess_always(monkeypatch: pytest.MonkeyPatch) -> None:
     """And look for guesses always."""
     monkeypatch.setattr(speculation, "DraftPolicy", Always)
-    monkeypatch.setattr(speculation, "MAX_PATIENCE", 1)
+    monkeypatch.setattr(lookout, "NUM_SCOUTS", 1000)
 
 
 def counts_of(cluster: LocalCluster) -> WorkerStats:
