@@ -165,8 +165,6 @@ def timed_follow(follow: Follow, watch: Stopwatch) -> Follow:
 class Replay:
     """Guesses that a text goes on as the one of `texts` that begins as it does."""
 
-    reads = False
-
     def __init__(self, texts: Sequence[Sequence[int]]) -> None:
         self._texts = texts
         self._text: Sequence[int] | None = None

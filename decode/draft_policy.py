@@ -7,14 +7,17 @@ row is chosen which gives most tokens a second. Steps of each kind are tried now
 
 Without guesses means without speculation: plain steps, which neither looked for guesses nor waited. On a GPU guesses
 also cost the steps around their own, which are then not planned ahead: that is measured, too, and counts for each step
-with guesses, the less the longer they go on. Last, steps with guesses and those that waited for them are held against
-plain ones together: where looks, masks and waiting have cost more than guesses gave, nothing is guessed for a while,
-however promising.
+with guesses, the less the longer they go on.
+
+All this may err. So there is an account of what steps with guesses, and those that waited for them, took against plain
+ones for the same tokens: gains are paid in, losses paid from it, and a small part of the time is added. The less there
+is, the more guesses must promise; where it is spent nothing is guessed. So in the long run no more than that part can
+be lost.
 """
 
 import math
 from bisect import bisect_left
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -40,24 +43,22 @@ FIRST_PROBE_STEPS, LAST_PROBE_STEPS = 48, 1024
 """Steps between two tries of guesses that do not pay: at first, and at most."""
 PROBE_SHARE = 0.005
 """Of the time, that such tries may take in the end."""
-FIRST_PAUSE_STEPS, LAST_PAUSE_STEPS = 16, 128
-"""Without guesses, where they have not paid."""
-TRIAL_STEPS = 16
-"""With guesses or after them: so many are judged together."""
-MOST_LOST = 1.5
-"""Plain steps' time: when that is lost, no more are awaited."""
-BALANCE_STEPS = 64
-"""Those of them that count, about."""
+LOSS_SHARE = 0.005
+"""Of the time, that guesses may lose in the long run."""
+FIRST_CREDIT, MOST_CREDIT = 3, 6
+"""Plain steps that may be lost at once: at first, and when much was gained."""
+BARS = (MOST_CREDIT / 2, LEAST_GAIN), (0, 1.15), (-MOST_CREDIT, 1.5)
+"""What guesses must promise, times as many tokens a second, where there is more credit than so many plain steps."""
 HELD_UP = 2.0
 """Times the usual: that a step took longer has to do with something else."""
 RECKON_STEPS = 64
 """Without guesses, after which it is reckoned anew what pays."""
 OVERHEAD_DECAY = 0.8
 """Of what waiting cost, from one step with guesses to the next."""
-LOOK_S = 10e-6
-"""A look for a guess of one sequence, about, with what it must read first."""
 LOOK_SHARE = 0.01
-"""Of a step, that looks may take: it is short where a small model runs on a GPU."""
+"""Of the time, that looks may take: steps are short where a small model runs on a GPU."""
+MOST_SEARCH_STEPS = 16
+"""From one look to the next, though a first one, which reads a prompt, took long."""
 NUM_RATES = 20
 RATES = [step / NUM_RATES for step in range(1, NUM_RATES)]
 """That are told apart."""
@@ -117,30 +118,25 @@ class _Median:
 
 
 @dataclass(slots=True)
-class _Balance:
-    """Of steps with guesses and after them, those long ago counting for less."""
-
-    num_steps: int = 0
-    spent_s: float = 0.0
-    worth_s: float = 0.0
-    """What plain steps would have taken for the same tokens."""
+class _Account:
+    credit: float = FIRST_CREDIT
+    """Plain steps."""
     usual: _Median = field(default_factory=_Median)
+    """Of what steps with guesses, and those that waited for them, took."""
 
-    def add(self, spent_s: float, worth_s: float) -> None:
-        if self.num_steps == BALANCE_STEPS:
-            self.num_steps //= 2
-            self.spent_s /= 2
-            self.worth_s /= 2
-        self.usual.add(spent_s)
-        self.num_steps += 1
-        self.spent_s += min(spent_s, HELD_UP * self.usual.value)
-        self.worth_s += worth_s
+    @property
+    def bar(self) -> float | None:
+        """The gain to be promised; None: nothing may be guessed."""
+        return next((gain for credit, gain in BARS if self.credit > credit), None)
 
-    def has_paid(self, plain_s: float) -> bool | None:
-        """None: it is too early to say."""
-        if self.spent_s - self.worth_s > MOST_LOST * plain_s:
-            return False
-        return self.worth_s >= LEAST_GAIN * self.spent_s if self.num_steps >= TRIAL_STEPS else None
+    def settle(self, step: DecodedStep, plain_s: float) -> None:
+        """After a step, beside which a plain one takes `plain_s`."""
+        change = LOSS_SHARE * step.elapsed_s
+        if step.num_drafts or step.part is Part.WAITED:
+            self.usual.add(step.elapsed_s)
+            spent_s = min(step.elapsed_s, HELD_UP * self.usual.value)
+            change += plain_s * (1 + step.num_right / step.num_rows) - spent_s
+        self.credit = min(MOST_CREDIT, self.credit + change / plain_s)
 
 
 @dataclass(slots=True)
@@ -173,26 +169,32 @@ class _Costs:
     """Plain steps."""
     plain_age: int = 0
     """Steps since the last of those."""
+    longest_tried: int = PROBE_GUESSES // 2
+    """Guesses of a row: no more than twice as many are tried next."""
     added: dict[int, _Median] = field(default_factory=dict)
     """What guesses added to their own step, by about how many there were."""
     line: list[tuple[int, float]] = field(default_factory=list)
     """Of those, numbers and what they added, where that is known, or less than the others let expect."""
     overhead: _Overhead = field(default_factory=_Overhead)
+    account: _Account = field(default_factory=_Account)
+    """One with sizes that are alike."""
     num_learnt: int = 0
     """Steps with guesses."""
     quiet_steps: int = 0
     """Since the last of those."""
     probe_steps: int = FIRST_PROBE_STEPS
     least_rate: float | None = None
-    """As last reckoned; None if it is to be reckoned anew."""
-    balance: _Balance = field(default_factory=_Balance)
-    is_paused: bool = False
-    """Guesses have not paid: there are none for `pause_steps`."""
-    pause_steps: int = FIRST_PAUSE_STEPS
+    """As last reckoned, of a gain; None if it is to be reckoned anew."""
+    least_gain: float = LEAST_GAIN
 
     @property
     def is_known(self) -> bool:
         return len(self.plain) >= FIRST_PLAIN_STEPS and self.plain_age < REFRESH_STEPS
+
+    @property
+    def is_curious(self) -> bool:
+        """It is time to try what does not pay."""
+        return self.quiet_steps >= self.probe_steps and self.account.credit > 0
 
     @property
     def plain_s(self) -> float:
@@ -220,8 +222,8 @@ class _Costs:
             self.plain_age = 0
         else:
             self.plain_age += 1
-        if len(self.plain) and (step.num_drafts or step.part is Part.WAITED):
-            self._weigh(step)
+        if len(self.plain):
+            self.account.settle(step, self.plain_s)
         if step.num_tried:
             self._learn(step.num_tried, step.elapsed_s)
         else:
@@ -246,59 +248,56 @@ class _Costs:
         if self.quiet_steps % RECKON_STEPS == 0:
             self.overhead.fade()
             self.least_rate = None
-        if self.is_paused and self.quiet_steps >= self.pause_steps:
-            self.pause_steps = min(2 * self.pause_steps, LAST_PAUSE_STEPS)
-            self.is_paused, self.balance = False, _Balance()
-
-    def _weigh(self, step: DecodedStep) -> None:
-        self.balance.add(step.elapsed_s, self.plain_s * (1 + step.num_right / step.num_rows))
-        has_paid = self.balance.has_paid(self.plain_s)
-        if has_paid:
-            self.pause_steps = FIRST_PAUSE_STEPS
-        elif has_paid is False and not self.is_paused:
-            self.is_paused, self.quiet_steps = True, 0
 
 
 class DraftPolicy:
     def __init__(self) -> None:
         self._costs: dict[int, _Costs] = {}
+        self._accounts: defaultdict[int, _Account] = defaultdict(_Account)
+        """By octaves of sizes: each may lose something at once."""
 
     def least_rate(self, num_rows: int, limit: int) -> tuple[float, bool]:
         """(how often guesses must be right to pay, were there `limit` for each of so many rows, 1 for never; whether it
         is time to try what does not)."""
         costs = self._of(num_rows)
-        if not costs.is_known or costs.is_paused:
+        bar = costs.account.bar
+        if not costs.is_known or bar is None:
             return 1.0, False
-        if costs.quiet_steps >= costs.probe_steps:
+        if costs.is_curious:
             return LEAST_RATE, True
-        if costs.least_rate is None:
-            costs.least_rate = _least_rate(limit, num_rows, costs)
+        if costs.least_rate is None or costs.least_gain != bar:
+            costs.least_rate, costs.least_gain = _least_rate(limit, num_rows, costs, bar), bar
         return costs.least_rate, False
 
-    def search_steps(self, num_rows: int, num_looks: int) -> int:
-        """From a step of so many rows with so many looks for guesses to the next, that looks take little of a step."""
+    def search_steps(self, num_rows: int, look_s: float) -> int:
+        """From a step of so many rows, in which looks for guesses took `look_s`, to the next, that they take little of
+        the time."""
         costs = self._of(num_rows)
-        return math.ceil(LOOK_S * num_looks / (LOOK_SHARE * costs.plain_s)) if costs.is_known else 1
+        steps = math.ceil(look_s / (LOOK_SHARE * costs.plain_s)) if costs.is_known else 1
+        return min(steps, MOST_SEARCH_STEPS)
 
     def pays(self, rates: Sequence[float], limits: Sequence[int], num_rows: int) -> bool:
         """Whether `lengths` would be more than 0."""
         costs = self._of(num_rows)
-        if not any(limits) or not costs.is_known or costs.is_paused:
+        bar = costs.account.bar
+        if not any(limits) or not costs.is_known or bar is None:
             return False
-        return costs.quiet_steps >= costs.probe_steps or _choose(_groups(rates, limits), num_rows, costs) > 0
+        return costs.is_curious or _choose(_groups(rates, limits), num_rows, costs, bar) > 0
 
     def lengths(self, rates: Sequence[float], limits: Sequence[int], num_rows: int) -> list[int]:
         """Guesses of some rows of a batch of `num_rows`, given how often they are right, and how many each may have."""
         costs = self._of(num_rows)
-        if not any(limits) or not costs.is_known or costs.is_paused:
+        bar = costs.account.bar
+        if not any(limits) or not costs.is_known or bar is None:
             return [0] * len(rates)
-        most = _choose(_groups(rates, limits), num_rows, costs)
+        most = _choose(_groups(rates, limits), num_rows, costs, bar)
         if most:
             costs.probe_steps = FIRST_PROBE_STEPS
-        elif costs.quiet_steps >= costs.probe_steps:
+        elif costs.is_curious:
             most = PROBE_GUESSES
             num_guesses = sum(min(limit, most) for limit in limits)
             costs.probe_steps = min(2 * costs.probe_steps, costs.rarest_probe_steps(num_guesses))
+        costs.longest_tried = max(costs.longest_tried, most)
         return [_longest(_about_rate(rate), min(limit, most)) for rate, limit in zip(rates, limits, strict=True)]
 
     def record(self, step: DecodedStep) -> None:
@@ -323,13 +322,13 @@ class DraftPolicy:
         number = _about(num_rows)
         costs = self._costs.get(number)
         if costs is None:
-            costs = self._costs[number] = _Costs()
+            costs = self._costs[number] = _Costs(account=self._accounts[number.bit_length()])
         return costs
 
 
-def _least_rate(limit: int, num_rows: int, costs: _Costs) -> float:
+def _least_rate(limit: int, num_rows: int, costs: _Costs, gain: float) -> float:
     """The lowest of RATES at which a batch whose rows may all have `limit` guesses is to have some; 1 for none."""
-    index = bisect_left(RATES, True, key=lambda rate: _choose({(rate, limit): num_rows}, num_rows, costs) > 0)
+    index = bisect_left(RATES, True, key=lambda rate: _choose({(rate, limit): num_rows}, num_rows, costs, gain) > 0)
     return RATES[index] if index < len(RATES) else 1.0
 
 
@@ -338,11 +337,11 @@ def _groups(rates: Sequence[float], limits: Sequence[int]) -> Counter[tuple[floa
     return Counter(zip(map(_about_rate, rates), limits, strict=True))
 
 
-def _choose(groups: Mapping[tuple[float, int], int], num_rows: int, costs: _Costs) -> int:
-    """The most guesses of a row with which a step of `num_rows` gives most tokens a second, some of which are in
-    `groups`."""
-    best, best_pace = 0, LEAST_GAIN * num_rows / costs.plain_s
-    longest, most = max(limit for _, limit in groups), 1
+def _choose(groups: Mapping[tuple[float, int], int], num_rows: int, costs: _Costs, gain: float) -> int:
+    """The most guesses of a row with which a step of `num_rows`, some of which are in `groups`, gives most tokens a
+    second, at least `gain` times as many as without; 0 if none does."""
+    best, best_pace = 0, gain * num_rows / costs.plain_s
+    longest, most = min(2 * costs.longest_tried, max(limit for _, limit in groups)), 1
     while most // 2 < longest:
         num_guesses, num_tokens = 0, float(num_rows)
         for (rate, limit), count in groups.items():

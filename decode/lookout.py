@@ -11,7 +11,7 @@ NUM_SCOUTS = 4
 """About: of more sequences only so many go on being looked at where nothing was found."""
 SCOUTED_STEPS = 4096
 """Then others are scouts."""
-FIRST_RECALL_STEPS, LAST_RECALL_STEPS = 16, 256
+FIRST_RECALL_STEPS, LAST_RECALL_STEPS = 32, 512
 """Before all are looked at again for what scouts have found, where too few had a guess."""
 
 
@@ -50,5 +50,6 @@ class Lookout:
         elif reach is Reach.ALL:
             self._next_recall = self._num_steps + self._recall_steps
             self._recall_steps = min(2 * self._recall_steps, LAST_RECALL_STEPS)
-        self._is_recalled = reach is Reach.SCOUTS and found and not pays and self._num_steps >= self._next_recall
+        may_recall = pays or self._num_steps >= self._next_recall
+        self._is_recalled = reach is Reach.SCOUTS and found and may_recall
         self._goes_on = pays

@@ -15,8 +15,6 @@ CLASSES = 4, 6, 10, 16
 class NgramProposer:
     """Of one sequence. Nothing is done before the first look."""
 
-    reads = True
-
     def __init__(self) -> None:
         self._index: NgramIndex | None = None
         self._found = 0, 0

@@ -206,8 +206,10 @@ class DecodeScheduler:
         assert len(self._flights) < 2, "two plans are in flight"
         self._now = now
         flight = Flight(now)
+        if in_flight is not None and self._many_wait():
+            return None
         self._speculation.begin_step(len(self._running))
-        if in_flight is not None and (self._many_wait() or self._awaits_guesses()):
+        if in_flight is not None and self._awaits_guesses():
             return None
         plannable = [one for one in self._running if one.plannable]
         guesses = self._prepare_guesses(plannable)

@@ -4,6 +4,7 @@ Guesses change nothing but the speed: the engine draws every token as it would w
 guessed is not taken (plan.Row.num_drafts).
 """
 
+import time
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 
@@ -12,14 +13,23 @@ from .draft_policy import DecodedStep, DraftPolicy, Part
 from .lookout import Lookout
 from .speculator import EngineProposer, Experience, Kind, Proposer, Speculator
 
+AHEAD_SHARE = 0.25
+"""Of the time that looks take while a step is in flight: most of it costs nothing."""
+
 Rows = Sequence[tuple[Speculator | None, Sequence[int]]]
 """Of a step, with the tokens that are known of each."""
 
 
 class Speculation:
-    def __init__(self, make_proposer: Callable[[], Proposer], num_tokens: int) -> None:
-        """At most `num_tokens` guesses a sequence and step; with 0 there are none, and what steps take is not noted."""
-        self._make_proposer = make_proposer
+    def __init__(
+        self,
+        make_proposer: Callable[[], Proposer],
+        num_tokens: int,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """At most `num_tokens` guesses a sequence and step; with 0 there are none, and what steps take is not noted.
+        `clock` gives seconds: looks are timed."""
+        self._make_proposer, self._clock = make_proposer, clock
         self._num_tokens = num_tokens
         self._policy = DraftPolicy()
         self._experience = Experience()
@@ -66,31 +76,32 @@ class Speculation:
         reach = self._lookout.begin_step()
         if reach is not None:
             experience.least_rate, experience.reach = least, reach
-            experience.scouts, experience.num_looks = self._lookout.scouts(num_rows), 0
+            experience.scouts = self._lookout.scouts(num_rows)
             self._has_looked = True
 
     def awaits(self, rows: Rows) -> bool:
         """Whether a step is to wait for the one in flight, of whose rows the last token is not known yet, as guesses
         of what comes then pay. If not, this one has none."""
+        start_s = self._clock()
         found = self._look(rows)
         rates, limits = [rate for _, rate in found], [speculator.limit for speculator, _ in found]
-        pays = self._policy.pays(rates, limits, len(rows))
-        self._looked(len(rows), found=bool(found), pays=pays)
-        if pays:
-            self._waits = True
-        else:
+        self._waits = self._policy.pays(rates, limits, len(rows))
+        look_s = AHEAD_SHARE * (self._clock() - start_s)
+        self._looked(len(rows), look_s, found=bool(found), pays=self._waits)
+        if not self._waits:
             self._experience.least_rate = 1.0
-        return pays
+        return self._waits
 
     def prepare(self, rows: Rows, budget: int) -> None:
         """For the rows of a step, which may have `budget` guesses in all: how many each is to have. Where none can pay
         none is looked for."""
         if not self.is_looking:
             return
+        start_s = self._clock()
         found = self._look(rows)
         rates, limits = [rate for _, rate in found], [speculator.limit for speculator, _ in found]
         counts = self._policy.lengths(rates, limits, len(rows))
-        self._looked(len(rows), found=bool(found), pays=any(counts))
+        self._looked(len(rows), self._clock() - start_s, found=bool(found), pays=any(counts))
         for (speculator, _), count in zip(found, counts, strict=True):
             speculator.wanted = min(count, budget)
             budget -= speculator.wanted
@@ -108,8 +119,8 @@ class Speculation:
         looked = [(one, one.look(tokens)) for one, tokens in rows if one is not None]
         return [(speculator, rate) for speculator, rate in looked if rate]
 
-    def _looked(self, num_rows: int, *, found: bool, pays: bool) -> None:
-        steps = self._policy.search_steps(num_rows, self._experience.num_looks)
+    def _looked(self, num_rows: int, look_s: float, *, found: bool, pays: bool) -> None:
+        steps = self._policy.search_steps(num_rows, look_s)
         self._lookout.looked(self._experience.reach, steps, found=found, pays=pays)
 
     def learn(self, speculator: Speculator, num_drafts: int, num_right: int) -> None:

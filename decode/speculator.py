@@ -10,8 +10,6 @@ from .acceptance import Acceptance
 
 WARM = 0.5
 """A temperature from which on it is another kind of request."""
-FIRST_LOOKS = 2
-"""Of a sequence, before it may be left to scouts."""
 
 
 class Reach(IntEnum):
@@ -19,16 +17,11 @@ class Reach(IntEnum):
 
     FOUND = 0
     SCOUTS = 1
-    """And who is new."""
     ALL = 2
 
 
 class Proposer(Protocol):
     """Of one sequence."""
-
-    @property
-    def reads(self) -> bool:
-        """What its sequence has said, in a look: that takes a while."""
 
     def look(self, tokens: Sequence[int]) -> int | None:
         """The class of the guesses that it would make now, those of one class being right about as often; None if it
@@ -43,8 +36,6 @@ class Proposer(Protocol):
 
 class EngineProposer:
     """Leaves it to the engine, which guesses when it launches the step."""
-
-    reads = False
 
     def look(self, tokens: Sequence[int]) -> int | None:
         return 0
@@ -79,8 +70,6 @@ class Experience:
         self.reach = Reach.ALL
         self.scouts = 1, 0
         """One in so many sequences, and which of them."""
-        self.num_looks = 0
-        """That took a while, since this was last set."""
         self._acceptances: dict[tuple[Kind, int], Acceptance] = {}
 
     def acceptance(self, kind: Kind, of: int) -> Acceptance:
@@ -104,8 +93,6 @@ class Speculator:
         self._own: dict[int, Acceptance] = {}
         self._class: int | None = None
         self._had_guess = False
-        self._num_vain = 0
-        """Looks since it had one."""
         self.limit = limit
         self.wanted = 0
         """Guesses of the next step, as far as they pay."""
@@ -116,11 +103,9 @@ class Speculator:
         self.wanted = 0
         if not (self._had_guess or self._is_reached):
             return 0.0
-        self._experience.num_looks += self._proposer.reads
         self._class = found = self._proposer.look(tokens)
         rate = 0.0 if found is None else self._acceptance(found).rate
         self._had_guess = rate >= self._experience.least_rate
-        self._num_vain = 0 if self._had_guess else self._num_vain + 1
         return rate if self._had_guess else 0.0
 
     def propose(self, tokens: Sequence[int], limit: int) -> tuple[int, ...]:
@@ -140,7 +125,7 @@ class Speculator:
     @property
     def _is_reached(self) -> bool:
         reach = self._experience.reach
-        return reach is Reach.ALL or (reach is Reach.SCOUTS and (self._num_vain < FIRST_LOOKS or self._is_scout))
+        return reach is Reach.ALL or (reach is Reach.SCOUTS and self._is_scout)
 
     @property
     def _is_scout(self) -> bool:

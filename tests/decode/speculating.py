@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from isthmus.decode.draft_policy import DraftPolicy
+from isthmus.decode.lookout import Lookout
 from isthmus.decode.speculation import Speculation
 from isthmus.decode.speculator import Proposer
 from isthmus.engine.plan import Engine
@@ -21,7 +22,7 @@ class Always(DraftPolicy):
     def least_rate(self, num_rows: int, limit: int = 0) -> tuple[float, bool]:
         return 0.001, True
 
-    def search_steps(self, num_rows: int, num_looks: int) -> int:
+    def search_steps(self, num_rows: int, look_s: float) -> int:
         return 1
 
     def pays(self, rates: Sequence[float], limits: Sequence[int], num_rows: int) -> bool:
@@ -29,6 +30,13 @@ class Always(DraftPolicy):
 
     def lengths(self, rates: Sequence[float], limits: Sequence[int], num_rows: int) -> list[int]:
         return list(limits)
+
+
+class Everyone(Lookout):
+    """Is looked at in every step."""
+
+    def scouts(self, num_rows: int) -> tuple[int, int]:
+        return 1, 0
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,6 @@ class Knowing:
     texts: Sequence[Sequence[int]]
     wrong_every: int = 0
     after_end: int = 0
-    reads: bool = False
 
     def look(self, tokens: Sequence[int]) -> int | None:
         return 0
@@ -76,7 +83,7 @@ class Sim(RouterSim):
 
 def speculation_of(make_proposer: Callable[[], Proposer], num_tokens: int = 4) -> Speculation:
     speculation = Speculation(make_proposer, num_tokens)
-    speculation._policy = Always()
+    speculation._policy, speculation._lookout = Always(), Everyone()
     return speculation
 
 

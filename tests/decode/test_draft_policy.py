@@ -6,13 +6,15 @@ from statistics import median
 
 import pytest
 from isthmus.decode.draft_policy import (
+    FIRST_CREDIT,
     FIRST_PLAIN_STEPS,
     FIRST_PROBE_STEPS,
-    LAST_PAUSE_STEPS,
+    KNOWN_SAMPLES,
     LAST_PROBE_STEPS,
-    PROBE_SHARE,
+    LOSS_SHARE,
+    MOST_CREDIT,
+    MOST_SEARCH_STEPS,
     REFRESH_STEPS,
-    TRIAL_STEPS,
     DecodedStep,
     DraftPolicy,
     Part,
@@ -75,7 +77,7 @@ def test_plain_steps_come_first() -> None:
 @pytest.mark.parametrize("num_rows", [1, 3, 40])
 def test_free_guesses_are_all_made(num_rows: int) -> None:
     steps = World(0.0).steps(60, num_rows=num_rows, rate=0.7, limit=4)
-    assert all(wanted == [4] * num_rows for wanted in steps[FIRST_PLAIN_STEPS:])
+    assert all(wanted == [4] * num_rows for wanted in steps[FIRST_PLAIN_STEPS + 1 :]), "after a first try of two each"
 
 
 @pytest.mark.parametrize("rate", [0.3, 0.6, 0.8, 0.95])
@@ -95,21 +97,20 @@ def test_about_as_many_as_are_best(rate: float, guess_s: float, limit: int) -> N
 def test_what_does_not_pay_is_not_made(rate: float) -> None:
     """A guess that takes as long as a step: but for the first, and a try now and then."""
     steps = World(PLAIN_S).steps(400, rate=rate)
-    assert made(steps[FIRST_PLAIN_STEPS + 1 :]) <= 400 // FIRST_PROBE_STEPS
+    assert made(steps) <= KNOWN_SAMPLES + 400 // FIRST_PROBE_STEPS
 
 
-@pytest.mark.parametrize(
-    ("guess_s", "last"),
-    [(PLAIN_S, 2 / PROBE_SHARE), (0.6 * PLAIN_S, 1.2 / PROBE_SHARE), (99 * PLAIN_S, LAST_PROBE_STEPS)],
-)
-def test_tries_become_rarer(guess_s: float, last: float) -> None:
+@pytest.mark.parametrize("guess_s", [PLAIN_S, 0.6 * PLAIN_S, 99 * PLAIN_S])
+def test_tries_become_rarer(guess_s: float) -> None:
     """Until they take a share of the time that does not matter."""
-    steps = World(guess_s).steps(6 * LAST_PROBE_STEPS, rate=0.5)
-    tried = [index for index, wanted in enumerate(steps) if any(wanted)]
+    world = World(guess_s)
+    world.steps(6 * LAST_PROBE_STEPS, rate=0.5)
+    world.elapsed_s = world.num_tokens = 0.0
+    tried = [index for index, wanted in enumerate(world.steps(12 * LAST_PROBE_STEPS, rate=0.5)) if any(wanted)]
     gaps = [b - a for a, b in pairwise(tried)]
-    assert gaps[0] <= FIRST_PROBE_STEPS + 2
-    assert gaps == sorted(gaps)
-    assert gaps[-1] == pytest.approx(last, abs=2)
+    assert gaps or guess_s > PLAIN_S
+    assert min(gaps, default=FIRST_PROBE_STEPS) >= FIRST_PROBE_STEPS
+    assert world.elapsed_s - PLAIN_S * world.num_tokens <= 3 * LOSS_SHARE * world.elapsed_s or len(gaps) < 12
 
 
 def test_it_notices_that_guesses_have_become_cheap() -> None:
@@ -144,22 +145,49 @@ def test_plain_steps_are_measured_again() -> None:
 
 
 @pytest.mark.parametrize("right", [0.0, 0.1, 0.2])
-@pytest.mark.parametrize("wait_s", [0.0, 0.3 * PLAIN_S])
-def test_guesses_that_promise_more_than_they_give(right: float, wait_s: float) -> None:
+@pytest.mark.parametrize("wait_s", [0.0, 0.3 * PLAIN_S, 2 * PLAIN_S])
+@pytest.mark.parametrize("guess_s", [0.05 * PLAIN_S, PLAIN_S])
+def test_guesses_that_promise_more_than_they_give(right: float, wait_s: float, guess_s: float) -> None:
     """All that they cost is held against all that came of them, whatever made them look as if they paid."""
-    world = World(0.05 * PLAIN_S, wait_s=wait_s, right=right)
-    steps = world.steps(60 * TRIAL_STEPS, num_rows=4, rate=0.8, limit=4)
+    world = World(guess_s, wait_s=wait_s, right=right)
+    steps = world.steps(2000, num_rows=4, rate=0.8, limit=4)
     plain_s = world.num_tokens * PLAIN_S / 4
-    assert 0 < made(steps) < len(steps) / 2 or plain_s >= world.elapsed_s
-    assert 1.03 * plain_s >= world.elapsed_s
+    longest_s = PLAIN_S + 16 * guess_s + wait_s
+    assert made(steps) > 0
+    assert (
+        world.elapsed_s <= plain_s + LOSS_SHARE * world.elapsed_s + (FIRST_CREDIT + MOST_CREDIT) * PLAIN_S + longest_s
+    )
+
+
+def test_what_was_gained_may_not_all_be_lost() -> None:
+    world = World(0.05 * PLAIN_S)
+    world.steps(1000)
+    world.right, world.wait_s, world.elapsed_s, world.num_tokens = 0.0, PLAIN_S, 0.0, 0.0
+    world.steps(200)
+    assert world.elapsed_s <= PLAIN_S * (world.num_tokens + 2 * MOST_CREDIT + 0.01 * 200 + 2)
 
 
 def test_guesses_that_come_true_again_are_made_again() -> None:
     world = World(0.05 * PLAIN_S, right=0.0)
-    assert made(world.steps(4 * LAST_PAUSE_STEPS)) < LAST_PAUSE_STEPS / 2
+    assert made(world.steps(500)) < 200
     world.right = None
-    world.steps(LAST_PAUSE_STEPS + TRIAL_STEPS)
+    world.steps(500)
     assert made(world.steps(20)) >= 17
+
+
+@pytest.mark.parametrize("num_together", [1, 8])
+def test_steps_around_guesses_count(num_together: int) -> None:
+    """Guesses are free, but the step after the last of them takes twice as long: they pay if many come together."""
+    world = World(0.0, wait_s=PLAIN_S)
+    world.wait_s = 0.0
+    made_of = []
+    for _ in range(60):
+        made_of.append(made([world.step(rate=0.5, limit=1) for _ in range(num_together)]))
+        world.wait_s = 1.5 * PLAIN_S
+        world.step(limit=0)
+        world.wait_s = 0.0
+    usual = median(made_of[30:])
+    assert usual == (0 if num_together == 1 else num_together)
 
 
 def test_a_growing_batch_ends_guesses_that_take_time() -> None:
@@ -222,10 +250,9 @@ def test_where_the_engine_tries_nothing_in_a_batch_that_was_never_measured() -> 
 
 
 @pytest.mark.parametrize("num_rows", [1, 8, 64])
-def test_looks_are_a_small_part_of_a_step(num_rows: int) -> None:
-    slow, fast = World(0.0, plain_s=2.0), World(0.0, plain_s=1e-5 * num_rows)
-    slow.steps(5, num_rows=num_rows)
-    fast.steps(5, num_rows=num_rows)
-    assert slow.policy.search_steps(num_rows, num_rows) == 1
-    assert fast.policy.search_steps(num_rows, num_rows) == 100
-    assert fast.policy.search_steps(num_rows, 0) == 0
+def test_looks_are_a_small_part_of_the_time(num_rows: int) -> None:
+    world = World(0.0)
+    assert world.policy.search_steps(num_rows, PLAIN_S) == 1, "nothing is known"
+    world.steps(5, num_rows=num_rows)
+    for look_s, steps in ((0.0, 0), (0.001 * PLAIN_S, 1), (0.1 * PLAIN_S, 10), (PLAIN_S, MOST_SEARCH_STEPS)):
+        assert world.policy.search_steps(num_rows, look_s) == pytest.approx(steps, abs=1)

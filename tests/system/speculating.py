@@ -6,10 +6,10 @@ from functools import partial
 from typing import Any
 
 import pytest
-from isthmus.decode import lookout, speculation
+from isthmus.decode import speculation
 from isthmus.engine.speculation_config import SpeculationConfig
 from isthmus.engine.worker import Loaded
-from isthmus.tests.decode.speculating import Always
+from isthmus.tests.decode.speculating import Always, Everyone
 from isthmus.tests.local_cluster import Ask, Heard, LocalCluster
 from isthmus.tests.oracle import Reference
 from isthmus.wire.messages import WorkerStats
@@ -39,7 +39,7 @@ class Models:
 def guess_always(monkeypatch: pytest.MonkeyPatch) -> None:
     """And look for guesses always."""
     monkeypatch.setattr(speculation, "DraftPolicy", Always)
-    monkeypatch.setattr(lookout, "NUM_SCOUTS", 1000)
+    monkeypatch.setattr(speculation, "Lookout", Everyone)
 
 
 def counts_of(cluster: LocalCluster) -> WorkerStats:
