@@ -46,9 +46,7 @@ MIN_REQUESTS = 2
 WARM_TOKENS = 12
 HEADER = (
     "| prompts | T | batch | method | tok/s a sequence | ms a step | tokens a row | guessed a row | right | "
-    "right a guessing row | ÷ off | lowest, highest round | ÷ idle | ≥ 1 ÷ 1.03 | same output |\n|"
-    + 15
-    * "---|"
+    "right a guessing row | ÷ off | lowest, highest round | ÷ idle | ≥ 1 ÷ 1.03 | same output |\n|" + 15 * "---|"
 )
 
 

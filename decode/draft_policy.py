@@ -32,6 +32,8 @@ NUM_PLAIN_SAMPLES = 9
 """Everything is held against plain steps."""
 FIRST_PLAIN_STEPS = 3
 """Before any guesses are made."""
+PLAIN_STEPS = 4
+"""One in so many is measured."""
 REFRESH_STEPS = 128
 """After which a plain step is measured again."""
 LEAST_GAIN = 1.02
@@ -39,6 +41,7 @@ LEAST_GAIN = 1.02
 LEAST_RATE = 0.05
 """Of the last guess of a row, that it is right."""
 PROBE_GUESSES = 2
+"""Of one row."""
 FIRST_PROBE_STEPS, LAST_PROBE_STEPS = 48, 1024
 """Steps between two tries of guesses that do not pay: at first, and at most."""
 PROBE_SHARE = 0.005
@@ -55,9 +58,9 @@ RECKON_STEPS = 64
 """Without guesses, after which it is reckoned anew what pays."""
 OVERHEAD_DECAY = 0.8
 """Of what waiting cost, from one step with guesses to the next."""
-LOOK_SHARE = 0.01
+LOOK_SHARE = 0.005
 """Of the time, that looks may take: steps are short where a small model runs on a GPU."""
-MOST_SEARCH_STEPS = 16
+MOST_SEARCH_STEPS = 32
 """From one look to the next, though a first one, which reads a prompt, took long."""
 NUM_RATES = 20
 RATES = [step / NUM_RATES for step in range(1, NUM_RATES)]
@@ -127,16 +130,21 @@ class _Account:
     @property
     def bar(self) -> float | None:
         """The gain to be promised; None: nothing may be guessed."""
-        return next((gain for credit, gain in BARS if self.credit > credit), None)
+        for credit, gain in BARS:
+            if self.credit > credit:
+                return gain
+        return None
+
+    def earn(self) -> None:
+        """A step's share."""
+        self.credit = min(MOST_CREDIT, self.credit + LOSS_SHARE)
 
     def settle(self, step: DecodedStep, plain_s: float) -> None:
-        """After a step, beside which a plain one takes `plain_s`."""
-        change = LOSS_SHARE * step.elapsed_s
-        if step.num_drafts or step.part is Part.WAITED:
-            self.usual.add(step.elapsed_s)
-            spent_s = min(step.elapsed_s, HELD_UP * self.usual.value)
-            change += plain_s * (1 + step.num_right / step.num_rows) - spent_s
-        self.credit = min(MOST_CREDIT, self.credit + change / plain_s)
+        """After a step with guesses, or one that waited for them, beside which a plain one takes `plain_s`."""
+        self.usual.add(step.elapsed_s)
+        spent_s = min(step.elapsed_s, HELD_UP * self.usual.value)
+        gain = 1 + step.num_right / step.num_rows - spent_s / plain_s
+        self.credit = min(MOST_CREDIT, self.credit + gain)
 
 
 @dataclass(slots=True)
@@ -168,7 +176,7 @@ class _Costs:
     plain: _Median = field(default_factory=lambda: _Median(NUM_PLAIN_SAMPLES))
     """Plain steps."""
     plain_age: int = 0
-    """Steps since the last of those."""
+    """Steps since the last of those that was measured."""
     longest_tried: int = PROBE_GUESSES // 2
     """Guesses of a row: no more than twice as many are tried next."""
     added: dict[int, _Median] = field(default_factory=dict)
@@ -217,13 +225,14 @@ class _Costs:
         return max(FIRST_PROBE_STEPS, min(wanted, LAST_PROBE_STEPS))
 
     def take_in(self, step: DecodedStep) -> None:
-        if step.part is Part.NONE and not step.num_drafts:
+        self.account.earn()
+        if step.num_drafts or step.part is Part.WAITED:
+            if len(self.plain):
+                self.account.settle(step, self.plain_s)
+        elif step.part is Part.NONE and (self.plain_age >= PLAIN_STEPS or len(self.plain) < NUM_PLAIN_SAMPLES):
             self.plain.add(step.elapsed_s)
-            self.plain_age = 0
-        else:
-            self.plain_age += 1
-        if len(self.plain):
-            self.account.settle(step, self.plain_s)
+            self.plain_age = -1
+        self.plain_age += 1
         if step.num_tried:
             self._learn(step.num_tried, step.elapsed_s)
         else:
@@ -294,9 +303,8 @@ class DraftPolicy:
         if most:
             costs.probe_steps = FIRST_PROBE_STEPS
         elif costs.is_curious:
-            most = PROBE_GUESSES
-            num_guesses = sum(min(limit, most) for limit in limits)
-            costs.probe_steps = min(2 * costs.probe_steps, costs.rarest_probe_steps(num_guesses))
+            costs.probe_steps = min(2 * costs.probe_steps, costs.rarest_probe_steps(PROBE_GUESSES))
+            return _one_of(limits)
         costs.longest_tried = max(costs.longest_tried, most)
         return [_longest(_about_rate(rate), min(limit, most)) for rate, limit in zip(rates, limits, strict=True)]
 
@@ -330,6 +338,14 @@ def _least_rate(limit: int, num_rows: int, costs: _Costs, gain: float) -> float:
     """The lowest of RATES at which a batch whose rows may all have `limit` guesses is to have some; 1 for none."""
     index = bisect_left(RATES, True, key=lambda rate: _choose({(rate, limit): num_rows}, num_rows, costs, gain) > 0)
     return RATES[index] if index < len(RATES) else 1.0
+
+
+def _one_of(limits: Sequence[int]) -> list[int]:
+    """A try of one row."""
+    lengths = [0] * len(limits)
+    index = next(index for index, limit in enumerate(limits) if limit)
+    lengths[index] = min(PROBE_GUESSES, limits[index])
+    return lengths
 
 
 def _groups(rates: Sequence[float], limits: Sequence[int]) -> Counter[tuple[float, int]]:

@@ -11,6 +11,8 @@ NUM_SCOUTS = 4
 """About: of more sequences only so many go on being looked at where nothing was found."""
 SCOUTED_STEPS = 4096
 """Then others are scouts."""
+REST_STEPS = 4
+"""Where no guess can pay."""
 FIRST_RECALL_STEPS, LAST_RECALL_STEPS = 32, 512
 """Before all are looked at again for what scouts have found, where too few had a guess."""
 
@@ -39,6 +41,11 @@ class Lookout:
         """One in so many sequences, and which of them."""
         num_groups = max(1, num_rows // NUM_SCOUTS)
         return num_groups, self._num_steps // SCOUTED_STEPS % num_groups
+
+    def rest(self) -> None:
+        """No guess can pay now."""
+        self._next_look = self._num_steps + REST_STEPS
+        self._goes_on = self._is_recalled = False
 
     def looked(self, reach: Reach, search_steps: int, *, found: bool, pays: bool) -> None:
         """What came of it: whether anyone has a guess, and whether guesses are made. `search_steps`: that looks of

@@ -13,7 +13,7 @@ from .draft_policy import DecodedStep, DraftPolicy, Part
 from .lookout import Lookout
 from .speculator import EngineProposer, Experience, Kind, Proposer, Speculator
 
-AHEAD_SHARE = 0.25
+AHEAD_SHARE = 0.125
 """Of the time that looks take while a step is in flight: most of it costs nothing."""
 
 Rows = Sequence[tuple[Speculator | None, Sequence[int]]]
@@ -69,15 +69,17 @@ class Speculation:
         if not self._num_tokens:
             return
         experience = self._experience
-        least, is_probe = self._policy.least_rate(num_rows, self._num_tokens)
         experience.least_rate = 1.0
-        if least >= 1 or not (is_probe or experience.best_rate >= least):
-            return
         reach = self._lookout.begin_step()
-        if reach is not None:
-            experience.least_rate, experience.reach = least, reach
-            experience.scouts = self._lookout.scouts(num_rows)
-            self._has_looked = True
+        if reach is None:
+            return
+        least, is_probe = self._policy.least_rate(num_rows, self._num_tokens)
+        if least >= 1 or not (is_probe or experience.best_rate >= least):
+            self._lookout.rest()
+            return
+        experience.least_rate, experience.reach = least, reach
+        experience.scouts = self._lookout.scouts(num_rows)
+        self._has_looked = True
 
     def awaits(self, rows: Rows) -> bool:
         """Whether a step is to wait for the one in flight, of whose rows the last token is not known yet, as guesses
