@@ -255,10 +255,6 @@ def test_looks_are_a_small_part_of_the_time(num_rows: int) -> None:
     world = World(0.0)
     assert world.policy.search_steps(num_rows, PLAIN_S) == 1, "nothing is known"
     world.steps(5, num_rows=num_rows)
-    for look_s, steps in (
-        (0.0, 0),
-        (LOOK_SHARE * PLAIN_S, 1),
-        (0.1 * PLAIN_S, 0.1 / LOOK_SHARE),
-        (PLAIN_S, MOST_SEARCH_STEPS),
-    ):
-        assert world.policy.search_steps(num_rows, look_s) == pytest.approx(steps, abs=1)
+    shares = {0.0: 0, LOOK_SHARE: 1, 0.1: 0.1 / LOOK_SHARE, 1.0: MOST_SEARCH_STEPS}
+    for share, steps in shares.items():
+        assert world.policy.search_steps(num_rows, share * PLAIN_S) == pytest.approx(steps, abs=1)
