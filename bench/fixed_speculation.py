@@ -1,6 +1,6 @@
 """Speculation that guesses the same number of tokens always, whether that pays or not."""
 
-from ..decode.draft_policy import DecodedStep
+from ..decode.draft_policy import Part
 from ..decode.speculation import Rows, Speculation
 
 
@@ -20,5 +20,6 @@ class FixedSpeculation(Speculation):
                 speculator.wanted = min(speculator.limit, budget) if speculator.look(tokens) else 0
                 budget -= speculator.wanted
 
-    def record(self, step: DecodedStep) -> None:
+    def notes(self, part: Part, num_rows: int) -> int:
         """Nothing is learnt of costs."""
+        return 0

@@ -32,8 +32,6 @@ NUM_PLAIN_SAMPLES = 9
 """Everything is held against plain steps."""
 FIRST_PLAIN_STEPS = 3
 """Before any guesses are made."""
-PLAIN_STEPS = 4
-"""One in so many is measured."""
 REFRESH_STEPS = 128
 """After which a plain step is measured again."""
 LEAST_GAIN = 1.02
@@ -58,9 +56,9 @@ RECKON_STEPS = 64
 """Without guesses, after which it is reckoned anew what pays."""
 OVERHEAD_DECAY = 0.8
 """Of what waiting cost, from one step with guesses to the next."""
-LOOK_SHARE = 0.005
+LOOK_SHARE = 0.01
 """Of the time, that looks may take: steps are short where a small model runs on a GPU."""
-MOST_SEARCH_STEPS = 32
+MOST_SEARCH_STEPS = 64
 """From one look to the next, though a first one, which reads a prompt, took long."""
 NUM_RATES = 20
 RATES = [step / NUM_RATES for step in range(1, NUM_RATES)]
@@ -91,6 +89,8 @@ class DecodedStep:
     """Of those, by the engine."""
     num_right: float = 0
     part: Part = Part.NONE
+    num_steps: int = 1
+    """So many like it: of plain steps only some are told of."""
 
 
 class _Median:
@@ -135,9 +135,9 @@ class _Account:
                 return gain
         return None
 
-    def earn(self) -> None:
-        """A step's share."""
-        self.credit = min(MOST_CREDIT, self.credit + LOSS_SHARE)
+    def earn(self, num_steps: int) -> None:
+        """Their share."""
+        self.credit = min(MOST_CREDIT, self.credit + LOSS_SHARE * num_steps)
 
     def settle(self, step: DecodedStep, plain_s: float) -> None:
         """After a step with guesses, or one that waited for them, beside which a plain one takes `plain_s`."""
@@ -176,7 +176,7 @@ class _Costs:
     plain: _Median = field(default_factory=lambda: _Median(NUM_PLAIN_SAMPLES))
     """Plain steps."""
     plain_age: int = 0
-    """Steps since the last of those that was measured."""
+    """Steps since the last of those."""
     longest_tried: int = PROBE_GUESSES // 2
     """Guesses of a row: no more than twice as many are tried next."""
     added: dict[int, _Median] = field(default_factory=dict)
@@ -225,14 +225,14 @@ class _Costs:
         return max(FIRST_PROBE_STEPS, min(wanted, LAST_PROBE_STEPS))
 
     def take_in(self, step: DecodedStep) -> None:
-        self.account.earn()
+        self.account.earn(step.num_steps)
+        self.plain_age += step.num_steps
         if step.num_drafts or step.part is Part.WAITED:
             if len(self.plain):
                 self.account.settle(step, self.plain_s)
-        elif step.part is Part.NONE and (self.plain_age >= PLAIN_STEPS or len(self.plain) < NUM_PLAIN_SAMPLES):
+        elif step.part is Part.NONE:
             self.plain.add(step.elapsed_s)
-            self.plain_age = -1
-        self.plain_age += 1
+            self.plain_age = 0
         if step.num_tried:
             self._learn(step.num_tried, step.elapsed_s)
         else:
@@ -253,8 +253,8 @@ class _Costs:
             longer_s = min(step.elapsed_s, HELD_UP * self.plain_s) - self.plain_s
             self.overhead.spent_s += max(0.0, longer_s)
             self.least_rate = None
-        self.quiet_steps += 1
-        if self.quiet_steps % RECKON_STEPS == 0:
+        before, self.quiet_steps = self.quiet_steps, self.quiet_steps + step.num_steps
+        if before // RECKON_STEPS != self.quiet_steps // RECKON_STEPS:
             self.overhead.fade()
             self.least_rate = None
 

@@ -94,11 +94,11 @@ class Flight:
         self.plan = Plan(step_id, tuple(self.rows), tuple(self.shipped), tuple(self.copies))
         return self.plan
 
-    def decoded(self, result: Result, elapsed_s: float) -> DecodedStep:
-        """What it was for speculation, if it `decodes_only`."""
+    def decoded(self, result: Result, elapsed_s: float, num_steps: int) -> DecodedStep:
+        """What it was for speculation, if it `decodes_only`, standing for so many."""
         num_rows = len(self.decoding)
         if not self.num_drafts:
-            return DecodedStep(num_rows, elapsed_s, part=self.part)
+            return DecodedStep(num_rows, elapsed_s, part=self.part, num_steps=num_steps)
         num_tried = self.num_drafts - sum(token == NOT_TRIED for token in result.token_ids)
         num_right = sum(token >= NO_TOKEN for token in result.token_ids) - num_rows
         return DecodedStep(num_rows, elapsed_s, self.num_drafts, num_tried, num_right, self.part)

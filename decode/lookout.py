@@ -1,8 +1,8 @@
 """When sequences are looked at for guesses, and which of them; pure.
 
 A look must read what its sequence has said since the last one, so on a GPU with a small model it is no small part of a
-step. While guesses are made everyone who had one is looked at in every step. Else a few scouts are, now and then; when
-one of them has a guess, all are.
+step. While guesses are made everyone who had one is looked at in every step. Else a few scouts are, soon after a
+sequence has begun or guesses were made, then ever more rarely; when one of them has a guess, all are.
 """
 
 from .speculator import Reach
@@ -11,6 +11,10 @@ NUM_SCOUTS = 4
 """About: of more sequences only so many go on being looked at where nothing was found."""
 SCOUTED_STEPS = 4096
 """Then others are scouts."""
+FIRST_SEARCH_STEPS = 2
+"""Between two looks at first: twice as many each time that nothing came of one."""
+AHEAD_DIVISOR = 8
+"""So many times as often looks may take place while a step is in flight, where most of them cost nothing."""
 REST_STEPS = 4
 """Where no guess can pay."""
 FIRST_RECALL_STEPS, LAST_RECALL_STEPS = 32, 512
@@ -20,8 +24,9 @@ FIRST_RECALL_STEPS, LAST_RECALL_STEPS = 32, 512
 class Lookout:
     def __init__(self) -> None:
         self._num_steps = 0
-        self._next_look = self._next_recall = 0
+        self._next_look = self._earliest_look = self._next_recall = 0
         """Steps."""
+        self._search_steps = FIRST_SEARCH_STEPS
         self._recall_steps = FIRST_RECALL_STEPS
         self._is_recalled = False
         self._goes_on = False
@@ -42,16 +47,25 @@ class Lookout:
         num_groups = max(1, num_rows // NUM_SCOUTS)
         return num_groups, self._num_steps // SCOUTED_STEPS % num_groups
 
+    def welcome(self) -> None:
+        """A sequence begins."""
+        self._search_steps = FIRST_SEARCH_STEPS
+        self._next_look = min(self._next_look, max(self._earliest_look, self._num_steps + FIRST_SEARCH_STEPS))
+
     def rest(self) -> None:
         """No guess can pay now."""
         self._next_look = self._num_steps + REST_STEPS
         self._goes_on = self._is_recalled = False
 
-    def looked(self, reach: Reach, search_steps: int, *, found: bool, pays: bool) -> None:
-        """What came of it: whether anyone has a guess, and whether guesses are made. `search_steps`: that looks of
-        those who were asked may take place so often."""
+    def looked(self, reach: Reach, search_steps: int, *, is_ahead: bool, found: bool, pays: bool) -> None:
+        """What came of it: whether anyone has a guess, and whether guesses are made. `search_steps`: from one look to
+        the next, so that they take little of the time. `is_ahead`: a step was in flight meanwhile."""
+        if pays:
+            self._search_steps = FIRST_SEARCH_STEPS
         if reach is not Reach.FOUND or not pays:
-            self._next_look = self._num_steps + search_steps
+            self._earliest_look = self._num_steps + search_steps // (AHEAD_DIVISOR if is_ahead else 1)
+            self._next_look = max(self._earliest_look, self._num_steps + min(self._search_steps, search_steps))
+            self._search_steps *= 2
         if pays:
             self._recall_steps = FIRST_RECALL_STEPS
         elif reach is Reach.ALL:

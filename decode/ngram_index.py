@@ -13,7 +13,7 @@ import numpy as np
 
 SHORT, LONG = 3, 6
 """Tokens of an n-gram; LONG is twice SHORT."""
-LONGEST = 16
+LONGEST = 32
 """Tokens that are compared."""
 SORTED_FROM = 2048
 """Tokens of a beginning that lies in arrays."""

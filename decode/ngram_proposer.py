@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from .ngram_index import NgramIndex
 
-CLASSES = 4, 6, 10, 16
+CLASSES = 4, 6, 10, 16, 32
 """Tokens alike from which on a guess is of the next class."""
 
 

@@ -234,7 +234,9 @@ class DecodeScheduler:
         assert flight.plan is plan, "plans are applied in the order they were made"
         elapsed_s = self._meter.record(flight.start_s, now, flight.num_prompt_tokens)
         if flight.decodes_only and elapsed_s > 0:
-            self._speculation.record(flight.decoded(result, elapsed_s))
+            num_steps = self._speculation.notes(flight.part, len(flight.decoding))
+            if num_steps:
+                self._speculation.record(flight.decoded(result, elapsed_s, num_steps))
         rows: list[TokenRow | None] = []
         for prompt, num_tokens in flight.chunks:
             prompt.pending -= 1

@@ -13,9 +13,8 @@ from .draft_policy import DecodedStep, DraftPolicy, Part
 from .lookout import Lookout
 from .speculator import EngineProposer, Experience, Kind, Proposer, Speculator
 
-AHEAD_SHARE = 0.125
-"""Of the time that looks take while a step is in flight: most of it costs nothing."""
-
+PLAIN_STEPS = 4
+"""Of steps without guesses one in so many is noted, once some are known: noting takes a part of short ones."""
 Rows = Sequence[tuple[Speculator | None, Sequence[int]]]
 """Of a step, with the tokens that are known of each."""
 
@@ -34,7 +33,7 @@ class Speculation:
         self._policy = DraftPolicy()
         self._experience = Experience()
         self._lookout = Lookout()
-        self._num_begun = 0
+        self._num_begun = self._num_unnoted = self._last_rows = 0
         self._has_looked = self._waits = self._had_drafts = False
         """For the step that is being planned: guesses were looked for, or waited for; the step before had some."""
         self.num_drafts = 0
@@ -62,6 +61,7 @@ class Speculation:
         if not limit:
             return None
         self._num_begun += 1
+        self._lookout.welcome()
         return Speculator(self._make_proposer(), limit, self._experience, Kind.of(params), self._num_begun)
 
     def begin_step(self, num_rows: int) -> None:
@@ -88,8 +88,7 @@ class Speculation:
         found = self._look(rows)
         rates, limits = [rate for _, rate in found], [speculator.limit for speculator, _ in found]
         self._waits = self._policy.pays(rates, limits, len(rows))
-        look_s = AHEAD_SHARE * (self._clock() - start_s)
-        self._looked(len(rows), look_s, found=bool(found), pays=self._waits)
+        self._looked(len(rows), start_s, is_ahead=True, found=bool(found), pays=self._waits)
         if not self._waits:
             self._experience.least_rate = 1.0
         return self._waits
@@ -103,7 +102,7 @@ class Speculation:
         found = self._look(rows)
         rates, limits = [rate for _, rate in found], [speculator.limit for speculator, _ in found]
         counts = self._policy.lengths(rates, limits, len(rows))
-        self._looked(len(rows), self._clock() - start_s, found=bool(found), pays=any(counts))
+        self._looked(len(rows), start_s, is_ahead=False, found=bool(found), pays=any(counts))
         for (speculator, _), count in zip(found, counts, strict=True):
             speculator.wanted = min(count, budget)
             budget -= speculator.wanted
@@ -121,9 +120,9 @@ class Speculation:
         looked = [(one, one.look(tokens)) for one, tokens in rows if one is not None]
         return [(speculator, rate) for speculator, rate in looked if rate]
 
-    def _looked(self, num_rows: int, look_s: float, *, found: bool, pays: bool) -> None:
-        steps = self._policy.search_steps(num_rows, look_s)
-        self._lookout.looked(self._experience.reach, steps, found=found, pays=pays)
+    def _looked(self, num_rows: int, start_s: float, *, is_ahead: bool, found: bool, pays: bool) -> None:
+        steps = self._policy.search_steps(num_rows, self._clock() - start_s)
+        self._lookout.looked(self._experience.reach, steps, is_ahead=is_ahead, found=found, pays=pays)
 
     def learn(self, speculator: Speculator, num_drafts: int, num_right: int) -> None:
         """Of a row's guesses that were tried, the first `num_right` were right."""
@@ -137,7 +136,18 @@ class Speculation:
             map(sum, zip_longest(self.num_accepted_per_position, right, fillvalue=0))
         )
 
+    def notes(self, part: Part, num_rows: int) -> int:
+        """How many steps the last one, without prompts, is to stand for in `record`; 0: it is not needed."""
+        if not self._num_tokens:
+            return 0
+        if part is not Part.NONE:
+            return 1
+        self._num_unnoted += 1
+        if self._num_unnoted < PLAIN_STEPS and num_rows == self._last_rows:
+            return 0
+        count, self._num_unnoted, self._last_rows = self._num_unnoted, 0, num_rows
+        return count
+
     def record(self, step: DecodedStep) -> None:
         """What a step without prompts took."""
-        if self._num_tokens:
-            self._policy.record(step)
+        self._policy.record(step)

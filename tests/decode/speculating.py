@@ -7,7 +7,7 @@ from typing import Any
 from isthmus.decode.draft_policy import DraftPolicy
 from isthmus.decode.lookout import Lookout
 from isthmus.decode.speculation import Speculation
-from isthmus.decode.speculator import Proposer
+from isthmus.decode.speculator import Proposer, Reach
 from isthmus.engine.plan import Engine
 from isthmus.tests.decode.router_sim import Request, RouterSim
 from isthmus.wire.messages import Failed, FromWorker
@@ -34,6 +34,9 @@ class Always(DraftPolicy):
 
 class Everyone(Lookout):
     """Is looked at in every step."""
+
+    def begin_step(self) -> Reach:
+        return Reach.ALL
 
     def scouts(self, num_rows: int) -> tuple[int, int]:
         return 1, 0
