@@ -1,6 +1,6 @@
 """Speculation that guesses the same number of tokens always, whether that pays or not."""
 
-from ..decode.draft_policy import Part
+from ..decode.decoded_step import Part
 from ..decode.speculation import Rows, Speculation
 
 

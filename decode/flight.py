@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from ..engine.block_pool import BlockPool
 from ..engine.plan import NO_TOKEN, NOT_TRIED, Plan, Result, Row, ShippedDraw
-from .draft_policy import DecodedStep, Part
+from .decoded_step import DecodedStep, Part
 from .prompt import Prompt
 from .sequence import Sequence
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from itertools import zip_longest
 
 from ..wire.sampling import SamplingParams
-from .draft_policy import DecodedStep, DraftPolicy, Part
+from .decoded_step import DecodedStep, Part
+from .draft_policy import DraftPolicy
 from .lookout import Lookout
 from .speculator import EngineProposer, Experience, Kind, Proposer, Speculator
 

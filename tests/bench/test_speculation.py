@@ -13,7 +13,7 @@ from isthmus.bench.sampled_text import Law, sample_texts
 from isthmus.bench.sampler_share import Replay, Stopwatch, TimedEngine, TimedSampler
 from isthmus.bench.speculation import Case, Measured, lines, main, measure
 from isthmus.bench.speculation_tasks import Asker
-from isthmus.decode.draft_policy import Part
+from isthmus.decode.decoded_step import Part
 from isthmus.decode.sampler import Sampler
 from isthmus.engine.plan import Draw, Plan, Result, Row, SequenceSeed
 from isthmus.launch.demo_model import cache_dir

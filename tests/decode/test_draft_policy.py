@@ -5,21 +5,16 @@ from itertools import pairwise
 from statistics import median
 
 import pytest
-from isthmus.decode.draft_policy import (
-    FIRST_CREDIT,
+from isthmus.decode.decoded_step import DecodedStep, Part
+from isthmus.decode.draft_account import FIRST_CREDIT, LOSS_SHARE, MOST_CREDIT
+from isthmus.decode.draft_costs import (
     FIRST_PLAIN_STEPS,
     FIRST_PROBE_STEPS,
     KNOWN_SAMPLES,
     LAST_PROBE_STEPS,
-    LOOK_SHARE,
-    LOSS_SHARE,
-    MOST_CREDIT,
-    MOST_SEARCH_STEPS,
     REFRESH_STEPS,
-    DecodedStep,
-    DraftPolicy,
-    Part,
 )
+from isthmus.decode.draft_policy import LOOK_SHARE, MOST_SEARCH_STEPS, DraftPolicy
 
 PLAIN_S = 0.01
 

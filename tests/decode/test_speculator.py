@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
-from isthmus.decode.draft_policy import MOST_SEARCH_STEPS, Part
+from isthmus.decode.decoded_step import Part
+from isthmus.decode.draft_policy import MOST_SEARCH_STEPS
 from isthmus.decode.lookout import LAST_RECALL_STEPS, NUM_SCOUTS, REST_STEPS, SCOUTED_STEPS, Lookout
 from isthmus.decode.ngram_proposer import NgramProposer
 from isthmus.decode.speculation import Speculation
