@@ -13,15 +13,18 @@ class Acceptance:
     """A guess counts if all before it in its row were right. What comes next is taken to be as likely right as those
     were: so k guesses give Σ rate^i tokens, i = 1 … k."""
 
-    def __init__(self, general: "Acceptance | None" = None) -> None:
-        """`general` is what is expected beforehand: the rate of others."""
-        self._general = general
+    def __init__(self, general: "Acceptance | None" = None, below: "Acceptance | None" = None) -> None:
+        """What is expected beforehand is `general`, the rate of others, or that of guesses `below`, which are not as
+        sure, if that is higher."""
+        self._general, self._below = general, below
         self._num_right = 0.0
         self._num_judged = 0.0
 
     @property
     def rate(self) -> float:
         expected = FIRST_RATE if self._general is None else self._general.rate
+        if self._below is not None:
+            expected = max(expected, self._below.rate)
         rate = (self._num_right + PRIOR_WEIGHT * expected) / (self._num_judged + PRIOR_WEIGHT)
         return min(max(rate, BOUNDS[0]), BOUNDS[1])
 

@@ -164,11 +164,11 @@ class DraftCosts:
 
 
 def _line(added: dict[int, RunningMedian]) -> list[tuple[int, float]]:
-    """What few steps say counts only where it is less than what is known lets expect: a number of guesses is not given
-    up for one step that was held up."""
+    """What few steps say counts only where nothing more is known, or where it is less than that lets expect: a number
+    of guesses is not given up for one step that was held up."""
     known = sorted((count, one.value) for count, one in added.items() if len(one) >= KNOWN_SAMPLES)
     others = [(count, one.least) for count, one in added.items() if len(one) < KNOWN_SAMPLES]
-    return sorted([*known, *((count, value) for count, value in others if value < _on_line(known, count))])
+    return sorted([*known, *((count, value) for count, value in others if not known or value < _on_line(known, count))])
 
 
 def _on_line(line: Sequence[tuple[int, float]], number: int) -> float:

@@ -74,7 +74,10 @@ class Experience:
 
     def acceptance(self, kind: Kind, of: int) -> Acceptance:
         """Of guesses of a class, for requests of a kind."""
-        return self._acceptances.setdefault((kind, of), Acceptance())
+        found = self._acceptances.get((kind, of))
+        if found is None:
+            found = self._acceptances[kind, of] = Acceptance(below=self._acceptances.get((kind, of - 1)))
+        return found
 
     @property
     def best_rate(self) -> float:
@@ -136,5 +139,5 @@ class Speculator:
 
     def _acceptance(self, of: int) -> Acceptance:
         if of not in self._own:
-            self._own[of] = Acceptance(self._experience.acceptance(self._kind, of))
+            self._own[of] = Acceptance(self._experience.acceptance(self._kind, of), self._own.get(of - 1))
         return self._own[of]

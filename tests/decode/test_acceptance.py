@@ -59,3 +59,17 @@ def test_a_new_sequence_expects_what_came_of_others() -> None:
         second.learn(4, 4)
     assert second.rate > 0.8
     assert first.rate < general.rate < second.rate
+
+
+def test_surer_guesses_are_expected_to_be_right_as_often_at_least() -> None:
+    general, sure, unsure = Acceptance(), Acceptance(), Acceptance()
+    for _ in range(50):
+        sure.learn(4, 4)
+        unsure.learn(4, 0)
+    assert Acceptance(general, sure).rate == pytest.approx(sure.rate)
+    assert Acceptance(general, unsure).rate == pytest.approx(general.rate)
+    learning = Acceptance(general, sure)
+    for _ in range(50):
+        learning.learn(4, 0)
+    assert learning.rate < 0.2
+    assert sure.rate > 0.9, "they are not held against the others"
