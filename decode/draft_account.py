@@ -4,31 +4,27 @@ Gains are paid in, losses paid from it, and a small part of the time is added. T
 promise; where it is spent nothing is guessed. So in the long run no more than that part can be lost, whatever errs.
 """
 
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 
 from .decoded_step import DecodedStep
-from .running_median import RunningMedian
 
 LEAST_GAIN = 1.02
 """Times as many tokens a second, or nothing is guessed."""
 LOSS_SHARE = 0.005
 """Of the time, that guesses may lose in the long run."""
-FIRST_CREDIT, MOST_CREDIT = 2, 4
+FIRST_CREDIT, MOST_CREDIT = 3, 6
 """Plain steps that may be lost at once: at first, and when much was gained."""
 BARS = (MOST_CREDIT / 2, LEAST_GAIN), (0, 1.15), (-MOST_CREDIT, 1.5)
 """What guesses must promise, times as many tokens a second, where there is more credit than so many plain steps."""
-NUM_SAMPLES = 5
-HELD_UP = 2.0
-"""Times the usual: that a step took longer has to do with something else."""
+FIRST_STEPS = 3
+"""With guesses: what one of them costs is capped, for it may have been held up, which cannot be told yet."""
 
 
 @dataclass(slots=True)
 class DraftAccount:
     credit: float = FIRST_CREDIT
     """Plain steps."""
-    usual: RunningMedian = field(default_factory=partial(RunningMedian, NUM_SAMPLES))
-    """Of what steps with guesses, and those that waited for them, took."""
+    num_settled: int = 0
 
     @property
     def bar(self) -> float | None:
@@ -42,9 +38,11 @@ class DraftAccount:
         """Their share."""
         self.credit = min(MOST_CREDIT, self.credit + LOSS_SHARE * num_steps)
 
-    def settle(self, step: DecodedStep, plain_s: float) -> None:
-        """After a step with guesses, or one that waited for them, beside which a plain one takes `plain_s`."""
-        self.usual.add(step.elapsed_s)
-        spent_s = min(step.elapsed_s, HELD_UP * self.usual.value)
+    def settle(self, step: DecodedStep, spent_s: float, plain_s: float) -> None:
+        """After a step with guesses, or one that waited for them, for `spent_s`, beside which a plain one takes
+        `plain_s`."""
         gain = 1 + step.num_right / step.num_rows - spent_s / plain_s
+        self.num_settled += 1
+        if self.num_settled <= FIRST_STEPS:
+            gain = max(gain, -MOST_CREDIT)
         self.credit = min(MOST_CREDIT, self.credit + gain)

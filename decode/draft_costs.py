@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from .decoded_step import DecodedStep, Part
-from .draft_account import HELD_UP, LEAST_GAIN, DraftAccount
+from .draft_account import LEAST_GAIN, DraftAccount
 from .running_median import RunningMedian
 
 NUM_SAMPLES = 5
@@ -26,6 +26,12 @@ FIRST_PLAIN_STEPS = 3
 """Before any guesses are made."""
 REFRESH_STEPS = 128
 """After which a plain step is measured again."""
+CHANGED = 1.25
+"""Times as long or as short: then what was measured before counts no more."""
+HELD_UP = 2.0
+"""Times the usual: that a step took longer has to do with something else."""
+MOST_GUESSES = 1024
+"""Of a step, more or less."""
 FIRST_PROBE_STEPS, LAST_PROBE_STEPS = 48, 1024
 """Steps between two tries of guesses that do not pay: at first, and at most."""
 PROBE_GUESSES = 2
@@ -66,14 +72,18 @@ class DraftCosts:
 
     plain: RunningMedian = field(default_factory=partial(RunningMedian, NUM_PLAIN_SAMPLES))
     """Plain steps."""
-    plain_age: int = 0
-    """Steps since the last of those."""
+    now: int = 0
+    """Steps of the worker."""
+    plain_at: int = 0
+    """When the last of those was, then."""
     longest_tried: int = PROBE_GUESSES // 2
     """Guesses of a row: no more than twice as many are tried next."""
     added: dict[int, RunningMedian] = field(default_factory=dict)
     """What guesses added to their own step, by about how many there were."""
     line: list[tuple[int, float]] = field(default_factory=list)
     """Of those, numbers and what they added, where that is known, or less than the others let expect."""
+    usual_guessing: RunningMedian = field(default_factory=partial(RunningMedian, NUM_SAMPLES))
+    usual_waiting: RunningMedian = field(default_factory=partial(RunningMedian, NUM_SAMPLES))
     overhead: Overhead = field(default_factory=Overhead)
     account: DraftAccount = field(default_factory=DraftAccount)
     """One with sizes that are alike."""
@@ -88,7 +98,7 @@ class DraftCosts:
 
     @property
     def is_known(self) -> bool:
-        return len(self.plain) >= FIRST_PLAIN_STEPS and self.plain_age < REFRESH_STEPS
+        return len(self.plain) >= FIRST_PLAIN_STEPS and self.now - self.plain_at < REFRESH_STEPS
 
     @property
     def is_curious(self) -> bool:
@@ -117,25 +127,37 @@ class DraftCosts:
 
     def take_in(self, step: DecodedStep) -> None:
         self.account.earn(step.num_steps)
-        self.plain_age += step.num_steps
         if step.num_drafts or step.part is Part.WAITED:
             if len(self.plain):
-                self.account.settle(step, self.plain_s)
+                self.account.settle(step, self._spent_s(step), self.plain_s)
         elif step.part is Part.NONE:
-            self.plain.add(step.elapsed_s)
-            self.plain_age = 0
+            self._learn_plain(step.elapsed_s)
         if step.num_tried:
             self._learn(step.num_tried, step.elapsed_s)
         else:
             self._rest(step)
 
+    def _learn_plain(self, elapsed_s: float) -> None:
+        is_stale = len(self.plain) > 0 and self.now - self.plain_at >= REFRESH_STEPS
+        if is_stale and not 1 / CHANGED < elapsed_s / self.plain_s < CHANGED:
+            self.plain.clear()  # contexts have grown, or others have come: what was known is another time's
+        self.plain.add(elapsed_s)
+        self.plain_at = self.now
+
+    def _spent_s(self, step: DecodedStep) -> float:
+        """But for what held it up, which has to do with something else."""
+        usual = self.usual_guessing if step.num_drafts else self.usual_waiting
+        usual.add(step.elapsed_s)
+        return min(step.elapsed_s, HELD_UP * usual.value)
+
     def give_up(self, num_rows: int) -> None:
         """The engine tries no guesses in such batches."""
         if not len(self.plain):  # fewer rows than were counted on, and such a batch is not measured yet
             return
-        self.added = {1: RunningMedian(NUM_SAMPLES)}
-        for _ in range(NUM_SAMPLES):
-            self.added[1].add(num_rows * self.plain_s)
+        self.added = {count: RunningMedian(NUM_SAMPLES) for count in (1, MOST_GUESSES)}
+        for samples in self.added.values():
+            for _ in range(NUM_SAMPLES):
+                samples.add(MOST_GUESSES * num_rows * self.plain_s)
         self.line = _line(self.added)
         self.least_rate = None
         self.quiet_steps = 0
@@ -164,11 +186,14 @@ class DraftCosts:
 
 
 def _line(added: dict[int, RunningMedian]) -> list[tuple[int, float]]:
-    """What few steps say counts only where nothing more is known, or where it is less than that lets expect: a number
-    of guesses is not given up for one step that was held up."""
+    """What few steps say counts only where nothing more is known, and for less, or where it is less than that lets
+    expect: a number of guesses is not given up for one step that was held up."""
     known = sorted((count, one.value) for count, one in added.items() if len(one) >= KNOWN_SAMPLES)
-    others = [(count, one.least) for count, one in added.items() if len(one) < KNOWN_SAMPLES]
-    return sorted([*known, *((count, value) for count, value in others if not known or value < _on_line(known, count))])
+    others = [(count, one) for count, one in added.items() if len(one) < KNOWN_SAMPLES]
+    if not known:
+        return sorted((count, one.least * len(one) / KNOWN_SAMPLES) for count, one in others)
+    lower = [(count, one.least) for count, one in others if one.least < _on_line(known, count)]
+    return sorted([*known, *lower])
 
 
 def _on_line(line: Sequence[tuple[int, float]], number: int) -> float:

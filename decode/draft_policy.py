@@ -30,6 +30,7 @@ RATES = [step / NUM_RATES for step in range(1, NUM_RATES)]
 class DraftPolicy:
     def __init__(self) -> None:
         self._costs: dict[int, DraftCosts] = {}
+        self._num_steps = 0
         self._accounts: defaultdict[int, DraftAccount] = defaultdict(DraftAccount)
         """By octaves of sizes: each may lose something at once."""
 
@@ -76,17 +77,23 @@ class DraftPolicy:
         costs.longest_tried = max(costs.longest_tried, most)
         return [_longest(_about_rate(rate), min(limit, most)) for rate, limit in zip(rates, limits, strict=True)]
 
+    def knows(self, num_rows: int) -> bool:
+        """What a plain step takes."""
+        return self._of(num_rows).is_known
+
     def record(self, step: DecodedStep) -> None:
+        self._num_steps += step.num_steps
+        costs = self._of(step.num_rows)
+        costs.take_in(step)
         if step.num_drafts and not step.num_tried:
-            self._of(step.num_rows).give_up(step.num_rows)
-        else:
-            self._of(step.num_rows).take_in(step)
+            costs.give_up(step.num_rows)
 
     def _of(self, num_rows: int) -> DraftCosts:
         number = about(num_rows)
         costs = self._costs.get(number)
         if costs is None:
             costs = self._costs[number] = DraftCosts(account=self._accounts[number.bit_length()])
+        costs.now = self._num_steps
         return costs
 
 

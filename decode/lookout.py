@@ -11,8 +11,8 @@ NUM_SCOUTS = 4
 """About: of more sequences only so many go on being looked at where nothing was found."""
 SCOUTED_STEPS = 4096
 """Then others are scouts."""
-FIRST_SEARCH_STEPS = 2
-"""Between two looks at first: twice as many each time that nothing came of one."""
+FIRST_SEARCH_STEPS, LAST_SEARCH_STEPS = 2, 64
+"""Between two looks at first: twice as many each time that nothing came of one, up to this."""
 AHEAD_DIVISOR = 8
 """So many times as often looks may take place while a step is in flight, where most of them cost nothing."""
 REST_STEPS = 4
@@ -65,7 +65,7 @@ class Lookout:
         if reach is not Reach.FOUND or not pays:
             self._earliest_look = self._num_steps + search_steps // (AHEAD_DIVISOR if is_ahead else 1)
             self._next_look = max(self._earliest_look, self._num_steps + min(self._search_steps, search_steps))
-            self._search_steps *= 2
+            self._search_steps = min(2 * self._search_steps, LAST_SEARCH_STEPS)
         if pays:
             self._recall_steps = FIRST_RECALL_STEPS
         elif reach is Reach.ALL:

@@ -18,6 +18,10 @@ class RunningMedian:
         self._samples.append(sample)
         self._value = None
 
+    def clear(self) -> None:
+        self._samples.clear()
+        self._value = None
+
     @property
     def least(self) -> float:
         return min(self._samples)

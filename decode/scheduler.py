@@ -110,6 +110,10 @@ class DecodeScheduler:
         self._now = 0.0
         self._effects = Effects()
         self._num_steps = 0
+        self._waits_since: float | None = None
+        """The next step has waited for the one in flight."""
+        self._guesses_beside_prompts = True
+        """Until the engine leaves all out there."""
         self._credit: Credit | None = None
         self._seen_blocks = 0
         self._meter = StepMeter()
@@ -205,12 +209,18 @@ class DecodeScheduler:
         assert in_flight is (self._flights[-1].plan if self._flights else None)
         assert len(self._flights) < 2, "two plans are in flight"
         self._now = now
-        flight = Flight(now)
         if in_flight is not None and self._many_wait():
+            self._wait(now)
             return None
-        self._speculation.begin_step(len(self._running))
+        if self._computes_prompts and not self._guesses_beside_prompts:
+            self._speculation.skip_step()
+        else:
+            self._speculation.begin_step(len(self._running))
         if in_flight is not None and self._awaits_guesses():
+            self._wait(now)
             return None
+        flight = Flight(now if self._waits_since is None else self._waits_since)
+        self._waits_since = None
         plannable = [one for one in self._running if one.plannable]
         guesses = self._prepare_guesses(plannable)
         for sequence in plannable:
@@ -222,6 +232,7 @@ class DecodeScheduler:
         for prompt in tuple(self._prompts.values()):
             budget -= self._plan_prompt(prompt, budget, flight)
         if flight.empty:
+            self._speculation.skip_step()
             return None
         flight.part = self._speculation.end_step(flight.num_drafts)
         self._num_steps += 1
@@ -237,6 +248,8 @@ class DecodeScheduler:
             num_steps = self._speculation.notes(flight.part, len(flight.decoding))
             if num_steps:
                 self._speculation.record(flight.decoded(result, elapsed_s, num_steps))
+        if flight.chunks and flight.num_drafts:
+            self._guesses_beside_prompts = result.token_ids.count(NOT_TRIED) < flight.num_drafts
         rows: list[TokenRow | None] = []
         for prompt, num_tokens in flight.chunks:
             prompt.pending -= 1
@@ -383,6 +396,15 @@ class DecodeScheduler:
         flown = [sequence for sequence in self._flights[-1].sequences if not sequence.ended]
         waiting = sum(sequence.needs_last_token for sequence in flown)
         return waiting > 0 and waiting * WAITING_SHARE >= len(self._running)
+
+    def _wait(self, now: float) -> None:
+        """For the step in flight. What comes after it takes from now on, or from its end."""
+        if self._waits_since is None:
+            self._waits_since = now
+
+    @property
+    def _computes_prompts(self) -> bool:
+        return any(prompt.state is PromptState.PREFILLING for prompt in self._prompts.values())
 
     def _awaits_guesses(self) -> bool:
         """Whether guesses will pay in a step after the one in flight: then all wait for that, and else nobody."""

@@ -76,11 +76,17 @@ class Speculation:
             return
         least, is_probe = self._policy.least_rate(num_rows, self._num_tokens)
         if least >= 1 or not (is_probe or experience.best_rate >= least):
-            self._lookout.rest()
+            if self._policy.knows(num_rows):
+                self._lookout.rest()
             return
         experience.least_rate, experience.reach = least, reach
         experience.scouts = self._lookout.scouts(num_rows)
         self._has_looked = True
+
+    def skip_step(self) -> None:
+        """In what is planned now nothing is guessed, or it is no step."""
+        self._experience.least_rate = 1.0
+        self._has_looked = self._waits = False
 
     def awaits(self, rows: Rows) -> bool:
         """Whether a step is to wait for the one in flight, of whose rows the last token is not known yet, as guesses
@@ -144,7 +150,8 @@ class Speculation:
         if part is not Part.NONE:
             return 1
         self._num_unnoted += 1
-        if self._num_unnoted < PLAIN_STEPS and num_rows == self._last_rows:
+        is_same = num_rows == self._last_rows
+        if is_same and self._num_unnoted < PLAIN_STEPS and self._policy.knows(num_rows):
             return 0
         count, self._num_unnoted, self._last_rows = self._num_unnoted, 0, num_rows
         return count

@@ -28,6 +28,9 @@ class Always(DraftPolicy):
     def pays(self, rates: Sequence[float], limits: Sequence[int], num_rows: int) -> bool:
         return any(limits)
 
+    def knows(self, num_rows: int) -> bool:
+        return True
+
     def lengths(self, rates: Sequence[float], limits: Sequence[int], num_rows: int) -> list[int]:
         return list(limits)
 

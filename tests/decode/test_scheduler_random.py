@@ -4,9 +4,9 @@ import random
 
 import pytest
 from isthmus.decode.ngram_proposer import NgramProposer
-from isthmus.decode.speculation import Speculation
 from isthmus.decode.speculator import EngineProposer, Proposer
 from isthmus.tests.decode.router_sim import RouterSim, random_requests
+from isthmus.tests.decode.speculating import speculation_of
 
 
 def drive(sim: RouterSim, num_requests: int, max_prompt: int, max_tokens: int, cancel: float) -> None:
@@ -76,7 +76,7 @@ def test_blocks_that_peers_write_are_nobody_elses(seed: int, overlap: bool) -> N
 @pytest.mark.parametrize("proposer", [EngineProposer, NgramProposer])
 @pytest.mark.parametrize("seed", range(5))
 def test_guesses_change_no_token(seed: int, proposer: type[Proposer], overlap: bool) -> None:
-    speculation = Speculation(proposer, num_tokens=1 + 2 * seed)
+    speculation = speculation_of(proposer, 1 + 2 * seed)
     sim = RouterSim(
         num_blocks=(14, 120)[seed % 2],
         block_size=(4, 3)[seed % 2],
