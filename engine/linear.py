@@ -32,7 +32,7 @@ def make_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
     has_onednn = _has("mkldnn", "_linear_pointwise", "_reorder_linear_weight")
     if weight.dtype == torch.float32 and has_mkl and (is_intel() or not has_onednn):
         return MklLinear(weight, bias)
-    if weight.dtype in (torch.float32, torch.bfloat16) and has_onednn:
+    if has_onednn and (weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and has_bf16())):
         return OneDnnLinear(weight, bias)
     return PlainLinear(weight, bias)
 
@@ -40,6 +40,12 @@ def make_linear(weight: Tensor, bias: Tensor | None = None) -> Linear:
 @cache
 def is_intel() -> bool:
     return CPU_INFO.exists() and "GenuineIntel" in CPU_INFO.read_text()
+
+
+@cache
+def has_bf16() -> bool:
+    """Whether oneDNN multiplies bf16 on this processor, which without AVX-512 it does not."""
+    return bool(_has("mkldnn", "_is_mkldnn_bf16_supported") and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _has(library: str, *names: str) -> bool:

@@ -52,7 +52,13 @@ def test_choice(intel: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(make_linear(weight.to(torch.float16)), PlainLinear)
     if torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available():
         assert isinstance(make_linear(weight), MklLinear if intel else OneDnnLinear)
-        assert isinstance(make_linear(weight.bfloat16()), OneDnnLinear)
+        assert isinstance(make_linear(weight.bfloat16()), OneDnnLinear if linear.has_bf16() else PlainLinear)
+
+
+def test_bf16_without_a_processor_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN then refuses to pack such weights."""
+    monkeypatch.setattr(linear, "has_bf16", lambda: False)
+    assert isinstance(make_linear(torch.randn(8, 8, dtype=torch.bfloat16)), PlainLinear)
 
 
 def test_without_the_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
