@@ -2,8 +2,7 @@
 
 Two sizes of n-grams are kept, each with the last position at which it ended: the longer one finds the better copy, the
 shorter one more. A token costs two insertions and a look at most four lookups, however long the text is. The n-grams of
-a beginning, a prompt, are read one after another at first, as most are looked at a few times only; then they lie in
-dictionaries, or in sorted arrays of 12 bytes each where there are many, as those that come later lie in dictionaries.
+what it begins with lie in sorted arrays of 12 bytes each, those that come later in dictionaries.
 """
 
 from array import array
@@ -15,10 +14,6 @@ SHORT, LONG = 3, 6
 """Tokens of an n-gram; LONG is twice SHORT."""
 LONGEST = 32
 """Tokens that are compared."""
-SORTED_FROM = 2048
-"""Tokens of a beginning that lies in arrays."""
-FLAT_LOOKS = 16
-"""Lookups in a shorter beginning before it is put in order, which takes about as long."""
 _BITS = 21
 """Of a token id in a key."""
 _MIX, _MASK = 0x9E37_79B9_7F4A_7C15, (1 << SHORT * _BITS) - 1
@@ -92,16 +87,15 @@ class _Past:
 
     def __init__(self, tokens: Sequence[int]) -> None:
         ids = np.frombuffer(array("Q", tokens), np.uint64)
-        self._short: dict[int, int] | _Sorted | _Flat = {}
-        self._long: dict[int, int] | _Sorted | _Flat = {}
+        self._short: dict[int, int] | _Sorted = {}
+        self._long: dict[int, int] | _Sorted = {}
         if len(ids) <= SHORT:
             return
         bits = np.uint64(_BITS)
         with np.errstate(over="ignore"):
             keys = ((ids[:-2] << bits | ids[1:-1]) << bits | ids[2:])[:-1]
             longer = (keys[:-SHORT] * np.uint64(_MIX) & np.uint64(_MASK)) ^ keys[SHORT:]
-        kind = _Sorted if len(ids) >= SORTED_FROM else _Flat
-        self._short, self._long = kind(keys, SHORT - 1), kind(longer, LONG - 1)
+        self._short, self._long = _Sorted(keys, SHORT - 1), _Sorted(longer, LONG - 1)
 
     def last_short(self, key: int) -> int | None:
         return self._short.get(key)
@@ -110,28 +104,8 @@ class _Past:
         return self._long.get(key)
 
 
-class _Flat:
-    """As a dictionary from keys to the last position of each, the first being at `first`."""
-
-    def __init__(self, keys: np.ndarray, first: int) -> None:
-        self._keys, self._first = keys, first
-        self._num_looks = 0
-        self._last: dict[int, int] = {}
-
-    def get(self, key: int) -> int | None:
-        self._num_looks += 1
-        if self._num_looks > FLAT_LOOKS:
-            if not self._last:
-                self._last = dict(
-                    zip(self._keys.tolist(), range(self._first, self._first + len(self._keys)), strict=True)
-                )
-            return self._last.get(key)
-        found = np.flatnonzero(self._keys == np.uint64(key))
-        return int(found[-1]) + self._first if len(found) else None
-
-
 class _Sorted:
-    """As `_Flat`."""
+    """As a dictionary from keys to the last position of each, the first being at `first`."""
 
     def __init__(self, keys: np.ndarray, first: int) -> None:
         order = np.argsort(keys, kind="stable").astype(np.int32)

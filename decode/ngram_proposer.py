@@ -6,19 +6,23 @@ Prompt and output are one text. How sure a guess is follows from how many tokens
 from bisect import bisect_right
 from collections.abc import Sequence
 
+from .flat_text import FlatText
 from .ngram_index import NgramIndex
 
 CLASSES = 4, 6, 10, 16, 32
 """Tokens alike from which on a guess is of the next class."""
+INDEXED_TOKENS, INDEXED_LOOKS = 4096, 128
+"""Texts as long as this that were looked at so often are put in an index, which takes as long as some hundred looks."""
 
 
 class NgramProposer:
     """Of one sequence. Nothing is done before the first look."""
 
     def __init__(self) -> None:
-        self._index: NgramIndex | None = None
+        self._text: FlatText | NgramIndex | None = None
         self._found = 0, 0
         self._num_looked = -1
+        self._num_looks = 0
 
     def look(self, tokens: Sequence[int]) -> int | None:
         """Class of the guess of what follows `tokens`, which begin with those it was given before: 0 … len(CLASSES),
@@ -29,18 +33,21 @@ class NgramProposer:
     def propose(self, tokens: Sequence[int], count: int) -> tuple[int, ...]:
         """At most `count` tokens that may follow."""
         position, num_alike = self._find(tokens)
-        return self._index.after(position, count) if num_alike and self._index is not None else ()
+        return self._text.after(position, count) if num_alike and self._text is not None else ()
 
     def forget(self, num_tokens: int) -> None:
         """The tokens after the first `num_tokens` were taken back."""
-        if self._index is not None and len(self._index) > num_tokens:
-            self._index.shorten(num_tokens)
+        if self._text is not None and len(self._text) > num_tokens:
+            self._text.shorten(num_tokens)
         self._num_looked = -1
 
     def _find(self, tokens: Sequence[int]) -> tuple[int, int]:
         """As NgramIndex.find."""
         if len(tokens) != self._num_looked:
-            index = self._index = self._index or NgramIndex(tokens)
-            index.extend(tokens[len(index) :])
-            self._found, self._num_looked = index.find(), len(tokens)
+            text = self._text = self._text or FlatText(tokens)
+            text.extend(tokens[len(text) :])
+            self._found, self._num_looked = text.find(), len(tokens)
+            self._num_looks += 1
+            if self._num_looks >= INDEXED_LOOKS and len(tokens) >= INDEXED_TOKENS and isinstance(text, FlatText):
+                self._text = NgramIndex(tokens)
         return self._found

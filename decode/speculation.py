@@ -14,8 +14,9 @@ from .draft_policy import DraftPolicy
 from .lookout import Lookout
 from .speculator import EngineProposer, Experience, Kind, Proposer, Speculator
 
-PLAIN_STEPS = 4
-"""Of steps without guesses one in so many is noted, once some are known: noting takes a part of short ones."""
+NOTED_S, MOST_UNNOTED = 0.004, 16
+"""Of plain steps, once some are known, one is noted in about so much time, and one in so many at least: noting takes a
+part of short ones."""
 Rows = Sequence[tuple[Speculator | None, Sequence[int]]]
 """Of a step, with the tokens that are known of each."""
 
@@ -35,6 +36,8 @@ class Speculation:
         self._experience = Experience()
         self._lookout = Lookout()
         self._num_begun = self._num_unnoted = self._last_rows = 0
+        self._note_every = 1
+        """Plain steps."""
         self._has_looked = self._waits = self._had_drafts = False
         """For the step that is being planned: guesses were looked for, or waited for; the step before had some."""
         self.num_drafts = 0
@@ -116,8 +119,10 @@ class Speculation:
 
     def end_step(self, num_drafts: int) -> Part:
         """A step is planned, with so many guesses."""
+        if not (self._has_looked or self._had_drafts or num_drafts):
+            return Part.NONE
         waited = self._waits or self._had_drafts or num_drafts > 0
-        part = Part.WAITED if waited else Part.LOOKED if self._has_looked else Part.NONE
+        part = Part.WAITED if waited else Part.LOOKED
         self._had_drafts = num_drafts > 0
         self._has_looked = self._waits = False
         return part
@@ -148,10 +153,10 @@ class Speculation:
         if not self._num_tokens:
             return 0
         if part is not Part.NONE:
+            self._note_every = 1
             return 1
         self._num_unnoted += 1
-        is_same = num_rows == self._last_rows
-        if is_same and self._num_unnoted < PLAIN_STEPS and self._policy.knows(num_rows):
+        if self._num_unnoted < self._note_every and num_rows == self._last_rows:
             return 0
         count, self._num_unnoted, self._last_rows = self._num_unnoted, 0, num_rows
         return count
@@ -159,3 +164,5 @@ class Speculation:
     def record(self, step: DecodedStep) -> None:
         """What a step without prompts took."""
         self._policy.record(step)
+        if step.part is Part.NONE and self._policy.knows(step.num_rows):
+            self._note_every = min(MOST_UNNOTED, 1 + int(NOTED_S / step.elapsed_s))

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from isthmus.decode.ngram_index import LONG, LONGEST, SHORT, SORTED_FROM, NgramIndex
-from isthmus.decode.ngram_proposer import CLASSES, NgramProposer
+from isthmus.decode.flat_text import FlatText
+from isthmus.decode.ngram_index import LONG, LONGEST, SHORT, NgramIndex
+from isthmus.decode.ngram_proposer import CLASSES, INDEXED_LOOKS, INDEXED_TOKENS, NgramProposer
 
 TEXTS = st.lists(st.integers(0, 3), min_size=1, max_size=60) | st.lists(st.integers(0, 30), min_size=1, max_size=30)
 
@@ -33,13 +34,23 @@ def guesses_of(tokens: Sequence[int], count: int) -> tuple[int, ...]:
     return tuple(loop[i % len(loop)] for i in range(count)) if num_alike else ()
 
 
-@settings(max_examples=300, deadline=None)
+KINDS = pytest.mark.parametrize("kind", [FlatText, NgramIndex])
+
+
+@settings(max_examples=150, deadline=None)
 @given(text=TEXTS, begin=st.integers(1, 40), count=st.integers(1, 8))
-def test_guesses_are_those_of_the_definition(text: list[int], begin: int, count: int) -> None:
-    """Token by token, after any beginning."""
-    proposer = NgramProposer()
-    for size in range(min(begin, len(text)), len(text) + 1):
-        assert proposer.propose(text[:size], count) == guesses_of(text[:size], count)
+@KINDS
+def test_guesses_are_those_of_the_definition(
+    kind: type[FlatText] | type[NgramIndex], text: list[int], begin: int, count: int
+) -> None:
+    """Token by token, after any beginning, whatever the text lies in."""
+    begin = min(begin, len(text))
+    one = kind(text[:begin])
+    for size in range(begin, len(text) + 1):
+        one.extend(text[len(one) : size])
+        position, num_alike = one.find()
+        assert (position, num_alike) == copy_of_the_end(text[:size])
+        assert not num_alike or one.after(position, count) == guesses_of(text[:size], count)
 
 
 @settings(max_examples=200, deadline=None)
@@ -59,15 +70,16 @@ def test_incremental_is_from_scratch(text: list[int], steps: list[list[int] | in
         assert proposer.propose(tokens, 6) == fresh.propose(tokens, 6)
 
 
-def test_a_long_prompt_is_found_as_a_short_one_is() -> None:
-    """Its n-grams lie in arrays, not in dictionaries."""
+def test_a_long_text_that_is_looked_at_often_is_put_in_an_index() -> None:
+    """Which finds the same."""
     rng = random.Random(3)
-    text = [rng.randrange(12) for _ in range(SORTED_FROM + 200)]
+    text = [rng.randrange(12) for _ in range(INDEXED_TOKENS + 2 * INDEXED_LOOKS)]
     long, short = NgramProposer(), NgramProposer()
-    long.propose(text[:SORTED_FROM], 1)
-    short.propose(text[:10], 1)
-    for size in range(SORTED_FROM, len(text) + 1):
-        assert long.propose(text[:size], 5) == short.propose(text[:size], 5) == guesses_of(text[:size], 5)
+    for size in range(INDEXED_TOKENS, len(text) + 1):
+        assert long.propose(text[:size], 5) == guesses_of(text[:size], 5)
+    for size in range(1, 2 * INDEXED_LOOKS):
+        short.look(text[:size])
+    assert (type(long._text), type(short._text)) == (NgramIndex, FlatText)
 
 
 def test_a_longer_copy_is_better_than_a_later_one() -> None:
@@ -104,12 +116,13 @@ def test_the_more_is_alike_the_higher_the_class() -> None:
     assert (found[0], found[-1]) == (0, len(CLASSES))
 
 
-def test_large_token_ids_are_told_apart() -> None:
-    """Up to a vocabulary of two million."""
-    top = 2**21 - 1
-    text = [top, top - 1, top - 2, 5, top, top - 1, 0, top, top - 1, top - 2]
-    assert NgramProposer().propose(text, 1) == (5,)
-    assert NgramProposer().propose([0, 0, 1, 9, 0, 1, 0, 8, 1, 0, 0], 1) == ()
+@pytest.mark.parametrize("top", [2**16 - 1, 0xDFFF, 0xD800 + 2, 0x110000 - 1])
+@KINDS
+def test_large_token_ids_are_told_apart(kind: type[FlatText] | type[NgramIndex], top: int) -> None:
+    one = kind([top, top - 1, top - 2, 5, top, top - 1, 0, top, top - 1, top - 2])
+    assert one.after(one.find()[0], 1) == (5,)
+    assert one.after(0, 2) == (top, top - 1)
+    assert kind([0, 0, 1, 9, 0, 1, 0, 8, 1, 0, 0]).find() == (0, 0)
 
 
 class CountingList(list[int]):
@@ -125,12 +138,15 @@ class CountingList(list[int]):
 
 @pytest.mark.parametrize("length", [100_000])
 def test_a_token_costs_the_same_at_any_length(length: int) -> None:
-    """No part of a text of 100,000 tokens is read again: two insertions a token, and a few comparisons a look."""
+    """No part of a text of 100,000 tokens is read again once it is in an index: two insertions a token, and a few
+    comparisons a look."""
     rng = random.Random(1)
     tokens = CountingList(rng.randrange(50) for _ in range(length))
     proposer = NgramProposer()
-    proposer.look(tokens)
-    index = proposer._index
+    for _ in range(INDEXED_LOOKS):
+        tokens.append(rng.randrange(50))
+        proposer.look(tokens)
+    index = proposer._text
     assert isinstance(index, NgramIndex)
     index._tokens = CountingList(index._tokens)
     tokens.num_read = 0
