@@ -51,7 +51,7 @@ class Request:
     """With a seed and max_tokens."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Steps:
     """Sums over steps without prompts; guesses are those of all steps."""
 
@@ -69,6 +69,14 @@ class Steps:
 
     def __add__(self, other: "Steps") -> "Steps":
         return Steps(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(Steps)))
+
+    def count(self, num_rows: int, num_tokens: int, elapsed_s: float, num_going: int) -> None:
+        """One more step, while so many sequences go on. It must not take long beside the step."""
+        self.num_steps += 1
+        self.num_rows += num_rows
+        self.num_tokens += num_tokens
+        self.elapsed_s += elapsed_s
+        self.row_s += num_going * elapsed_s
 
     @property
     def tokens_per_s(self) -> float:
@@ -160,7 +168,7 @@ class BatchDecoder:
             num_going = sum(bool(self._outputs[placement]) for placement in self._open)
             done, num_tokens, elapsed_s = self._turn()
             if done is not None and only_decodes(done):
-                steps += Steps(1, len(done.rows), num_tokens, elapsed_s, num_going * elapsed_s)
+                steps.count(len(done.rows), num_tokens, elapsed_s, num_going)
             yield
         self._turn()  # ended sequences may stand in a step that was launched ahead
         outputs = [self._outputs.pop(placement) for placement in range(first, self._num_placements)]
