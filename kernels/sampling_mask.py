@@ -1,6 +1,6 @@
 """logits[r, i] = −inf where the mask of row r's slot has no bit for id i.
 
-    logits fp32 [B, V] (contiguous, changed in place), slots int32 [B], −1 for padding, Masks: a SamplingTable has them
+    logits fp32 [B, V] (contiguous, changed in place), slots int32 [B], −1 for padding, MaskTable
 
 Rows of slots without a mask are left alone, and their programs return at once, so a captured graph serves any mix.
 """
@@ -8,7 +8,6 @@ Rows of slots without a mask are left alone, and their programs return at once, 
 # mypy: allow-incomplete-defs
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,39 +19,37 @@ from .dispatch import launches
 from .samplers import mask_tokens
 
 _TILE = 4096
-
-
-class Masks(Protocol):
-    """`masks` int32 [S, ceil(V / 32)]: which tokens may be drawn where `is_masked` int32 [S], bit i of word i // 32 for
-    id i."""
-
-    masks: Tensor
-    is_masked: Tensor
-    vocab_size: int
-
-    def set_masks(self, slots: Sequence[int], masks: np.ndarray) -> None:
-        """`masks` int32 or uint32 [len(slots), ceil(V / 32)], each until another is set, or none."""
+_SLOT_WORDS = 2
+"""Of a slot's number."""
 
 
 class MaskTable:
-    """Masks alone."""
+    """`masks` int32 [S, W]: which tokens may be drawn where `is_masked` int32 [S], bit i of word i // 32 for id i; of
+    the W words the first ceil(V / 32) count."""
 
     def __init__(self, num_slots: int, vocab_size: int, device: torch.device | str) -> None:
         self.vocab_size = vocab_size
-        self.masks = torch.zeros(num_slots, -(-vocab_size // 32), dtype=torch.int32, device=device)
+        self.num_words = -(-vocab_size // 32)
+        width = self.num_words + self.num_words % 2  # so that a slot's number, of 8 bytes, may stand after its mask
+        self.masks = torch.zeros(num_slots, width, dtype=torch.int32, device=device)
         self.is_masked = torch.zeros(num_slots, dtype=torch.int32, device=device)
         self._masked: set[int] = set()
 
-    def set_masks(self, slots: Sequence[int], masks: np.ndarray) -> None:
-        """See Masks. Ordered on the current stream, without waiting."""
-        self._masked.update(slots)
-        packed = torch.from_numpy(np.concatenate((masks.view(np.int32), np.array(slots, np.int32)[:, None]), axis=1))
-        if self.masks.is_cuda:
-            packed = packed.pin_memory()
+    def set_masks(self, slots: Sequence[int], masks: Sequence[np.ndarray]) -> None:
+        """Of each slot, int32 or uint32 [ceil(V / 32)], until another is set, or none. Ordered on the current stream,
+        without waiting: torch's allocator keeps the pinned memory until it is copied."""
+        width = self.masks.shape[1]
+        packed = torch.empty(len(slots), width + _SLOT_WORDS, dtype=torch.int32, pin_memory=self.masks.is_cuda)
+        rows = packed.numpy()
+        for row, slot, mask in zip(rows, slots, masks, strict=True):
+            row[: self.num_words] = mask.view(np.int32)
+            row[width:].view(np.int64)[0] = slot
         on_device = packed.to(self.masks.device, non_blocking=True)
-        places = on_device[:, -1].long()
-        self.masks.index_copy_(0, places, on_device[:, :-1])
-        self.is_masked.index_fill_(0, places, 1)
+        places = on_device[:, width:].view(torch.int64)[:, 0]
+        self.masks.index_copy_(0, places, on_device[:, :width])
+        if not self._masked.issuperset(slots):
+            self._masked.update(slots)
+            self.is_masked.index_fill_(0, places, 1)
 
     def clear_mask(self, slot: int) -> None:
         if slot in self._masked:
@@ -60,7 +57,7 @@ class MaskTable:
             self.is_masked[slot].zero_()
 
 
-def apply_masks(logits: Tensor, slots: Tensor, table: Masks) -> Tensor:
+def apply_masks(logits: Tensor, slots: Tensor, table: MaskTable) -> Tensor:
     """`logits`, changed. Raises ValueError for wrong shapes, dtypes or layouts."""
     _check(logits, slots, table)
     if not launches(logits):
@@ -73,11 +70,11 @@ def apply_masks(logits: Tensor, slots: Tensor, table: Masks) -> Tensor:
     return logits
 
 
-def ref_apply_masks(logits: Tensor, slots: Tensor, table: Masks) -> Tensor:
+def ref_apply_masks(logits: Tensor, slots: Tensor, table: MaskTable) -> Tensor:
     """A copy of `logits` with the masks applied, in plain torch."""
     at = slots.long().clamp(min=0)
     is_masked = (slots >= 0) & (table.is_masked[at] != 0)
-    return torch.where(is_masked[:, None], mask_tokens(logits, table.masks[at]), logits)
+    return torch.where(is_masked[:, None], mask_tokens(logits, table.masks[at, : table.num_words]), logits)
 
 
 @triton.jit(do_not_specialize=["num_words"], do_not_specialize_on_alignment=["slots"])
@@ -94,7 +91,7 @@ def _apply(logits, slots, masks, is_masked, V, num_words, TILE: tl.constexpr):
     tl.store(logits + row * V + ids, float("-inf"), mask=inside & (((words >> (ids & 31)) & 1) == 0))
 
 
-def _check(logits: Tensor, slots: Tensor, table: Masks) -> None:
+def _check(logits: Tensor, slots: Tensor, table: MaskTable) -> None:
     if logits.dim() != 2 or logits.dtype != torch.float32 or not logits.is_contiguous():
         raise ValueError(f"logits must be contiguous fp32 [B, V], not {logits.dtype} {tuple(logits.shape)}")
     if logits.shape[1] != table.vocab_size:

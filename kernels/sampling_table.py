@@ -1,6 +1,6 @@
 """How each running sequence draws its tokens, as device tensors that captured kernels read: a row a slot.
 
-A slot is one row of each: its parameters, the program of its samplers where it needs one, counts, state, mask.
+A slot is one row of each: its parameters, the program of its samplers where it needs one, counts, state.
 Setting a slot is one upload from pinned memory and a few copies on the device; nothing waits for the device.
 """
 
@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Sequence
 from struct import Struct
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,8 +28,7 @@ class SamplingTable:
     `words` int32 [S, WORDS]: what the fused tail does with a sequence. `programs` int32 [S, PROGRAM_WORDS]: what is
     done instead, if anything, in which order. `counts` int32 [S, V]: how often a token stands in the output, plus
     IN_PROMPT where it stands in the prompt; kept for sequences with penalties only. `last_token` int32 [S]: the last
-    drawn, or what `set` was given. `states` fp32 [S, 2]: what tokens do not determine (see `initial_state`). `masks`
-    int32 [S, ceil(V / 32)]: which tokens may be drawn where `is_masked` int32 [S], bit i of word i // 32 for id i."""
+    drawn, or what `set` was given. `states` fp32 [S, 2]: what tokens do not determine (see `initial_state`)."""
 
     def __init__(self, num_slots: int, vocab_size: int, device: torch.device | str) -> None:
         self.device = torch.device(device)
@@ -40,8 +38,6 @@ class SamplingTable:
         self.counts = torch.zeros(num_slots, vocab_size, dtype=torch.int32, device=self.device)
         self.last_token = torch.zeros(num_slots, dtype=torch.int32, device=self.device)
         self.states = torch.zeros(num_slots, 2, device=self.device)
-        self.masks = torch.zeros(num_slots, -(-vocab_size // 32), dtype=torch.int32, device=self.device)
-        self.is_masked = torch.zeros_like(self.last_token)
 
     @property
     def num_slots(self) -> int:
@@ -76,8 +72,8 @@ class SamplingTable:
         output_ids: Sequence[int] = (),
         state: tuple[float, float] | None = None,
     ) -> None:
-        """Begins a sequence in `slot`, ordered on the current stream, without a mask. Output it already has counts as
-        drawn here; `state` is the one after it, None before the first token.
+        """Begins a sequence in `slot`, ordered on the current stream. Output it already has counts as drawn
+        here; `state` is the one after it, None before the first token.
 
         Raises ValueError where a token is not in the vocabulary, IndexError where there is no such slot."""
         if not 0 <= slot < self.num_slots:
@@ -93,7 +89,6 @@ class SamplingTable:
         self.programs[slot].copy_(program)
         self.states[slot].copy_(states.view(torch.float32))
         self.last_token[slot : slot + 1].copy_(last_token)
-        self.is_masked[slot].zero_()
         if params.is_penalised:
             ids, values = entries.view(2, -1)
             self.counts[slot].zero_().index_copy_(0, ids.long(), values)
@@ -105,14 +100,6 @@ class SamplingTable:
     def set_epoch(self, slot: int, epoch: int) -> None:
         """How often the sequence was rewound: part of its noise from now on."""
         self.words[slot, EPOCH : EPOCH + 1].fill_(epoch)
-
-    def set_masks(self, slots: Sequence[int], masks: np.ndarray) -> None:
-        """`masks` int32 or uint32 [len(slots), ceil(V / 32)], each until its slot is set, cleared or masked anew."""
-        assert masks.shape == (len(slots), self.masks.shape[1])
-        packed = self._upload(list(slots), masks.tobytes())
-        words, places = packed.split((masks.size, len(slots)))
-        self.masks.index_copy_(0, places.long(), words.view(len(slots), -1))
-        self.is_masked.index_fill_(0, places.long(), 1)
 
     def _upload(self, numbers: list[int], head: bytes) -> Tensor:
         """int32 on the device: `head`, then `numbers`. Pinned memory comes from torch's allocator, which gives it

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...kernels.history_step import apply_history
 from ...kernels.history_table import HistoryParams, HistoryTable
-from ...kernels.sampling_mask import Masks, MaskTable, apply_masks
+from ...kernels.sampling_mask import MaskTable, apply_masks
 from ...kernels.sampling_program import can_run
 from ...kernels.sampling_table import SamplingTable, SlotParams
 from ...kernels.sampling_tail import TailWorkspace, sample_tail
@@ -91,8 +91,8 @@ class DeviceSampler:
         """`phrases` finds the strings of DRY's breakers and bad_words in tokens; without it they are refused. A
         sequence draws up to 1 + `max_drafts` tokens in a step, one a turn."""
         self.table = SamplingTable(num_slots, vocab_size, device)
-        self._turn_masks = [MaskTable(num_slots, vocab_size, device) for _ in range(max_drafts)]
-        """Of each turn after the first, whose masks the table has."""
+        self._masks = [MaskTable(num_slots, vocab_size, device) for _ in range(1 + max_drafts)]
+        """Of each turn."""
         vocabulary = None if phrases is None else (phrases.vocabulary.offsets, phrases.vocabulary.data)
         self.history = HistoryTable(num_slots, vocab_size, device, vocabulary)
         self._workspace = TailWorkspace(num_slots, vocab_size, device)
@@ -116,9 +116,8 @@ class DeviceSampler:
         self.table.set(slot, _slot_params(params, seed.key), prompt_ids, seed.output_ids, state)
         if allowed is not None:
             self._allowed[slot] = allowed
-            every_turn: list[Masks] = [self.table, *self._turn_masks]
-            for masks in every_turn:
-                masks.set_masks([slot], allowed[None])
+            for masks in self._masks:
+                masks.set_masks([slot], [allowed])
         if params.logit_bias or params.min_tokens > len(seed.output_ids):
             self._rules[slot] = _Rules.of(params, _not_alone(seed.stop_ids, allowed))
 
@@ -126,7 +125,7 @@ class DeviceSampler:
         """Ends it."""
         for known in (self._rules, self._allowed, self._epochs):
             known.pop(slot, None)
-        for masks in self._turn_masks:
+        for masks in self._masks:
             masks.clear_mask(slot)
         self.history.clear(slot)
         self.table.clear(slot)
@@ -144,10 +143,7 @@ class DeviceSampler:
         masked = [(slot, draw.mask) for slot, draw in zip(slots, draws, strict=True) if draw.mask is not None]
         if masked:
             masks = [self._within_bans(slot, mask.result().view(np.int32)) for slot, mask in masked]
-            self._masks_of(turn).set_masks([slot for slot, _ in masked], np.stack(masks))
-
-    def _masks_of(self, turn: int) -> Masks:
-        return self._turn_masks[turn - 1] if turn else self.table
+            self._masks[turn].set_masks([slot for slot, _ in masked], masks)
 
     def _within_bans(self, slot: int, mask: np.ndarray) -> np.ndarray:
         """Guidance wins where bans and guidance leave nothing."""
@@ -204,7 +200,7 @@ class DeviceSampler:
     ) -> None:
         """int32 `out` [N] from fp32 `logits` [N, V], which are overwritten; `slots` and `positions` int32 [N], −1 for
         padding. `edits`: rows, ids, values and, int32 [1], how many of them count."""
-        apply_masks(logits, slots, self._masks_of(turn))
+        apply_masks(logits, slots, self._masks[turn])
         if edits is not None:
             apply_edits(logits, *edits)
         apply_history(logits, slots, positions, self.table.last_token, self.history)

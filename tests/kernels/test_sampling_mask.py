@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 import torch
 from isthmus.kernels.sampling_mask import MaskTable, apply_masks, ref_apply_masks
-from isthmus.kernels.sampling_table import SamplingTable, SlotParams
 
 
 def check(device, vocab_size, apply=apply_masks):
     """Slots 1 and 4 of 5 are masked; rows are slots 4, padding, 1, 0."""
     rng = np.random.default_rng(vocab_size)
-    table = SamplingTable(5, vocab_size, device)
+    table = MaskTable(5, vocab_size, device)
     allowed = rng.random((2, vocab_size)) < 0.3
     words = np.zeros((2, -(-vocab_size // 32) * 4), np.uint8)
     words[:, : -(-vocab_size // 8)] = np.packbits(allowed, axis=1, bitorder="little")
@@ -42,16 +41,8 @@ def test_compiled(vocab_size):
     check("cuda", vocab_size)
 
 
-def test_a_slot_that_is_set_has_no_mask():
-    table = SamplingTable(2, 40, "cpu")
-    table.set_masks([1], np.zeros((1, 2), np.int32))
-    assert table.is_masked.tolist() == [0, 1]
-    table.set(1, SlotParams())
-    assert table.is_masked.tolist() == [0, 0]
-
-
 def test_wrong_arguments_are_refused():
-    table = SamplingTable(2, 40, "cpu")
+    table = MaskTable(2, 40, "cpu")
     slots = torch.zeros(2, dtype=torch.int32)
     with pytest.raises(ValueError, match="logits must be"):
         apply_masks(torch.zeros(2, 40, dtype=torch.float64), slots, table)
@@ -61,16 +52,17 @@ def test_wrong_arguments_are_refused():
         apply_masks(torch.zeros(2, 40), slots.long(), table)
 
 
-def test_a_table_of_masks_alone_does_as_the_sampling_table_does():
-    masks, table = MaskTable(3, 70, "cpu"), SamplingTable(3, 70, "cpu")
-    words = np.array([[5, 9, 1], [2, 0, 63]], np.uint32)
-    for one in (masks, table):
-        one.set_masks([2, 0], words)
-        one.set_masks([2], words[1:])
-    assert torch.equal(masks.masks[[0, 2]], table.masks[[0, 2]])
-    assert masks.is_masked.tolist() == table.is_masked.tolist() == [1, 0, 1]
+@pytest.mark.parametrize("vocab_size", [70, 64])
+def test_a_mask_stays_until_another_or_none_is_set(vocab_size):
+    masks = MaskTable(3, vocab_size, "cpu")
+    words = np.array([[5, 9, 1], [2, 0, 63]], np.uint32)[:, : -(-vocab_size // 32)]
+    masks.set_masks([2, 0], words)
+    masks.set_masks([2], words[1:])
+    assert np.array_equal(masks.masks[[2, 0], : masks.num_words].numpy(), words[[1, 1]])
+    assert masks.is_masked.tolist() == [1, 0, 1]
     masks.clear_mask(2)
     masks.clear_mask(1)  # never had one
     assert masks.is_masked.tolist() == [1, 0, 0]
     masks.set_masks([2], words[:1])
     assert masks.is_masked.tolist() == [1, 0, 1]
+    assert np.array_equal(masks.masks[2, : masks.num_words].numpy(), words[0].view(np.int32))
