@@ -106,23 +106,24 @@ class Drawing:
     # What the device is told.
 
     def prepare(self, grid: Grid, rest: Sequence[Draw]) -> None:
-        """What draws bring along."""
+        """What draws bring along; masks are waited for."""
         if self.sampler is None:
             return
         first = [row.draws[0] for row in grid.rows] + [draw for draw in rest if draw.seq_id not in self.eager]
         self.sampler.prepare([self._sequences.slot(draw.seq_id) for draw in first], first)
         for turn in range(1, grid.num_turns):
             self.set_masks(turn, [row.draws[turn] for row in grid.rows if len(row.draws) > turn])
+        self._upload_edits(grid.draws)
 
     def set_masks(self, turn: int, draws: Sequence[Draw]) -> None:
         assert self.sampler is not None
         self.sampler.set_masks(turn, [self._sequences.slot(draw.seq_id) for draw in draws], draws)
 
-    def upload_edits(self, draws: Sequence[Draw]) -> None:
+    def _upload_edits(self, draws: Sequence[Draw]) -> None:
         """Of a grid."""
-        if self.sampler is not None:
-            slots = [-1 if draw.seq_id < 0 else self._sequences.slot(draw.seq_id) for draw in draws]
-            self._edits.upload(self.sampler.edits(slots, draws))
+        assert self.sampler is not None
+        slots = [-1 if draw.seq_id < 0 else self._sequences.slot(draw.seq_id) for draw in draws]
+        self._edits.upload(self.sampler.edits(slots, draws))
 
     # Draws.
 

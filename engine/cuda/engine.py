@@ -114,6 +114,8 @@ class CudaEngine:
         self._host_tokens = [runtime.pinned(len(self._drawing.tokens)) for _ in range(2)]
         self._ladder = NOTHING_CAPTURED
         self._graphs: dict[StepSize, Callable[[], None]] = {}
+        self._halves: dict[StepSize, tuple[Callable[[], None], Callable[[], None]]] = {}
+        """The model's part, and that of drawing."""
         self._proposals: dict[StepSize, Callable[[], None]] = {}
         self._head = None if head is None else self._follow_with(head, max_blocks)
         self._proposer = self._make_proposer(draft, max_blocks) if draws else None
@@ -179,9 +181,8 @@ class CudaEngine:
         grid = self._grid([row for row, single in zip(plan.rows, is_single, strict=True) if single], chunks)
         rest_draws = [draw for row in chunks for draw in row.draws]
         rest_draws += [draw for part in plan.shipped for draw in part.draws]
-        self._drawing.prepare(grid, rest_draws)
         facts = PromptFacts()
-        logits = self._compute(grid, chunks, facts) if plan.rows else self._chunk_logits[:0]
+        logits = self._compute(grid, chunks, rest_draws, facts)
         wanted = [row for row in chunks if row.draws or row.keep_logits]
         kept = {row.seq_id: to_host(self._runtime, logits[i]) for i, row in enumerate(wanted) if row.keep_logits}
         states = self._drawing.take_states(list(grid.placed), 0, grid.num_turns > 1)
@@ -278,20 +279,30 @@ class CudaEngine:
         if self._proposer is not None:
             self._proposer.verified(rows, guesses)
 
-    def _compute(self, grid: Grid, chunks: Sequence[Row], facts: PromptFacts) -> Tensor:
+    def _compute(self, grid: Grid, chunks: Sequence[Row], rest: Sequence[Draw], facts: PromptFacts) -> Tensor:
         """Stores all KV and draws for `grid`; logits of the last position of each chunk that needs them. What chunks
         tell of their prompts is added to `facts`."""
+        if not grid.rows and not chunks:
+            self._drawing.prepare(grid, rest)
+            return self._chunk_logits[:0]
         tokens = np.concatenate((self._grid_inputs(grid), self._chunk_rows(chunks)), axis=1)
         lengths = [len(row.token_ids) for row in chunks]
-        self._drawing.upload_edits(grid.draws)
         if self._head is not None:
             num_rows = len(grid.rows)
             self._head.begin(tokens[1, :num_rows], tokens[2, :num_rows], chunks, has_guesses=grid.num_turns > 1)
         size = self._fit(grid, lengths)
         if size is None or any(row.num_scored or row.pooling for row in chunks):
+            self._drawing.prepare(grid, rest)
             return self._launch_step(grid, chunks, tokens, facts)
         given = StepSize(grid.stride, sum(lengths), grid.num_turns - 1)
         self._inputs.upload(self._parity, tokens, given, size)
+        if grid.has_masks and size in self._halves:
+            compute, draw = self._halves[size]
+            compute()  # before masks, which are made meanwhile, are waited for
+            self._drawing.prepare(grid, rest)
+            draw()
+            return self._chunk_logits[:0]
+        self._drawing.prepare(grid, rest)
         self._propose(grid, self._inputs.of(size.num_tokens), size)
         needing = [index for index, row in enumerate(chunks) if row.draws or row.keep_logits]
         if chunks:
@@ -307,6 +318,9 @@ class CudaEngine:
 
     def _captured_step(self, size: StepSize) -> None:
         """The device's part of a step, from the inputs' places to those of tokens and logits: what graphs repeat."""
+        self._captured_draws(size, self._captured_logits(size))
+
+    def _captured_logits(self, size: StepSize) -> tuple[Tensor, Followed | None]:
         n, inputs = size.num_decode_tokens, self._inputs.of(size.num_tokens)
         chunks, wanted = None, None
         if size.num_chunk_tokens:
@@ -319,11 +333,14 @@ class CudaEngine:
         streams = self._streams(inputs, num_lagging)
         hidden = self._model.hidden(self._embed(inputs, self._model.embedding), wanted, attention, streams)
         logits = self._model.head(hidden) if len(hidden) else self._chunk_logits[:0]
-        followed = self._follow_head(inputs, streams, n, size.num_single, num_lagging)
+        return logits, self._follow_head(inputs, streams, n, size.num_single, num_lagging)
+
+    def _captured_draws(self, size: StepSize, computed: tuple[Tensor, Followed | None]) -> None:
+        (logits, followed), inputs = computed, self._inputs.of(size.num_tokens)
         turns = self._drawing.draw_grid(logits, inputs, size.num_single, 1 + size.num_drafts)
-        self._keep_hidden(followed, turns, num_lagging)
+        self._keep_hidden(followed, turns, 0 if size.num_drafts else size.num_decode_tokens)
         if size.num_chunk_tokens:
-            self._chunk_logits.copy_(logits[n:])
+            self._chunk_logits.copy_(logits[size.num_decode_tokens :])
 
     def _launch_step(self, grid: Grid, chunks: Sequence[Row], tokens: np.ndarray, facts: PromptFacts) -> Tensor:
         """As `_compute`, kernel by kernel."""
@@ -458,6 +475,10 @@ class CudaEngine:
             self._chunk_inputs.upload(0, (), size.num_single, ())
             self._captured_step(size)  # compiles, and lets libraries allocate
             self._graphs[size] = self._runtime.capture(partial(self._captured_step, size))
+            if not size.num_chunk_tokens and not size.num_drafts:
+                self._halves[size] = self._runtime.capture_in_two(
+                    partial(self._captured_logits, size), partial(self._captured_draws, size)
+                )
             if self._proposer is not None and size.num_drafts:
                 inputs = self._inputs.of(size.num_tokens)
                 propose = partial(self._proposer.propose, inputs, size.num_single, 1 + size.num_drafts)

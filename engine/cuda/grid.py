@@ -45,6 +45,11 @@ class Grid:
         return [index for index, row in enumerate(self.rows) if DRAFT in row.token_ids[1:2]]
 
     @property
+    def has_masks(self) -> bool:
+        """Of what is drawn first in its rows."""
+        return any(row.draws[0].mask is not None for row in self.rows)
+
+    @property
     def guided(self) -> list[int]:
         """Of those, rows that have a grammar."""
         return [index for index in self.asking if self.rows[index].follow is not None]

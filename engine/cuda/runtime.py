@@ -7,12 +7,14 @@ what belongs to a step, but may wait while the step goes on.
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from functools import partial
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 Run = Callable[[], None]
+T = TypeVar("T")
 
 
 class Runtime(Protocol):
@@ -27,6 +29,10 @@ class Runtime(Protocol):
     def capture(self, run: Run) -> Run:
         """What repeats the device's part of `run`, which allocates no memory that outlives it and never waits. `run`
         has been called before, so that its kernels are compiled."""
+
+    def capture_in_two(self, first: Callable[[], T], then: Callable[[T], None]) -> tuple[Run, Run]:
+        """As `capture`, of a run in two parts, of which the second takes what the first gives. They are repeated one
+        right after the other: nothing else that was captured comes in between."""
 
     def beside(self) -> AbstractContextManager[object]:
         """Device work within, which allocates nothing, begins after what compute has been told, and goes beside what
@@ -66,11 +72,19 @@ class CudaRuntime:
         return event.synchronize
 
     def capture(self, run: Run) -> Run:
+        return self._capture(run)[0]
+
+    def capture_in_two(self, first: Callable[[], T], then: Callable[[T], None]) -> tuple[Run, Run]:
+        replay_first, made = self._capture(first)
+        replay_then, _ = self._capture(partial(then, made))
+        return replay_first, replay_then
+
+    def _capture(self, run: Callable[[], T]) -> tuple[Run, T]:
         graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
         with torch.cuda.graph(graph, pool=self._graph_pool, stream=self._capture_stream):
-            run()
-        return graph.replay
+            made = run()
+        return graph.replay, made
 
     def beside(self) -> AbstractContextManager[object]:
         self._beside.wait_stream(torch.cuda.current_stream())
@@ -103,6 +117,10 @@ class HostRuntime:
 
     def capture(self, run: Run) -> Run:
         return run
+
+    def capture_in_two(self, first: Callable[[], T], then: Callable[[T], None]) -> tuple[Run, Run]:
+        made: list[T] = []
+        return lambda: made.append(first()), lambda: then(made.pop())
 
     def beside(self) -> AbstractContextManager[object]:
         return nullcontext()
