@@ -113,17 +113,20 @@ class Drawing:
         self.sampler.prepare([self._sequences.slot(draw.seq_id) for draw in first], first)
         for turn in range(1, grid.num_turns):
             self.set_masks(turn, [row.draws[turn] for row in grid.rows if len(row.draws) > turn])
-        self._upload_edits(grid.draws)
+        self._upload_edits(grid)
 
     def set_masks(self, turn: int, draws: Sequence[Draw]) -> None:
         assert self.sampler is not None
         self.sampler.set_masks(turn, [self._sequences.slot(draw.seq_id) for draw in draws], draws)
 
-    def _upload_edits(self, draws: Sequence[Draw]) -> None:
-        """Of a grid."""
+    def _upload_edits(self, grid: Grid) -> None:
         assert self.sampler is not None
-        slots = [-1 if draw.seq_id < 0 else self._sequences.slot(draw.seq_id) for draw in draws]
-        self._edits.upload(self.sampler.edits(slots, draws))
+        edits = None
+        if self.sampler.may_edit(draw for row in grid.rows for draw in row.draws):
+            draws = grid.draws
+            slots = [-1 if draw.seq_id < 0 else self._sequences.slot(draw.seq_id) for draw in draws]
+            edits = self.sampler.edits(slots, draws)
+        self._edits.upload(edits)
 
     # Draws.
 
@@ -197,6 +200,11 @@ class Drawing:
         return -1 if draw.seq_id in self.eager else self._sequences.slot(draw.seq_id)
 
     # What is told of them.
+
+    @property
+    def tells_more(self) -> bool:
+        """Than tokens, of some sequence."""
+        return bool(self._num_logprobs or self._state_sizes)
 
     def take_states(self, made: Sequence[tuple[int, Draw]], first_place: int, in_turns: bool) -> list[StatesPart]:
         """On their way to the host, where a sequence has one. `made`: draws, each with its place counted from the

@@ -27,7 +27,7 @@ from ..sampler import Sampler
 from ..streams import NO_STREAMS, Streams
 from .attention import AttentionState, Chunks, StepAttention
 from .drawing import Drawing, DrawSizes
-from .drawn_states import DrawnStates
+from .drawn_states import DrawnStates, StatesPart
 from .following_head import Followed, FollowingHead
 from .grid import Grid
 from .head_proposer import HeadProposer
@@ -38,6 +38,7 @@ from .pool import CudaKvPool
 from .pools import Pools
 from .prompt_facts import PromptFacts
 from .proposer import DeviceProposer
+from .readback import Readback
 from .runtime import Runtime
 from .sequences import Sequences
 from .step import NO_PLACE, REFUSED, Step
@@ -111,7 +112,7 @@ class CudaEngine:
         self._inputs = Inputs(runtime, max_tokens)
         self._chunk_inputs = ChunkInputs(runtime, MAX_CHUNKS)
         self._chunk_logits = torch.zeros(MAX_CHUNKS, self.vocab_size, device=device)
-        self._host_tokens = [runtime.pinned(len(self._drawing.tokens)) for _ in range(2)]
+        self._readback = Readback(runtime, self._drawing.tokens)
         self._ladder = NOTHING_CAPTURED
         self._graphs: dict[StepSize, Callable[[], None]] = {}
         self._halves: dict[StepSize, tuple[Callable[[], None], Callable[[], None]]] = {}
@@ -185,21 +186,22 @@ class CudaEngine:
         logits = self._compute(grid, chunks, rest_draws, facts)
         wanted = [row for row in chunks if row.draws or row.keep_logits]
         kept = {row.seq_id: to_host(self._runtime, logits[i]) for i, row in enumerate(wanted) if row.keep_logits}
-        states = self._drawing.take_states(list(grid.placed), 0, grid.num_turns > 1)
+        states: list[StatesPart] = []
+        logprobs = None
+        if tells_more := self._drawing.tells_more:
+            states += self._drawing.take_states(list(grid.placed), 0, grid.num_turns > 1)
         rest, eager = self._drawing.draw_rest(plan, wanted, logits, grid.num_tokens)
-        states += self._drawing.take_states(list(enumerate(rest_draws)), grid.num_tokens, False)
-        placed = [*grid.placed, *enumerate(rest_draws, grid.num_tokens)]
-        logprobs = self._drawing.measure(placed, grid.num_tokens, rest)
-        num_places = grid.num_tokens + len(rest_draws)
-        host = self._host_tokens[self._parity][:num_places]
-        if num_places:
-            host.copy_(self._drawing.tokens[:num_places], non_blocking=True)
+        if tells_more:
+            states += self._drawing.take_states(list(enumerate(rest_draws)), grid.num_tokens, False)
+            placed = [*grid.placed, *enumerate(rest_draws, grid.num_tokens)]
+            logprobs = self._drawing.measure(placed, grid.num_tokens, rest)
+        tokens = self._readback.take(self._parity, grid.num_tokens + len(rest_draws))
         order, guesses = _places(plan, is_single, grid)
         proposed = self._read_proposed(grid)
         return Step(
             plan,
             self._runtime.mark(),
-            host.numpy(),
+            tokens,
             order,
             guesses,
             proposed,
@@ -215,8 +217,10 @@ class CudaEngine:
     def _grid(self, rows: Sequence[Row], chunks: Sequence[Row]) -> Grid:
         """Guesses are left out beside chunks, and where no captured step has room for them."""
         max_drafts = max((row.num_drafts for row in rows), default=0)
+        if not max_drafts:
+            return Grid.plain(rows)
         num_asking = sum(self._drawing.tells_logprobs(row.seq_id) for row in rows)
-        if not max_drafts or chunks or num_asking * (1 + max_drafts) > self._drawing.num_kept:
+        if chunks or num_asking * (1 + max_drafts) > self._drawing.num_kept:
             return Grid.of(rows, len(rows), 0)
         size = self._ladder.fit_drafted(len(rows), max_drafts) if self._graphs else StepSize(len(rows), 0, max_drafts)
         if size is None:
@@ -234,11 +238,11 @@ class CudaEngine:
             _without_guesses(row) if DRAFT in row.token_ids[1:2] and row.seq_id not in ready else row for row in rows
         ]
 
-    def _propose(self, grid: Grid, inputs: TokenInputs, size: StepSize | None) -> None:
-        """The guesses of rows that ask for them, made before the step that verifies them."""
-        asking = grid.asking
-        if not asking:
+    def _propose(self, grid: Grid, num_tokens: int, size: StepSize | None) -> None:
+        """The guesses of rows that ask for them, made before the step of so many tokens that verifies them."""
+        if not grid.asking:
             return
+        inputs = self._inputs.of(num_tokens)
         assert self._proposer is not None
         self._proposer.upload(self._parity, grid.rows)
         if size is None:
@@ -285,7 +289,9 @@ class CudaEngine:
         if not grid.rows and not chunks:
             self._drawing.prepare(grid, rest)
             return self._chunk_logits[:0]
-        tokens = np.concatenate((self._grid_inputs(grid), self._chunk_rows(chunks)), axis=1)
+        tokens = self._grid_inputs(grid)
+        if chunks:
+            tokens = np.concatenate((tokens, self._chunk_rows(chunks)), axis=1)
         lengths = [len(row.token_ids) for row in chunks]
         if self._head is not None:
             num_rows = len(grid.rows)
@@ -303,7 +309,7 @@ class CudaEngine:
             draw()
             return self._chunk_logits[:0]
         self._drawing.prepare(grid, rest)
-        self._propose(grid, self._inputs.of(size.num_tokens), size)
+        self._propose(grid, size.num_tokens, size)
         needing = [index for index, row in enumerate(chunks) if row.draws or row.keep_logits]
         if chunks:
             self._chunk_inputs.upload(self._parity, lengths, size.num_single, needing)
@@ -348,7 +354,7 @@ class CudaEngine:
         size = StepSize(n, num_tokens - n)
         self._inputs.upload(self._parity, tokens, size, size)
         inputs, ends = self._inputs.of(num_tokens), list(range(n))
-        self._propose(grid, inputs, None)
+        self._propose(grid, num_tokens, None)
         runs: list[Run] = []
         for row in chunks:
             first = runs[-1].first_token + runs[-1].num_tokens if runs else 0
@@ -424,8 +430,9 @@ class CudaEngine:
         """One token in, and guesses, the next of the same sequence out, and kernels draw them."""
         if row.keep_logits or row.prompt_logprobs is not None or row.pooling or row.seq_id in self._drawing.eager:
             return False
-        is_drawn = [draw.seq_id for draw in row.draws] == [row.seq_id] * len(row.token_ids)
-        return is_drawn and len(row.token_ids) == 1 + row.num_drafts
+        if len(row.token_ids) != 1 + row.num_drafts or len(row.draws) != len(row.token_ids):
+            return False
+        return all(draw.seq_id == row.seq_id for draw in row.draws)
 
     # What the device is told.
 
@@ -439,14 +446,14 @@ class CudaEngine:
         num_kept = 0
         for index, row in enumerate(grid.rows):
             slot = self._sequences.slot(row.seq_id)
-            new_block, no_block = self._sequences.new_block(slot, row), (-1, 0)
             asks = self._drawing.tells_logprobs(row.seq_id)
-            for turn, (place, token) in enumerate(zip(grid.places(index), row.token_ids, strict=True)):
+            new_block = self._sequences.new_block(slot, row)
+            for turn, token in enumerate(row.token_ids):
                 given = -1 if token == IN_FLIGHT else token
-                brings = no_block if turn else new_block
-                position = row.start + turn
-                drawn_at, kept_at = row.draws[turn].position, num_kept if asks else -1
-                columns[place] = given, slot, position, drawn_at, *brings, kept_at
+                position, drawn_at = row.start + turn, row.draws[turn].position
+                kept_at = num_kept if asks else -1
+                columns[index + turn * grid.stride] = given, slot, position, drawn_at, *new_block, kept_at
+                new_block = -1, 0
                 num_kept += asks
         return np.array(columns, np.int32).reshape(-1, len(FIELDS)).T
 
@@ -561,9 +568,11 @@ def _without_guesses(row: Row) -> Row:
     return with_guesses(row, Guesses((), row.draws[:1])) if row.num_drafts else row
 
 
-def _places(plan: Plan, is_single: Sequence[bool], grid: Grid) -> tuple[list[int], list[tuple[int, Guesses]]]:
+def _places(plan: Plan, is_single: Sequence[bool], grid: Grid) -> tuple[Sequence[int], list[tuple[int, Guesses]]]:
     """Of the draws of a plan, where they are made, and the guesses of its rows, each with the number of its first draw.
     After the grid come the draws of chunks, then those from shipped logits."""
+    if grid.num_turns == 1 and all(is_single) and not any(row.num_drafts for row in plan.rows):
+        return range(len(plan.rows) + sum(len(part.draws) for part in plan.shipped)), []
     order: list[int] = []
     guesses: list[tuple[int, Guesses]] = []
     index, place = 0, grid.num_tokens

@@ -24,6 +24,11 @@ class Grid:
     """Places of guesses that were `DRAFT`, and after which grammars let nothing come."""
 
     @classmethod
+    def plain(cls, rows: Sequence[Row]) -> "Grid":
+        """Of rows without guesses."""
+        return cls(rows, [None] * len(rows), len(rows))
+
+    @classmethod
     def of(cls, rows: Sequence[Row], stride: int, max_drafts: int) -> "Grid":
         """Guesses beyond `max_drafts` are left out, and what grammars do not allow. `DRAFT` stays until it is known."""
         guesses = [_guesses_of(row, max_drafts) for row in rows]
@@ -42,6 +47,8 @@ class Grid:
     @property
     def asking(self) -> list[int]:
         """Rows whose guesses are `DRAFT`."""
+        if self.num_turns == 1:
+            return []
         return [index for index, row in enumerate(self.rows) if DRAFT in row.token_ids[1:2]]
 
     @property

@@ -20,6 +20,7 @@ from .step_sizes import StepSize
 
 FIELDS = ("token_ids", "rows", "positions", "draw_positions", "new_indices", "new_blocks", "kept_places")
 PADDING = (0, -1, 0, 0, -1, 0, -1)
+_PADDING_COLUMN = np.array(PADDING, np.int32)[:, None]
 ALIGNED = 16
 MAX_SEQUENCE_EDITS = 1024 + 256 + 32 + MAX_RANGE_BANS + MAX_BANS
 """Of one draw: as many biases, stop and banned tokens as a request may name, ends of a sequence, bans of phrases."""
@@ -49,26 +50,44 @@ class Inputs:
         size = len(FIELDS) * _aligned(max_tokens)
         self._device = torch.zeros(size, dtype=torch.int32, device=runtime.device)
         self._host = [runtime.pinned(size) for _ in range(2)]
-        self._numpy = [host.numpy() for host in self._host]
         self.counting = torch.arange(max_tokens, dtype=torch.int32, device=runtime.device)
+        # Views that are made once: making one takes about as long as the copy.
+        self._inputs: dict[int, TokenInputs] = {}
+        self._uploads: dict[tuple[int, int], tuple[np.ndarray, Tensor, Tensor]] = {}
 
     def of(self, num_tokens: int) -> TokenInputs:
         """Where `upload` puts the inputs of so many tokens: always the same place."""
-        fields = self._device[: len(FIELDS) * _aligned(num_tokens)].view(len(FIELDS), -1)
-        return TokenInputs(*fields[:, :num_tokens].unbind(0))
+        inputs = self._inputs.get(num_tokens)
+        if inputs is None:
+            fields = self._device[: len(FIELDS) * _aligned(num_tokens)].view(len(FIELDS), -1)
+            inputs = self._inputs[num_tokens] = TokenInputs(*fields[:, :num_tokens].unbind(0))
+        return inputs
 
     def upload(self, parity: int, tokens: np.ndarray, given: StepSize, size: StepSize) -> None:
         """`tokens` int32 [fields, n]: those of rows that are drawn for, then those of chunks, as many as `given` says.
         Each kind is filled up with padding to what `size` says."""
-        num_single, num_tokens = given.num_decode_tokens, size.num_tokens
-        table = self._numpy[parity][: len(FIELDS) * _aligned(num_tokens)].reshape(len(FIELDS), -1)
+        num_single = given.num_decode_tokens
+        table, host, device = self._upload_of(parity, _aligned(size.num_tokens))
         if given != size:
-            table[:] = np.array(PADDING, np.int32)[:, None]
+            table[:] = _PADDING_COLUMN
         table[:, :num_single] = tokens[:, :num_single]
-        first = size.num_decode_tokens
-        table[:, first : first + given.num_chunk_tokens] = tokens[:, num_single:]
-        length = table.size  # what is between fields is never read
-        self._device[:length].copy_(self._host[parity][:length], non_blocking=True)
+        if given.num_chunk_tokens:
+            first = size.num_decode_tokens
+            table[:, first : first + given.num_chunk_tokens] = tokens[:, num_single:]
+        device.copy_(host, non_blocking=True)
+
+    def _upload_of(self, parity: int, width: int) -> tuple[np.ndarray, Tensor, Tensor]:
+        """Host memory for fields of `width` tokens, [fields, width] and as what is copied, and where that goes."""
+        found = self._uploads.get((parity, width))
+        if found is None:
+            length = len(FIELDS) * width  # what is between fields is never read
+            host = self._host[parity][:length]
+            found = self._uploads[parity, width] = (
+                host.numpy().reshape(len(FIELDS), width),
+                host,
+                self._device[:length],
+            )
+        return found
 
 
 class ChunkInputs:

@@ -5,7 +5,7 @@ Order: masks, edits, what the tokens so far say (`history_step`), then all sampl
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from struct import unpack
 
@@ -133,7 +133,7 @@ class DeviceSampler:
     def prepare(self, slots: Sequence[int], draws: Sequence[Draw]) -> None:
         """Tells the device what draws bring along: masks, which are waited for, and epochs."""
         for slot, draw in zip(slots, draws, strict=True):
-            if draw.epoch != self._epochs.get(slot, 0):
+            if draw.epoch and draw.epoch != self._epochs.get(slot):
                 self._epochs[slot] = draw.epoch
                 self.table.set_epoch(slot, draw.epoch)
         self.set_masks(0, slots, draws)
@@ -153,9 +153,13 @@ class DeviceSampler:
         both = mask & allowed
         return both if both.any() else mask
 
+    def may_edit(self, draws: Iterable[Draw]) -> bool:
+        """Whether there may be edits of these, or of any that come with nothing."""
+        return bool(self._rules) or any(draw.bans for draw in draws)
+
     def edits(self, slots: Sequence[int], draws: Sequence[Draw]) -> Edits | None:
         """Of draws in these slots, −1 for those made elsewhere; None where there are none."""
-        if not self._rules and not any(draw.bans for draw in draws):
+        if not self.may_edit(draws):
             return None
         found = [self._edits_of(slot, draw) for slot, draw in zip(slots, draws, strict=True)]
         lengths = [len(ids) for ids, _ in found]

@@ -30,7 +30,7 @@ class Step:
     tokens: np.ndarray
     """int32, of all draws as they were made, once `wait` has returned."""
     order: Sequence[int]
-    """Where the draws of the plan stand in `tokens`, or NO_PLACE, or REFUSED."""
+    """Where the draws of the plan stand in `tokens`, or NO_PLACE, or REFUSED; a range where they stand as they are."""
     guesses: Sequence[tuple[int, Guesses]] = ()
     """Of rows that have some, with the number of their first draw."""
     proposed: np.ndarray | None = None
@@ -49,7 +49,10 @@ class Step:
     def result(self) -> Result:
         self.wait()
         order = self.order
-        token_ids = [_MISSING.get(place, token) for place, token in zip(order, self._tokens, strict=True)]
+        if isinstance(order, range):
+            token_ids = self.tokens.tolist()
+        else:
+            token_ids = [_MISSING.get(place, token) for place, token in zip(order, self._tokens, strict=True)]
         for first, guesses in self._known_guesses():
             for index in range(1, 1 + len(guesses.token_ids)):
                 was_drawn = order[first + index] not in self.refused
