@@ -24,8 +24,10 @@ NUM_PLAIN_SAMPLES = 9
 """Everything is held against plain steps."""
 FIRST_PLAIN_STEPS = 3
 """Before any guesses are made."""
-REFRESH_STEPS = 128
-"""After which a plain step is measured again."""
+REFRESH_STEPS, SURE_REFRESH_STEPS = 32, 128
+"""After which a plain step is measured again, which takes two steps without guesses: sooner where guesses promise less
+than SURE_GAIN times as many tokens a second, since what plain steps take need not stay as it is."""
+SURE_GAIN = 2.0
 CHANGED = 1.25
 """Times as long or as short: then what was measured before counts no more."""
 HELD_UP = 2.0
@@ -92,13 +94,20 @@ class DraftCosts:
     quiet_steps: int = 0
     """Since the last of those."""
     probe_steps: int = FIRST_PROBE_STEPS
+    promise: float = 1.0
+    """Of the last guesses: times as many tokens a second."""
     least_rate: float | None = None
     """As last reckoned, of a gain; None if it is to be reckoned anew."""
     least_gain: float = LEAST_GAIN
 
     @property
     def is_known(self) -> bool:
-        return len(self.plain) >= FIRST_PLAIN_STEPS and self.now - self.plain_at < REFRESH_STEPS
+        return len(self.plain) >= FIRST_PLAIN_STEPS and not self._is_stale
+
+    @property
+    def _is_stale(self) -> bool:
+        steps = SURE_REFRESH_STEPS if self.promise >= SURE_GAIN else REFRESH_STEPS
+        return self.now - self.plain_at >= steps
 
     @property
     def is_curious(self) -> bool:
@@ -138,8 +147,7 @@ class DraftCosts:
             self._rest(step)
 
     def _learn_plain(self, elapsed_s: float) -> None:
-        is_stale = len(self.plain) > 0 and self.now - self.plain_at >= REFRESH_STEPS
-        if is_stale and not 1 / CHANGED < elapsed_s / self.plain_s < CHANGED:
+        if len(self.plain) and self._is_stale and not 1 / CHANGED < elapsed_s / self.plain_s < CHANGED:
             self.plain.clear()  # contexts have grown, or others have come: what was known is another time's
         self.plain.add(elapsed_s)
         self.plain_at = self.now

@@ -18,7 +18,7 @@ from .draft_costs import FIRST_PROBE_STEPS, PROBE_GUESSES, DraftCosts, about
 
 LEAST_RATE = 0.05
 """Of the last guess of a row, that it is right."""
-LOOK_SHARE = 0.01
+LOOK_SHARE = 0.004
 """Of the time, that looks may take: steps are short where a small model runs on a GPU."""
 MOST_SEARCH_STEPS = 64
 """From one look to the next, though a first one, which reads a prompt, took long."""
@@ -60,7 +60,7 @@ class DraftPolicy:
         bar = costs.account.bar
         if not any(limits) or not costs.is_known or bar is None:
             return False
-        return costs.is_curious or _choose(_groups(rates, limits), num_rows, costs, bar) > 0
+        return costs.is_curious or _choose(_groups(rates, limits), num_rows, costs, bar)[0] > 0
 
     def lengths(self, rates: Sequence[float], limits: Sequence[int], num_rows: int) -> list[int]:
         """Guesses of some rows of a batch of `num_rows`, given how often they are right, and how many each may have."""
@@ -68,9 +68,9 @@ class DraftPolicy:
         bar = costs.account.bar
         if not any(limits) or not costs.is_known or bar is None:
             return [0] * len(rates)
-        most = _choose(_groups(rates, limits), num_rows, costs, bar)
+        most, gain = _choose(_groups(rates, limits), num_rows, costs, bar)
         if most:
-            costs.probe_steps = FIRST_PROBE_STEPS
+            costs.probe_steps, costs.promise = FIRST_PROBE_STEPS, gain
         elif costs.is_curious:
             costs.probe_steps = min(2 * costs.probe_steps, costs.rarest_probe_steps(PROBE_GUESSES))
             return _one_of(limits)
@@ -99,7 +99,7 @@ class DraftPolicy:
 
 def _least_rate(limit: int, num_rows: int, costs: DraftCosts, gain: float) -> float:
     """The lowest of RATES at which a batch whose rows may all have `limit` guesses is to have some; 1 for none."""
-    index = bisect_left(RATES, True, key=lambda rate: _choose({(rate, limit): num_rows}, num_rows, costs, gain) > 0)
+    index = bisect_left(RATES, True, key=lambda rate: _choose({(rate, limit): num_rows}, num_rows, costs, gain)[0] > 0)
     return RATES[index] if index < len(RATES) else 1.0
 
 
@@ -116,10 +116,10 @@ def _groups(rates: Sequence[float], limits: Sequence[int]) -> Counter[tuple[floa
     return Counter(zip(map(_about_rate, rates), limits, strict=True))
 
 
-def _choose(groups: Mapping[tuple[float, int], int], num_rows: int, costs: DraftCosts, gain: float) -> int:
+def _choose(groups: Mapping[tuple[float, int], int], num_rows: int, costs: DraftCosts, bar: float) -> tuple[int, float]:
     """The most guesses of a row with which a step of `num_rows`, some of which are in `groups`, gives most tokens a
-    second, at least `gain` times as many as without; 0 if none does."""
-    best, best_pace = 0, gain * num_rows / costs.plain_s
+    second, and how many times as many as without; 0 if no number gives `bar` times as many."""
+    best, best_gain = 0, bar
     longest, most = min(2 * costs.longest_tried, max(limit for _, limit in groups)), 1
     while most // 2 < longest:
         num_guesses, num_tokens = 0, float(num_rows)
@@ -127,11 +127,11 @@ def _choose(groups: Mapping[tuple[float, int], int], num_rows: int, costs: Draft
             length = _longest(rate, min(limit, most))
             num_guesses += count * length
             num_tokens += count * _expected(rate, length)
-        pace = num_tokens / costs.guessing_s(num_guesses) if num_guesses else 0.0
-        if pace > best_pace:
-            best, best_pace = most, pace
+        gain = num_tokens / num_rows * costs.plain_s / costs.guessing_s(num_guesses) if num_guesses else 0.0
+        if gain > best_gain:
+            best, best_gain = most, gain
         most *= 2
-    return best
+    return best, best_gain
 
 
 @cache

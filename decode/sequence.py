@@ -41,6 +41,8 @@ class Limits:
 
     def bans_at(self, position: int) -> tuple[int, ...]:
         """Tokens that output token `position` may not be."""
+        if not self.ban_ranges:
+            return ()
         acting = [one.tokens for one in self.ban_ranges if one.start <= position < one.start + one.length]
         return tuple({token: None for tokens in acting for token in tokens})
 
@@ -161,26 +163,27 @@ class Sequence:
         """The newest token and guesses of those after it, and a draw after each."""
         token = IN_FLIGHT if self.pending else self.tokens[-1]
         position = self.num_output + self.pending
-        draws = [self._draw(position, None if self.guide is None else self.guide.mask())]
-        draws += [self._draw(position + 1 + index) for index in range(len(drafts))]
-        is_guided, is_open = self.guide is not None and bool(drafts), DRAFT in drafts
+        first, start = self._draw(position, None if self.guide is None else self.guide.mask()), self.num_planned
+        self.num_planned += 1 + len(drafts)
+        self.num_drafts = len(drafts)
+        self.pending += 1
+        if not drafts:
+            return Row(self.seq_id, (token,), start, self.table, (first,))
+        draws = [self._draw(position + 1 + index) for index in range(len(drafts))]
+        is_guided, is_open = self.guide is not None, DRAFT in drafts
         if is_guided and not is_open:
             self._look_ahead(drafts)
-        row = Row(
+        return Row(
             self.seq_id,
             (token, *drafts),
-            self.num_planned,
+            start,
             self.table,
-            tuple(draws),
+            (first, *draws),
             num_drafts=len(drafts),
             follow=self._follow if is_guided else None,
             look_ahead=self._look_ahead if is_guided and is_open else None,
             history=self.tokens if is_open else (),
         )
-        self.num_planned += 1 + len(drafts)
-        self.num_drafts = len(drafts)
-        self.pending += 1
-        return row
 
     def _draw(self, position: int, mask: Mask | None = None) -> Draw:
         bans = self.limits.bans_at(position)
@@ -202,8 +205,10 @@ class Sequence:
     def take(self, drawn: Iterable[Drawn], pool: BlockPool, *, has_row: bool) -> TokenRow | None:
         """What a step drew for it, of a row of its own or of its prompt's. None if there is nothing to tell, or it
         cannot go on: then `error` says why. What a sequence drew that has ended in the meantime is discarded."""
-        made = list(takewhile(lambda one: one[0] >= NO_TOKEN, drawn))
-        num_wrong = max(0, self.num_drafts + 1 - len(made)) if self.num_drafts else 0
+        made, num_wrong = list(drawn), 0
+        if self.num_drafts:
+            made = list(takewhile(lambda one: one[0] >= NO_TOKEN, made))
+            num_wrong = max(0, self.num_drafts + 1 - len(made))
         self.pending -= 1
         self.num_drafts = 0
         self.num_planned -= num_wrong

@@ -13,6 +13,7 @@ from isthmus.decode.draft_costs import (
     KNOWN_SAMPLES,
     LAST_PROBE_STEPS,
     REFRESH_STEPS,
+    SURE_REFRESH_STEPS,
 )
 from isthmus.decode.draft_policy import LOOK_SHARE, MOST_SEARCH_STEPS, DraftPolicy
 
@@ -123,7 +124,7 @@ def test_a_time_that_is_past_is_forgotten() -> None:
     world.elapsed_s = world.num_tokens = 0.0
     world.steps(1000, num_rows=4, rate=0.95, limit=4)
     lost = world.elapsed_s / PLAIN_S - world.num_tokens / 4
-    assert lost < 2 * REFRESH_STEPS, "until plain steps were measured again"
+    assert lost < 2 * SURE_REFRESH_STEPS, "until plain steps were measured again"
 
 
 def test_it_notices_that_guesses_have_become_cheap() -> None:
@@ -151,10 +152,22 @@ def test_one_step_that_is_held_up_changes_nothing() -> None:
     assert world.step() == before
 
 
-def test_plain_steps_are_measured_again() -> None:
-    steps = World(0.0).steps(10 * REFRESH_STEPS)
+@pytest.mark.parametrize(("guess_s", "every"), [(0.0, SURE_REFRESH_STEPS), (0.3 * PLAIN_S, REFRESH_STEPS)])
+def test_plain_steps_are_measured_again(guess_s: float, every: int) -> None:
+    """The sooner, the less guesses promise."""
+    steps = World(guess_s).steps(10 * every)
     plain = sum(not any(wanted) for wanted in steps[FIRST_PLAIN_STEPS:])
     assert 16 <= plain <= 22, "two each time: the first one comes after guesses"
+
+
+def test_plain_steps_that_become_shorter_end_guesses_that_then_lose() -> None:
+    """What steps with guesses take is the same as before, so nothing else tells."""
+    world = World(0.1 * PLAIN_S)
+    assert made(world.steps(60, rate=0.4)) > 50
+    num_guesses = 2
+    world.guess_s, world.plain_s = world.guess_s + 0.5 * PLAIN_S / num_guesses, 0.5 * PLAIN_S
+    world.steps(2 * REFRESH_STEPS, rate=0.4)
+    assert made(world.steps(40, rate=0.4)) <= 1
 
 
 @pytest.mark.parametrize("right", [0.0, 0.1, 0.2])
