@@ -56,6 +56,15 @@ class Sizes:
 
 
 @dataclass(frozen=True, slots=True)
+class Proposed:
+    """What was guessed here."""
+
+    tokens: np.ndarray
+    """int32, of a grid, once `wait` or the step is done."""
+    wait: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
 class Draft:
     """A model that guesses."""
 
@@ -183,7 +192,7 @@ class CudaEngine:
         rest_draws = [draw for row in chunks for draw in row.draws]
         rest_draws += [draw for part in plan.shipped for draw in part.draws]
         facts = PromptFacts()
-        logits = self._compute(grid, chunks, rest_draws, facts)
+        logits, proposed = self._compute(grid, chunks, rest_draws, facts)
         wanted = [row for row in chunks if row.draws or row.keep_logits]
         kept = {row.seq_id: to_host(self._runtime, logits[i]) for i, row in enumerate(wanted) if row.keep_logits}
         states: list[StatesPart] = []
@@ -197,7 +206,6 @@ class CudaEngine:
             logprobs = self._drawing.measure(placed, grid.num_tokens, rest)
         tokens = self._readback.take(self._parity, grid.num_tokens + len(rest_draws))
         order, guesses = _places(plan, is_single, grid)
-        proposed = self._read_proposed(grid)
         return Step(
             plan,
             self._runtime.mark(),
@@ -238,10 +246,10 @@ class CudaEngine:
             _without_guesses(row) if DRAFT in row.token_ids[1:2] and row.seq_id not in ready else row for row in rows
         ]
 
-    def _propose(self, grid: Grid, num_tokens: int, size: StepSize | None) -> None:
+    def _propose(self, grid: Grid, num_tokens: int, size: StepSize | None) -> Proposed | None:
         """The guesses of rows that ask for them, made before the step of so many tokens that verifies them."""
         if not grid.asking:
-            return
+            return None
         inputs = self._inputs.of(num_tokens)
         assert self._proposer is not None
         self._proposer.upload(self._parity, grid.rows)
@@ -249,13 +257,20 @@ class CudaEngine:
             self._proposer.propose(inputs, grid.stride, grid.num_turns)
         else:
             self._proposals[size]()
-        if grid.guided:
-            self._follow(grid, inputs)
+        host = self._host_proposed[self._parity][: grid.num_tokens]
+        host.copy_(inputs.token_ids[: grid.num_tokens], non_blocking=True)
+        return Proposed(host.numpy(), self._runtime.mark())
 
-    def _follow(self, grid: Grid, inputs: TokenInputs) -> None:
-        """Holds guesses against grammars, which takes waiting for them: rows end before one that is not allowed."""
-        tokens = inputs.token_ids[: grid.num_tokens].tolist()
-        guided = {index: [tokens[place] for place in grid.places(index)[1:]] for index in grid.guided}
+    def _follow(self, grid: Grid, num_tokens: int, proposed: Proposed | None) -> None:
+        """Holds guesses against grammars while the model computes: rows are drawn no further than what they allow."""
+        guided = {index: grid.rows[index].token_ids[1:] for index in grid.guided}
+        if not guided:
+            return
+        if proposed is not None and any(DRAFT in guesses for guesses in guided.values()):
+            proposed.wait()
+            for index, guesses in guided.items():
+                if DRAFT in guesses:
+                    guided[index] = proposed.tokens[list(grid.places(index)[1:])].tolist()
         for index, guesses in guided.items():
             if (look_ahead := grid.rows[index].look_ahead) is not None:
                 look_ahead(guesses)
@@ -270,25 +285,20 @@ class CudaEngine:
             self._drawing.set_masks(turn, draws)
         if grid.refused:
             places = to_device(self._runtime, np.array(sorted(grid.refused), np.int64))
-            inputs.rows.index_fill_(0, places, -1)
-
-    def _read_proposed(self, grid: Grid) -> np.ndarray | None:
-        if not grid.asking:
-            return None
-        host = self._host_proposed[self._parity][: grid.num_tokens]
-        host.copy_(self._inputs.of(grid.num_tokens).token_ids, non_blocking=True)
-        return host.numpy()
+            self._inputs.of(num_tokens).rows.index_fill_(0, places, -1)
 
     def _on_proposed(self, rows: Sequence[Row], guesses: Sequence[Guesses]) -> None:
         if self._proposer is not None:
             self._proposer.verified(rows, guesses)
 
-    def _compute(self, grid: Grid, chunks: Sequence[Row], rest: Sequence[Draw], facts: PromptFacts) -> Tensor:
-        """Stores all KV and draws for `grid`; logits of the last position of each chunk that needs them. What chunks
-        tell of their prompts is added to `facts`."""
+    def _compute(
+        self, grid: Grid, chunks: Sequence[Row], rest: Sequence[Draw], facts: PromptFacts
+    ) -> tuple[Tensor, np.ndarray | None]:
+        """Stores all KV and draws for `grid`: logits of the last position of each chunk that needs them, and of the
+        grid, where guesses were made here, all tokens. What chunks tell of their prompts is added to `facts`."""
         if not grid.rows and not chunks:
             self._drawing.prepare(grid, rest)
-            return self._chunk_logits[:0]
+            return self._chunk_logits[:0], None
         tokens = self._grid_inputs(grid)
         if chunks:
             tokens = np.concatenate((tokens, self._chunk_rows(chunks)), axis=1)
@@ -303,18 +313,30 @@ class CudaEngine:
         given = StepSize(grid.stride, sum(lengths), grid.num_turns - 1)
         self._inputs.upload(self._parity, tokens, given, size)
         if grid.has_masks and size in self._halves:
-            compute, draw = self._halves[size]
-            compute()  # before masks, which are made meanwhile, are waited for
-            self._drawing.prepare(grid, rest)
-            draw()
-            return self._chunk_logits[:0]
+            return self._chunk_logits[:0], self._compute_while_masks_are_made(grid, rest, size)
         self._drawing.prepare(grid, rest)
-        self._propose(grid, size.num_tokens, size)
+        proposed = self._propose(grid, size.num_tokens, size)
         needing = [index for index, row in enumerate(chunks) if row.draws or row.keep_logits]
         if chunks:
             self._chunk_inputs.upload(self._parity, lengths, size.num_single, needing)
         self._graphs[size]()
-        return self._chunk_logits[: len(needing)]
+        return self._chunk_logits[: len(needing)], None if proposed is None else proposed.tokens
+
+    def _compute_while_masks_are_made(self, grid: Grid, rest: Sequence[Draw], size: StepSize) -> np.ndarray | None:
+        """Of a step whose inputs were uploaded, but for masks and edits; as `_compute`. Only what is guessed here needs
+        the first masks before."""
+        compute, draw = self._halves[size]
+        proposed = None
+        if grid.asking:
+            self._drawing.prepare(grid, rest)
+            proposed = self._propose(grid, size.num_tokens, size)
+            compute()
+        else:
+            compute()
+            self._drawing.prepare(grid, rest)
+        self._follow(grid, size.num_tokens, proposed)
+        draw()
+        return None if proposed is None else proposed.tokens
 
     def _fit(self, grid: Grid, chunk_lengths: Sequence[int]) -> StepSize | None:
         """The captured step that holds these, if one does."""
@@ -348,13 +370,15 @@ class CudaEngine:
         if size.num_chunk_tokens:
             self._chunk_logits.copy_(logits[size.num_decode_tokens :])
 
-    def _launch_step(self, grid: Grid, chunks: Sequence[Row], tokens: np.ndarray, facts: PromptFacts) -> Tensor:
+    def _launch_step(
+        self, grid: Grid, chunks: Sequence[Row], tokens: np.ndarray, facts: PromptFacts
+    ) -> tuple[Tensor, np.ndarray | None]:
         """As `_compute`, kernel by kernel."""
         n, num_tokens = grid.num_tokens, tokens.shape[1]
         size = StepSize(n, num_tokens - n)
         self._inputs.upload(self._parity, tokens, size, size)
         inputs, ends = self._inputs.of(num_tokens), list(range(n))
-        self._propose(grid, num_tokens, None)
+        proposed = self._propose(grid, num_tokens, None)
         runs: list[Run] = []
         for row in chunks:
             first = runs[-1].first_token + runs[-1].num_tokens if runs else 0
@@ -387,9 +411,10 @@ class CudaEngine:
         vectors = pool_rows(chunks, hidden[num_known:], self._model.norm)
         facts.vectors |= {seq_id: to_host(self._runtime, vector) for seq_id, vector in vectors.items()}
         followed = self._follow_head(inputs, streams, n, grid.stride, num_lagging)
+        self._follow(grid, num_tokens, proposed)
         turns = self._drawing.draw_grid(logits, inputs, grid.stride, grid.num_turns)
         self._keep_hidden(followed, turns, num_lagging)
-        return logits[n:]
+        return logits[n:], None if proposed is None else proposed.tokens
 
     def _score(self, chunks: Sequence[Row], hidden: Tensor) -> list[PromptScore]:
         scores = []
@@ -481,11 +506,15 @@ class CudaEngine:
             self._inputs.upload(0, nothing, StepSize(0, 0), size)
             self._chunk_inputs.upload(0, (), size.num_single, ())
             self._captured_step(size)  # compiles, and lets libraries allocate
-            self._graphs[size] = self._runtime.capture(partial(self._captured_step, size))
-            if not size.num_chunk_tokens and not size.num_drafts:
+            if not size.num_chunk_tokens:
                 self._halves[size] = self._runtime.capture_in_two(
                     partial(self._captured_logits, size), partial(self._captured_draws, size)
                 )
+            # What has guesses waits for the host anyway: that its halves are launched apart is not to be seen.
+            is_whole = not size.num_drafts
+            self._graphs[size] = (
+                self._runtime.capture(partial(self._captured_step, size)) if is_whole else _both(*self._halves[size])
+            )
             if self._proposer is not None and size.num_drafts:
                 inputs = self._inputs.of(size.num_tokens)
                 propose = partial(self._proposer.propose, inputs, size.num_single, 1 + size.num_drafts)
@@ -562,6 +591,14 @@ class CudaEngine:
             self._drawing.retire(self._sequences.retire(seq_id), seq_id)
             if self._proposer is not None:
                 self._proposer.retire(seq_id)
+
+
+def _both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], None]:
+    def run() -> None:
+        first()
+        second()
+
+    return run
 
 
 def _without_guesses(row: Row) -> Row:

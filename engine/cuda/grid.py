@@ -21,7 +21,7 @@ class Grid:
     stride: int
     num_turns: int = 1
     refused: set[int] = field(default_factory=set)
-    """Places of guesses that were `DRAFT`, and after which grammars let nothing come."""
+    """Places of guesses of `guided` rows, after which grammars let nothing come."""
 
     @classmethod
     def plain(cls, rows: Sequence[Row]) -> "Grid":
@@ -30,7 +30,8 @@ class Grid:
 
     @classmethod
     def of(cls, rows: Sequence[Row], stride: int, max_drafts: int) -> "Grid":
-        """Guesses beyond `max_drafts` are left out, and what grammars do not allow. `DRAFT` stays until it is known."""
+        """Guesses beyond `max_drafts` are left out, and what grammars do not allow, except of `guided` rows. `DRAFT`
+        stays until it is known."""
         guesses = [_guesses_of(row, max_drafts) for row in rows]
         computed = [with_guesses(row, guessed) for row, guessed in zip(rows, guesses, strict=True)]
         return cls(computed, guesses, stride, 1 + max_drafts)
@@ -58,8 +59,10 @@ class Grid:
 
     @property
     def guided(self) -> list[int]:
-        """Of those, rows that have a grammar."""
-        return [index for index in self.asking if self.rows[index].follow is not None]
+        """Rows whose guesses are to be held against a grammar once the model computes them."""
+        if self.num_turns == 1:
+            return []
+        return [index for index, row in enumerate(self.rows) if row.num_drafts and _is_followed_late(row)]
 
     @property
     def draws(self) -> list[Draw]:
@@ -80,4 +83,10 @@ def _guesses_of(row: Row, max_drafts: int) -> Guesses | None:
     if not row.num_drafts:
         return None
     token_ids = row.token_ids[1 : 1 + max_drafts]
-    return Guesses(token_ids, row.draws) if DRAFT in token_ids else followed(row, token_ids)
+    is_late = DRAFT in token_ids or _is_followed_late(row)
+    return Guesses(token_ids, row.draws) if is_late else followed(row, token_ids)
+
+
+def _is_followed_late(row: Row) -> bool:
+    """Bans are told to the device together with masks, which must then be known before."""
+    return row.follow is not None and not any(draw.bans for draw in row.draws)

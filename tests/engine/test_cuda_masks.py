@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from isthmus.decode.sampler import Sampler
 from isthmus.engine.cuda.engine import CudaEngine
-from isthmus.engine.plan import Draw, Engine, Plan, Row, SequenceSeed
+from isthmus.engine.plan import NOT_DRAWN, Draw, Engine, Plan, Row, SequenceSeed
 from isthmus.tests.engine import tiny
 from isthmus.tests.engine.cuda_tiny import cuda_engine
 from isthmus.wire.noise import philox_key
@@ -102,13 +102,26 @@ class Waiting:
         return Allowed((3, 4)).result()
 
 
-def test_the_model_computes_while_masks_are_waited_for() -> None:
+@pytest.mark.parametrize("guesses", [(), (3, 5)], ids=["alone", "with guesses"])
+def test_the_model_computes_while_masks_are_waited_for(guesses: tuple[int, ...]) -> None:
+    """And while guesses are held against a grammar."""
     engine = cuda_engine(CONFIG, None)
     (output, *_) = begin(engine)
     row = row_of(0, output)
     block = row.block_table[row.start // engine.block_size]
-    mask, before = Waiting(engine, block), bytes(engine.read_blocks([block]))
-    drawing = Row(0, row.token_ids, row.start, row.block_table, (Draw(0, 1, 0, mask),))
-    (token,) = engine.launch(Plan(1, (drawing,))).result().token_ids
-    assert token in (3, 4)
+    mask, before, num_followed = Waiting(engine, block), bytes(engine.read_blocks([block])), 0
+
+    def follow(token: int) -> None:
+        nonlocal num_followed
+        assert token == guesses[0]
+        assert bytes(engine.read_blocks([block])) != before
+        num_followed += 1
+
+    draws = (Draw(0, 1, 0, mask), *(Draw(0, 2 + index) for index in range(len(guesses))))
+    tokens = (*row.token_ids, *guesses)
+    guided = Row(0, tokens, row.start, row.block_table, draws, num_drafts=len(guesses), follow=follow)
+    drawn = engine.launch(Plan(1, (guided,))).result().token_ids
+    assert drawn[0] in (3, 4)
+    assert list(drawn[1:]) == [NOT_DRAWN] * len(guesses), "the grammar lets nothing follow"
     assert mask.seen == bytes(engine.read_blocks([block])) != before
+    assert num_followed == bool(guesses)
