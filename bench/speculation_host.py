@@ -10,6 +10,7 @@ import json
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from ..decode.guidance import Guides, make_guides
@@ -29,7 +30,7 @@ RECORDS = {"type": "array", "items": object_schema(name=NAME, country=NAME, popu
 COMMON_WORDS = 40
 """Of chat: the fewer, the more often runs come again."""
 HEADER = (
-    "| text | batch | ms a step, off | host µs a step, off | with | ÷ off, by round | tokens a row | guessed a row | "
+    "| text | batch | ms a step, off | host µs a step, off | with | ÷ off, median: by round | tokens a row | guessed a row | "
     "right |\n|---|---|---|---|---|---|---|---|---|"
 )
 
@@ -120,7 +121,7 @@ def _row(kind: str, batch: int, off: list[tuple[Steps, float]], on: list[tuple[S
     host = " | ".join(f"{1e6 * sum(host_s for _, host_s in rounds) / len(rounds):.0f}" for rounds in (off, on))
     right = f"{steps.num_accepted / steps.num_guesses:.2f}" if steps.num_guesses else "–"
     return (
-        f"| {kind} | {batch} | {1e3 * plain.step_s:.2f} | {host} | **{steps.tokens_per_s / plain.tokens_per_s:.2f}**: "
+        f"| {kind} | {batch} | {1e3 * plain.step_s:.2f} | {host} | **{median(ratios):.2f}**: "
         f"{' '.join(f'{ratio:.2f}' for ratio in ratios)} | {steps.num_tokens / steps.num_rows:.2f} | "
         f"{steps.num_guesses / steps.num_rows:.2f} | {right} |"
     )

@@ -35,9 +35,9 @@ class CatchUp:
             run()
             self._graphs[size] = self._runtime.capture(run)
 
-    def later(self, slots: np.ndarray, positions: np.ndarray) -> None:
+    def later(self, slots: np.ndarray) -> None:
         """The next step leaves a token of each of these behind."""
-        due = self._lag.add(slots, positions)
+        due = self._lag.add(slots)
         if len(due):
             self._run(due)
 

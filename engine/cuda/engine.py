@@ -304,8 +304,7 @@ class CudaEngine:
             tokens = np.concatenate((tokens, self._chunk_rows(chunks)), axis=1)
         lengths = [len(row.token_ids) for row in chunks]
         if self._head is not None:
-            num_rows = len(grid.rows)
-            self._head.begin(tokens[1, :num_rows], tokens[2, :num_rows], chunks, has_guesses=grid.num_turns > 1)
+            self._head.begin(tokens[1, : len(grid.rows)], chunks, has_guesses=grid.num_turns > 1)
         size = self._fit(grid, lengths)
         if size is None or any(row.num_scored or row.pooling for row in chunks):
             self._drawing.prepare(grid, rest)

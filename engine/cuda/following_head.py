@@ -81,15 +81,15 @@ class FollowingHead:
             self._catch_up.all()
             self.cache.copy(pairs)
 
-    def begin(self, slots: np.ndarray, positions: np.ndarray, chunks: Sequence[Row], *, has_guesses: bool) -> None:
-        """`slots` and `positions`, int [N]: of the rows that are drawn for, where they begin. Without guesses they lag;
-        all others are followed at once, for which their sequences must not lag."""
+    def begin(self, slots: np.ndarray, chunks: Sequence[Row], *, has_guesses: bool) -> None:
+        """`slots`, int [N], of the rows that are drawn for: without guesses they lag. All others are followed at once,
+        for which their sequences must not lag."""
         if chunks:
             self._catch_up.now([self._sequences.slot(row.seq_id) for row in chunks if row.seq_id in self._sequences])
         if has_guesses:
             self._catch_up.now(slots)
         else:
-            self._catch_up.later(slots, positions)
+            self._catch_up.later(slots)
 
     # Within a step, captured or not.
 

@@ -74,6 +74,12 @@ class Writer:
     def __exit__(self, *_: object) -> None:
         self.engine.retire(self.seq_id)
 
+    def rewind(self, num_tokens: int) -> None:
+        """To so many, as a scheduler does it: the sequence begins anew."""
+        del self.tokens[num_tokens:]
+        self.engine.retire(self.seq_id)
+        self.engine.admit(replace(seed_of(GREEDY, self.tokens), seq_id=self.seq_id))
+
     def compute(self, start: int, end: int, chunk: int) -> None:
         """The KV of these tokens."""
         for first in range(start, end, chunk):
@@ -192,7 +198,7 @@ def test_what_lags_is_there_for_who_comes_after(headed: Headed, make: Callable[.
         for _ in range(5):
             sequence.step(0)
         end = (len(sequence.tokens) - 2) // BLOCK_SIZE * BLOCK_SIZE + 1  # where a hidden state is kept
-        del sequence.tokens[end:]
+        sequence.rewind(end)
         sequence.step(0)
         assert_by_the_book(headed, sequence, 1)
 
