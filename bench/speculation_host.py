@@ -30,8 +30,8 @@ RECORDS = {"type": "array", "items": object_schema(name=NAME, country=NAME, popu
 COMMON_WORDS = 40
 """Of chat: the fewer, the more often runs come again."""
 HEADER = (
-    "| text | batch | ms a step, off | host µs a step, off | with | ÷ off, median: by round | tokens a row | guessed a row | "
-    "right |\n|---|---|---|---|---|---|---|---|---|"
+    "| text | batch | ms a step, off | host µs a step, off | with | ÷ off, median: by round | tokens a row | "
+    "guessed a row | right |\n|---|---|---|---|---|---|---|---|---|"
 )
 
 
