@@ -46,7 +46,7 @@ MIN_REQUESTS = 2
 WARM_TOKENS = 12
 HEADER = (
     "| prompts | T | batch | method | tok/s a sequence | ms a step | tokens a row | guessed a row | right | "
-    "right a guessing row | ÷ off | lowest, highest round | ÷ idle | ≥ 1 ÷ 1.03 | same output |\n|" + 15 * "---|"
+    "right a guessing row | ÷ off | lowest, highest two rounds | ÷ idle | ≥ 1 ÷ 1.03 | same output |\n|" + 15 * "---|"
 )
 
 
@@ -74,9 +74,16 @@ class Measured:
         return sum(self.rounds, Steps())
 
     def ratios(self, other: "Measured") -> list[float]:
-        """Of paces, round by round, in which the two took turns: a round that was held up, by whatever else the machine
-        does, makes one of them an outlier."""
-        return [pace_ratio(mine, its) for mine, its in zip(self.rounds, other.rounds, strict=True)]
+        """Of paces, of two rounds at a time, in which the two took turns in one order and in the other: who comes first
+        has the machine in another state. A round that was held up, by whatever else the machine does, makes one of
+        them an outlier."""
+        return [pace_ratio(mine, its) for mine, its in zip(self._pairs, other._pairs, strict=True)]
+
+    @property
+    def _pairs(self) -> list[Steps]:
+        """Sums of two rounds; one that is left alone by an odd number counts only where it is the only one."""
+        rounds = self.rounds
+        return [a + b for a, b in zip(rounds[::2], rounds[1::2], strict=False)] or rounds
 
 
 def cases(asker: Asker, options: argparse.Namespace) -> Iterator[Case]:

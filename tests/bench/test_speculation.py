@@ -208,16 +208,22 @@ def measured(*paces: float) -> Measured:
 
 @pytest.mark.parametrize(("pace", "ratio", "verdict"), [(9.8, "0.980", "met"), (9.6, "0.960", "missed")])
 def test_a_line_of_the_table(pace: float, ratio: str, verdict: str) -> None:
-    """A round that was held up changes no ratio."""
-    off, slow = measured(10, 10, 10), measured(pace, 3, pace)
+    """A round that was held up changes no ratio but its pair's; one that is left over changes none."""
+    off, slow = measured(*[10] * 7), measured(pace, pace, 3, 3, pace, pace, 1)
     slow.outputs[2] = [1, 5]
     case = Case("chat", 0.7, 1, [])
-    found = {"off": off, "ngram": slow, "ngram, idle": measured(5, 1.5, 5)}
+    found = {"off": off, "ngram": slow, "ngram, idle": measured(5, 5, 1.5, 1.5, 5, 5, 1)}
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines(case, found)]
     assert cells[0][:6] == ["chat", "0.7", "1", "off", "10.0", "100.00"]
     assert cells[1][7:10] == ["2.00", "0.25", "0.62"]
-    assert cells[1][10:] == [f"{ratio} ×", f"0.30 {pace / 10:.2f}", f"{pace / 5:.2f} ×", verdict, "5 of 6"]
+    assert cells[1][10:] == [f"{ratio} ×", f"0.30 {pace / 10:.2f}", f"{pace / 5:.2f} ×", verdict, "13 of 14"]
     assert cells[2][12] == "–", "it has no engine of its own"
+
+
+def test_who_comes_first_in_a_round_makes_no_difference() -> None:
+    """Though the first takes half as long: in every other round it is the other one."""
+    assert measured(20, 10, 20, 10, 20).ratios(measured(10, 20, 10, 20, 10)) == pytest.approx([1, 1])
+    assert measured(9).ratios(measured(10)) == [0.9]
 
 
 @pytest.mark.parametrize(
