@@ -97,7 +97,7 @@ def logits_after(model: Llama, text: Text, num_layers: Sequence[int]) -> dict[in
     )
     x, logits = F.embedding(torch.tensor(token_ids), model.embedding), {}
     for n, layer in enumerate(model.layers, 1):
-        layer.finish_(x, layer.attend(x, attention))
+        x = layer.finish(x, layer.attend(x, attention))
         if n in num_layers:
             logits[n] = model.head(x[len(text.prompt_ids) - 1 :])
     return logits

@@ -1,6 +1,6 @@
 """What a model is built of, besides attention: each part does as much at once as its device has a kernel for.
 
-A residual stream x [T, hidden] runs through the model; parts read it normalised, or add to it in place.
+A residual stream x [T, hidden] runs through the model; parts read it normalised, or add to it.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,8 @@ from .config import ModelConfig
 from .linear import Linear, make_linear
 from .norm import RmsNorm
 
-AddLinear = Callable[[Tensor, Tensor], None]
-"""(x [T, out], y [T, in]): x += linear(y), in place."""
+AddLinear = Callable[[Tensor, Tensor, Tensor], None]
+"""(x [T, out], y [T, in], into [T, out]): into = x + linear(y). `into` may be x."""
 
 
 class Parts(Protocol):
@@ -57,8 +57,8 @@ class CpuParts:
     def add_linear(self, weight: Tensor, bias: Tensor | None) -> AddLinear:
         linear = make_linear(weight, bias)
 
-        def add(x: Tensor, y: Tensor) -> None:
-            x.add_(linear(y))
+        def add(x: Tensor, y: Tensor, into: Tensor) -> None:
+            torch.add(x, linear(y), out=into)
 
         return add
 

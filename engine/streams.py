@@ -17,12 +17,12 @@ class Streams:
         return index in self._wanted
 
     def catch(self, index: int, x: Tensor) -> None:
-        """Stream `index` of all tokens, [T, hidden_size]: copied, for layers add to it in place."""
+        """Stream `index` of all tokens, [T, hidden_size]; one that is wanted stays as it is."""
         if index in self._wanted:
-            self._caught.append(x.clone())
+            self._caught.append(x)
 
-    def release(self) -> None:
-        """Before what was caught last is changed or freed, for those that still read it."""
+    def join(self) -> None:
+        """Once the model's part of a step is told: the step goes on after all that reads what was caught."""
 
     @property
     def features(self) -> Tensor:

@@ -68,6 +68,7 @@ def launch_fragment(call: LinearCall, config: FragmentConfig | None = None, *, p
         call.x if call.norm_weight is None else call.norm_weight,
         call.w,
         call.x if call.bias is None else call.bias,
+        call.x if call.residual is None else call.residual,
         call.out,
         m,
         n,
@@ -149,6 +150,7 @@ def _fragment_kernel(
     norm_ptr,  # [K]
     w_ptr,  # [N or 2N, K]
     bias_ptr,  # [N]
+    residual_ptr,  # [M, N]
     out_ptr,  # [M, N]
     M,
     N,
@@ -202,6 +204,7 @@ def _fragment_kernel(
         tl.trans(tl.reshape(sums, [BLOCK_N, BLOCK_M])),
         tl.reshape(squares, [BLOCK_M]) / ROW_WARPS,  # Each has summed all of them.
         bias_ptr,
+        residual_ptr,
         out_ptr,
         tile,
         M,

@@ -48,6 +48,7 @@ def launch_gemv(call: LinearCall, config: GemvConfig | None = None, *, pdl: bool
         call.x if call.norm_weight is None else call.norm_weight,
         call.w,
         call.x if call.bias is None else call.bias,
+        call.x if call.residual is None else call.residual,
         call.out,
         m,
         n,
@@ -84,6 +85,7 @@ def _gemv_kernel(
     norm_ptr,  # [K]
     w_ptr,  # [N or 2N, K]
     bias_ptr,  # [N]
+    residual_ptr,  # [M, N]
     out_ptr,  # [M, N]
     M,
     N,
@@ -125,6 +127,7 @@ def _gemv_kernel(
         tl.sum(sums, axis=2),
         tl.sum(tl.reshape(squares, [BLOCK_M, BLOCK_K // 8]), axis=1),
         bias_ptr,
+        residual_ptr,
         out_ptr,
         tile,
         M,

@@ -1,6 +1,6 @@
 """What the linear kernels of small batches share: their arguments, and the device code around the products.
 
-    y = f(x) @ Wᵀ + bias,  f = identity or RMSNorm;  out = y | silu(gate) · up of y | out + y
+    y = f(x) @ Wᵀ + bias,  f = identity or RMSNorm;  out = y | silu(gate) · up of y | residual + y
 
 `x` [M, K] and `w` [N, K] are bf16 or fp16 and contiguous, products are summed in fp32, and what is stored is rounded
 once. A gated layer's weight holds the gate's rows, then as many of `up`, and has half as many outputs as rows.
@@ -30,13 +30,14 @@ class LinearCall:
     x: Tensor
     w: Tensor
     out: Tensor
-    """[M, N]. If `add`, what is there is added to."""
+    """[M, N]"""
     norm_weight: Tensor | None = None
     eps: float = 0.0
     bias: Tensor | None = None
     """[N]. Not with `gated`."""
     gated: bool = False
-    add: bool = False
+    residual: Tensor | None = None
+    """[M, N], of x's dtype. It may be `out`."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -50,7 +51,7 @@ class LinearCall:
             "NORM": self.norm_weight is not None,
             "BIAS": self.bias is not None,
             "GATED": self.gated,
-            "ADD": self.add,
+            "ADD": self.residual is not None,
         }
 
 
@@ -70,8 +71,8 @@ def ref_linear(call: LinearCall) -> Tensor:
     if call.gated:
         gate, up = y.chunk(2, dim=-1)
         y = torch.nn.functional.silu(gate) * up
-    if call.add:
-        y = y + call.out.float()
+    if call.residual is not None:
+        y = y + call.residual.float()
     return call.out.copy_(y)
 
 
@@ -89,7 +90,7 @@ def weight_rows(i, tile, N, BLOCK_N: tl.constexpr, GATED: tl.constexpr):
 
 
 @triton.jit
-def finish(sums, squares, bias_ptr, out_ptr, tile, M, N, K, eps, NORM, BIAS, GATED, ADD):
+def finish(sums, squares, bias_ptr, residual_ptr, out_ptr, tile, M, N, K, eps, NORM, BIAS, GATED, ADD):
     """Stores a tile of outputs from `sums` [BLOCK_M, BLOCK_N], the products of x (· norm_weight), and `squares`
     [BLOCK_M], the sum of x² over all of K."""
     BLOCK_M: tl.constexpr = sums.shape[0]
@@ -107,8 +108,8 @@ def finish(sums, squares, bias_ptr, out_ptr, tile, M, N, K, eps, NORM, BIAS, GAT
     if BIAS:
         y += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
     m = tl.arange(0, BLOCK_M)
-    out = out_ptr + m[:, None].to(tl.int64) * N + n[None, :]
+    place = m[:, None].to(tl.int64) * N + n[None, :]
     mask = (m < M)[:, None] & (n < N)[None, :]
     if ADD:
-        y += tl.load(out, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out, y.to(out_ptr.dtype.element_ty), mask=mask)
+        y += tl.load(residual_ptr + place, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out_ptr + place, y.to(out_ptr.dtype.element_ty), mask=mask)

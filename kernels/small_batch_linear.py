@@ -2,7 +2,7 @@
 
     norm_linear        out = rms_norm(x) @ Wᵀ + bias                 (q, k, v)
     norm_gated_linear  out = silu(gate) · up of rms_norm(x) @ Wᵀ     (gate, up)
-    add_linear         residual += x @ Wᵀ + bias                     (o, down)
+    add_linear         residual + x @ Wᵀ + bias, in place or not     (o, down)
     norm_head          logits = rms_norm(x) @ Wᵀ, in fp32            (lm_head)
 
 rms_norm(x) = x · rsqrt(mean x² + eps) · norm_weight. Tensors are contiguous bf16 or fp16, all of one dtype, `w` is
@@ -68,9 +68,11 @@ def norm_gated_linear(
     return _compute(LinearCall(x, w, out, norm_weight, eps, gated=True), pdl)
 
 
-def add_linear(x: Tensor, w: Tensor, residual: Tensor, bias: Tensor | None = None, *, pdl: bool = False) -> Tensor:
-    """`residual` [M, N], to which x @ Wᵀ + bias is added in place, for `x` [M, K] and `w` [N, K]."""
-    return _compute(LinearCall(x, w, residual, bias=bias, add=True), pdl)
+def add_linear(
+    x: Tensor, w: Tensor, residual: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None, pdl: bool = False
+) -> Tensor:
+    """residual + x @ Wᵀ + bias: in `out` [M, N], or in `residual` itself, for `x` [M, K] and `w` [N, K]."""
+    return _compute(LinearCall(x, w, residual if out is None else out, bias=bias, residual=residual), pdl)
 
 
 def norm_head(
@@ -104,11 +106,14 @@ def _check(call: LinearCall) -> None:
     _check_tensor("out", call.out, (len(x), num_outputs))
     _check_tensor("norm_weight", call.norm_weight, (x.shape[1],))
     _check_tensor("bias", call.bias, (len(w),))
+    _check_tensor("residual", call.residual, (len(x), num_outputs))
     _check_tensor("x", x, x.shape)
     _check_tensor("weight", w, w.shape)
     if x.dtype not in DTYPES or call.out.dtype not in (x.dtype, torch.float32):
         raise TypeError(f"x {x.dtype}, out {call.out.dtype}")
-    if any(tensor is not None and tensor.dtype != x.dtype for tensor in (w, call.norm_weight, call.bias)):
+    if any(
+        tensor is not None and tensor.dtype != x.dtype for tensor in (w, call.norm_weight, call.bias, call.residual)
+    ):
         raise TypeError(f"weights of another dtype than x, {x.dtype}")
 
 

@@ -34,8 +34,8 @@ class PlainParts:
     def add_linear(self, weight: Tensor, bias: Tensor | None) -> AddLinear:
         linear = PlainLinear(weight, bias)
 
-        def add(x: Tensor, y: Tensor) -> None:
-            x.add_(linear(y))
+        def add(x: Tensor, y: Tensor, into: Tensor) -> None:
+            torch.add(x, linear(y), out=into)
 
         return add
 

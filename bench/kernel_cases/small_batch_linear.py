@@ -94,11 +94,11 @@ def _call(name: str, weights: Weights, layer: int, a: Activations) -> LinearCall
         case "qkv":
             return LinearCall(a.hidden, w, a.qkv, weights.norm, EPS)
         case "o":
-            return LinearCall(a.attention, w, a.hidden, add=True)
+            return LinearCall(a.attention, w, a.hidden, residual=a.hidden)
         case "gate_up":
             return LinearCall(a.hidden, w, a.intermediate, weights.norm, EPS, gated=True)
         case "down":
-            return LinearCall(a.intermediate, w, a.hidden, add=True)
+            return LinearCall(a.intermediate, w, a.hidden, residual=a.hidden)
         case _:
             return LinearCall(a.hidden, w, a.logits, weights.norm, EPS)
 
@@ -239,7 +239,7 @@ def _layer_case(weights: Weights, m: int, name: str, configs: list[Config]) -> K
         OP,
         f"{weights.shape.name} {name}, batch {m}, bf16, {own}",
         runs=[partial(_launch, call, own) for call in calls],
-        num_bytes=2 * (call.w.numel() + call.x.numel()) + call.out.nbytes * (1 + call.add),
+        num_bytes=2 * (call.w.numel() + call.x.numel()) + call.out.nbytes * (1 + (call.residual is not None)),
         num_flops=2 * m * call.w.numel(),
         peers=peers,
         check=partial(_check_call, call, own),

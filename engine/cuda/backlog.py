@@ -49,7 +49,7 @@ class Backlog:
 
     def add(self, x: Tensor, inputs: TokenInputs, last_tokens: Tensor, first_column: int) -> None:
         """Of the first tokens of a step, each of a sequence of its own, some columns of their features, [N, width].
-        They are read beside what the step does next, until `join`."""
+        They are read beside what the step does next, until `join`, and must stay as they are until then."""
         n = len(x)
         with self._runtime.beside():
             stash_rows(
@@ -92,7 +92,9 @@ class LaggingStreams(Streams):
         super().__init__(wanted)
         self._backlog, self._inputs, self._num_lagging = backlog, inputs, num_lagging
         self._last_tokens = last_tokens
-        self._num_columns, self._is_read = 0, False
+        self._num_columns = 0
+        self._read: list[Tensor] = []
+        """Beside the step, until it joins: memory that is not to be used again before."""
 
     def catch(self, index: int, x: Tensor) -> None:
         """See Streams."""
@@ -100,10 +102,10 @@ class LaggingStreams(Streams):
             super().catch(index, x[self._num_lagging :])
             self._backlog.add(x[: self._num_lagging], self._inputs, self._last_tokens, self._num_columns)
             self._num_columns += x.shape[1]
-            self._is_read = True
+            self._read.append(x)
 
-    def release(self) -> None:
+    def join(self) -> None:
         """See Streams."""
-        if self._is_read:
+        if self._read:
             self._backlog.join()
-            self._is_read = False
+            self._read.clear()

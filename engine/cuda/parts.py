@@ -57,13 +57,13 @@ class CudaParts:
     def add_linear(self, weight: Tensor, bias: Tensor | None) -> AddLinear:
         is_small = _chooser(weight)
 
-        def run(x: Tensor, y: Tensor) -> None:
+        def run(x: Tensor, y: Tensor, into: Tensor) -> None:
             if is_small(len(x)):
-                add_linear(y, weight, x, bias, pdl=self._pdl)
+                add_linear(y, weight, x, bias, out=into, pdl=self._pdl)
             elif bias is None:
-                x.addmm_(y, weight.t())  # cuBLAS adds as it writes: measured at no cost
+                torch.addmm(x, y, weight.t(), out=into)  # cuBLAS adds as it writes: measured at no cost
             else:
-                x.add_(F.linear(y, weight, bias))
+                torch.add(x, F.linear(y, weight, bias), out=into)
 
         return run
 

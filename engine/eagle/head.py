@@ -95,8 +95,8 @@ class EagleHead:
         `forward` gave -> what follows, [T, hidden]: taken by `logits`, and as `hidden` with the next tokens. Stores K
         and V."""
         x, qkv = self._entry.start(embedded, hidden)
-        self._add_out(x, attention.attend(self.layer_id, qkv, self._head_norm))
-        self._add_down(x, self._gate_up(x))
+        self._add_out(x, attention.attend(self.layer_id, qkv, self._head_norm), x)
+        self._add_down(x, self._gate_up(x), x)
         return x
 
     def store(self, embedded: Tensor, hidden: Tensor, store: Store) -> None:

@@ -45,10 +45,12 @@ class Layer:
         """Residual stream [T, hidden_size] -> the heads' outputs [T, heads * head_dim]; K and V are stored."""
         return attention.attend(self.layer_id, self.qkv(x), self.head_norm)
 
-    def finish_(self, x: Tensor, heads: Tensor) -> None:
-        """Adds this layer to the residual stream, each token by itself."""
-        self.add_out(x, heads)
-        self.add_down(x, self.gate_up(x))
+    def finish(self, x: Tensor, heads: Tensor, *, is_kept: bool = False) -> Tensor:
+        """The residual stream with this layer added, each token by itself: in place, unless what came in `is_kept`."""
+        after = torch.empty_like(x) if is_kept else x
+        self.add_out(x, heads, after)
+        self.add_down(after, self.gate_up(after), after)
+        return after
 
 
 class Llama:
@@ -76,7 +78,7 @@ class Llama:
         return self.forward_embedded(F.embedding(token_ids, self.embedding), wanted, attention)
 
     def forward_embedded(self, x: Tensor, wanted: Tensor | None, attention: Attention) -> Tensor:
-        """As `forward`, of embeddings [T, hidden_size], which are overwritten."""
+        """As `forward`, of embeddings [T, hidden_size], which may be overwritten."""
         hidden = self.hidden(x, wanted, attention)
         return self.head(hidden) if len(hidden) else torch.empty(0, self.config.vocab_size, device=x.device)
 
@@ -84,20 +86,18 @@ class Llama:
         """As `forward_embedded`, but what `head` makes logits of, [N, hidden_size]. `streams` catches those of all
         tokens: with the last of them, the last layer is computed for all, too."""
         for layer in self.layers[:-1]:
-            layer.finish_(x, _attend(layer, x, attention, streams))
+            streams.catch(layer.layer_id, x)
+            x = layer.finish(x, layer.attend(x, attention), is_kept=streams.wants(layer.layer_id))
         last, end = self.layers[-1], len(self.layers)
-        heads = _attend(last, x, attention, streams)
+        streams.catch(last.layer_id, x)
+        heads, is_kept = last.attend(x, attention), streams.wants(last.layer_id)
         if streams.wants(end):
-            last.finish_(x, heads)
+            x = last.finish(x, heads, is_kept=is_kept)
             streams.catch(end, x)
-            hidden = x if wanted is None else x[wanted]
-            streams.release()
-            return hidden
+            return x if wanted is None else x[wanted]
         if wanted is not None:
             x, heads = x[wanted], heads[wanted]
-        if len(x):
-            last.finish_(x, heads)
-        return x
+        return last.finish(x, heads, is_kept=is_kept) if len(x) else x
 
     def first_layers(self, count: int) -> "Llama":
         """A model of the first `count` layers, and the same embedding and head; weights are shared."""
@@ -138,14 +138,6 @@ class Llama:
         }
         shapes |= {f"{name}.weight": (out, into) for name, (out, into, _) in linears.items()}
         return shapes | {f"{name}.bias": (out,) for name, (out, _, has_bias) in linears.items() if has_bias}
-
-
-def _attend(layer: Layer, x: Tensor, attention: Attention, streams: Streams) -> Tensor:
-    """As Layer.attend. `streams` catches what enters the layer, and may read it meanwhile."""
-    streams.catch(layer.layer_id, x)
-    heads = layer.attend(x, attention)
-    streams.release()
-    return heads
 
 
 def _linear(weights: Weights, prefix: str, name: str) -> tuple[Tensor, Tensor | None]:

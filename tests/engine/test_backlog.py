@@ -61,12 +61,16 @@ def run(model: Llama, wanted: list[int] | None, streams: Streams) -> Tensor:
     attention = PagedAttention(pool, [row], num_heads=4, windows=model.config.windows, rope=model.rope)
     x = model.embedding[torch.tensor(TOKENS)]
     with torch.inference_mode():
-        return model.hidden(x, None if wanted is None else torch.tensor(wanted, dtype=torch.int64), attention, streams)
+        hidden = model.hidden(
+            x, None if wanted is None else torch.tensor(wanted, dtype=torch.int64), attention, streams
+        )
+    streams.join()
+    return hidden
 
 
 @pytest.mark.parametrize("wanted", [[2, 8], [], None], ids=str)
 @pytest.mark.parametrize("ids", [(0,), (1, 2), (0, 2, 3), (3, 4), (4,)], ids=str)
-def test_features_are_read_before_they_change(
+def test_features_are_as_they_were_when_they_are_read(
     model: Llama, monkeypatch: pytest.MonkeyPatch, ids: tuple[int, ...], wanted: list[int] | None
 ) -> None:
     """The first tokens' are left, each of a slot of its own; the others' are caught."""

@@ -21,7 +21,7 @@ NAN = float("nan")
 TOLERANCE = {torch.bfloat16: 8e-3, torch.float16: 1e-3, torch.float32: 6e-3}
 """Of ‖out − ref‖ / ‖ref‖, by the output's dtype: one rounding of a single element, which Triton's interpreter makes
 towards zero. fp32 outputs come from x · norm_weight in bf16."""
-KINDS = ["norm", "norm_bias", "gated", "add", "add_bias", "head"]
+KINDS = ["norm", "norm_bias", "gated", "add", "add_bias", "add_elsewhere", "head"]
 
 
 @dataclass
@@ -46,14 +46,17 @@ class Problem:
         return y + self.residual.double() if self.kind.startswith("add") else y
 
     def call(self):
-        """As the kernels take it, into an output that is NaN unless added to, between rows that are not its own."""
+        """As the kernels take it, into an output that is NaN unless it is the residual, too, between rows that are not
+        its own."""
         norm = {} if self.kind.startswith("add") else {"norm_weight": self.norm_weight, "eps": EPS}
         out, rows = guarded(self.residual, torch.float32 if self.kind == "head" else self.x.dtype)
-        if not self.kind.startswith("add"):
+        residual = out if self.kind in ("add", "add_bias") else None
+        if residual is None:
             out.fill_(NAN)
+        if self.kind == "add_elsewhere":
+            residual = self.residual
         bias = self.bias if self.kind.endswith("bias") else None
-        gated, add = self.kind == "gated", self.kind.startswith("add")
-        return LinearCall(self.x, self.w, out, **norm, bias=bias, gated=gated, add=add), rows
+        return LinearCall(self.x, self.w, out, **norm, bias=bias, gated=self.kind == "gated", residual=residual), rows
 
 
 def guarded(residual, dtype):
@@ -118,6 +121,7 @@ RUN = {
     "gated": lambda p: norm_gated_linear(p.x, p.norm_weight, EPS, p.w),
     "add": lambda p: add_linear(p.x, p.w, p.residual.clone()),
     "add_bias": lambda p: add_linear(p.x, p.w, p.residual.clone(), p.bias),
+    "add_elsewhere": lambda p: add_linear(p.x, p.w, p.residual, out=torch.empty_like(p.residual)),
     "head": lambda p: norm_head(p.x, p.norm_weight, EPS, p.w),
 }
 
@@ -164,7 +168,7 @@ def test_functions_in_the_interpreter(m):
 @pytest.mark.gpu
 @pytest.mark.parametrize("m", [1, 2, 3, 4, 5, 8, 11, 16])
 def test_functions_on_a_gpu(m):
-    check_functions(m, 77, 136, "cuda", kinds=["norm_bias", "gated", "add"])
+    check_functions(m, 77, 136, "cuda", kinds=["norm_bias", "gated", "add", "add_elsewhere"])
 
 
 REAL_CASES = [  # M, kind, N, K of Llama-3.1-8B, with as much of its head as takes the head's tiles, and of SmolLM2-135M
