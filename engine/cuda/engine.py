@@ -339,9 +339,11 @@ class CudaEngine:
 
     def _fit(self, grid: Grid, chunk_lengths: Sequence[int]) -> StepSize | None:
         """The captured step that holds these, if one does."""
-        if grid.num_turns == 1:
-            return self._ladder.fit(grid.stride, sum(chunk_lengths), len(chunk_lengths))
-        return StepSize(grid.stride, 0, grid.num_turns - 1) if self._graphs else None
+        if grid.num_turns > 1:
+            return StepSize(grid.stride, 0, grid.num_turns - 1) if self._graphs else None
+        if grid.has_masks and not chunk_lengths:
+            return self._ladder.fit_masked(grid.stride)
+        return self._ladder.fit(grid.stride, sum(chunk_lengths), len(chunk_lengths))
 
     def _captured_step(self, size: StepSize) -> None:
         """The device's part of a step, from the inputs' places to those of tokens and logits: what graphs repeat."""
@@ -505,7 +507,7 @@ class CudaEngine:
             self._inputs.upload(0, nothing, StepSize(0, 0), size)
             self._chunk_inputs.upload(0, (), size.num_single, ())
             self._captured_step(size)  # compiles, and lets libraries allocate
-            if not size.num_chunk_tokens:
+            if ladder.has_halves(size):
                 self._halves[size] = self._runtime.capture_in_two(
                     partial(self._captured_logits, size), partial(self._captured_draws, size)
                 )

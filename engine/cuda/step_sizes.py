@@ -49,6 +49,8 @@ class Ladder:
     """Rows of steps with guesses, ascending."""
     drafts: Sequence[int] = ()
     """Guesses of each, ascending."""
+    masked: Sequence[int] = ()
+    """Of `decode`, sizes that are captured in two halves, too, for rows with masks, ascending."""
 
     @property
     def sizes(self) -> list[StepSize]:
@@ -63,6 +65,15 @@ class Ladder:
             return None
         drafts = self._drafts_of(rows)
         return StepSize(rows, 0, _at_least(drafts, num_drafts) or drafts[-1])
+
+    def fit_masked(self, num_rows: int) -> StepSize | None:
+        """The smallest in two halves that holds such rows; None if none does."""
+        rows = _at_least(self.masked, num_rows)
+        return None if rows is None else StepSize(rows, 0)
+
+    def has_halves(self, size: StepSize) -> bool:
+        """Whether a step is captured in two halves: all those with guesses are, and in no other way."""
+        return size.num_drafts > 0 or (not size.num_chunk_tokens and size.num_single in self.masked)
 
     def _drafts_of(self, num_rows: int) -> Sequence[int]:
         """Three and four tokens take longer than five (H200, 8B: 6.0 and 5.3 ms), which cuBLAS multiplies."""
@@ -91,7 +102,8 @@ def make_ladder(
     single = sorted({0, *(n for n in (16, 64) if n < max_num_seqs), max_num_seqs}) if draws else [0]
     drafted = [n for n in DRAFTED_ROWS if n <= max_num_seqs] if draws and max_drafts else []
     drafts = sorted({max_drafts, *(k for k in (2, 4, 8) if k < max_drafts)})
-    return Ladder(decode, single, _chunk_sizes(tokens), drafted, drafts if drafted else [])
+    masked = [n for n in decode if n == decode[-1] or n & (n - 1) == 0]  # few: each costs start-up two more captures
+    return Ladder(decode, single, _chunk_sizes(tokens), drafted, drafts if drafted else [], masked)
 
 
 def _decode_sizes(max_num_seqs: int) -> list[int]:

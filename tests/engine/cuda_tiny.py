@@ -21,7 +21,14 @@ from isthmus.engine.models.llama import Llama
 from isthmus.engine.sampler import Sampler
 from isthmus.tests.engine.tiny import BLOCK_SIZE, NUM_BLOCKS
 
-LADDER = Ladder(decode=(1, 2, 4, 8), single=(0, 4), chunk_tokens=(8, 16, 32, 48), drafted=(1, 4, 8), drafts=(2, 4))
+LADDER = Ladder(
+    decode=(1, 2, 4, 8),
+    single=(0, 4),
+    chunk_tokens=(8, 16, 32, 48),
+    drafted=(1, 4, 8),
+    drafts=(2, 4),
+    masked=(1, 4, 8),
+)
 MAX_DRAFTS, MAX_SEQS = 4, 8
 
 

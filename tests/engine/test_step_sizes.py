@@ -67,3 +67,21 @@ def test_a_single_guess_is_captured_whatever_it_takes() -> None:
     ladder = make_ladder(draws=True, max_num_seqs=8, max_num_batched_tokens=64, num_weights=10**6, max_drafts=1)
     assert [size for size in ladder.sizes if size.num_drafts][:3] == [StepSize(n, 0, 1) for n in (1, 2, 3)]
     assert LADDER.fit_drafted(1, 1) is None
+
+
+def test_steps_in_two_halves_are_few_and_hold_any_batch() -> None:
+    for max_num_seqs in (1, 8, 100, 256):
+        ladder = make_ladder(
+            draws=True, max_num_seqs=max_num_seqs, max_num_batched_tokens=2048, num_weights=10**6, max_drafts=4
+        )
+        halved = [size for size in ladder.sizes if ladder.has_halves(size)]
+        assert {size for size in halved if not size.num_drafts} == {StepSize(n, 0) for n in ladder.masked}
+        assert {size for size in halved if size.num_drafts} == {size for size in ladder.sizes if size.num_drafts}
+        assert len(ladder.masked) <= 2 + max_num_seqs.bit_length()
+        for num_rows in range(1, max_num_seqs + 1):
+            size = ladder.fit_masked(num_rows)
+            assert size is not None
+            assert num_rows <= size.num_single < 2 * num_rows
+            assert size in halved
+        assert ladder.fit_masked(max_num_seqs + 1) is None
+    assert NOTHING_CAPTURED.fit_masked(1) is None
