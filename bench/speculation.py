@@ -118,7 +118,7 @@ def measure(case: Case, decoders: dict[str, BatchDecoder], *, backwards: bool) -
 
 
 def lines(case: Case, found: dict[str, Measured]) -> Iterator[str]:
-    """Of the table, a line a method; `off` is the first. Ratios are medians of rounds."""
+    """Of the table, a line a method; `off` is the first. Ratios are medians of `Measured.ratios`."""
     off = found["off"]
     for name, one in found.items():
         steps = one.steps

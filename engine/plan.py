@@ -196,7 +196,8 @@ class Engine(Protocol):
         """What `ShippedDraw.logits` takes. Raises ValueError on a wrong size."""
 
     def admit(self, seed: "SequenceSeed") -> None:
-        """A sequence whose tokens will be drawn: its sampling state begins. Before its first draw is launched."""
+        """A sequence whose tokens will be drawn: its sampling state begins. Before its first draw is launched; one that
+        is rewound is retired and admitted anew before its next row."""
 
     def retire(self, *seq_ids: int) -> None:
         """Their state ends. Only after every plan that draws for them was applied."""
