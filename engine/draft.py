@@ -1,7 +1,6 @@
 """Guesses drawn one after another, whatever gives their logits: with the target's noise, samplers and masks."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from torch import Tensor
 
@@ -43,7 +42,7 @@ class Draft:
             if mask is None:
                 self._blocked = True
                 return
-            self._draws[len(self._token_ids) + 1] = replace(self._draws[len(self._token_ids) + 1], mask=mask)
+            self._draws[len(self._token_ids) + 1] = self._draws[len(self._token_ids) + 1].masked(mask)
         self._token_ids.append(token_id)
 
     @property

@@ -46,7 +46,7 @@ def followed(row: Row, token_ids: Sequence[int]) -> Guesses:
         mask = row.follow(token_id)
         if mask is None:
             return Guesses(token_ids[:index], tuple(draws), num_refused=1)
-        draws[index + 1] = replace(draws[index + 1], mask=mask)
+        draws[index + 1] = draws[index + 1].masked(mask)
     return Guesses(token_ids, tuple(draws))
 
 

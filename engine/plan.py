@@ -58,6 +58,9 @@ class Draw:
     bans: tuple[int, ...] = ()
     """Tokens that may not come either, each once; if the mask leaves no others, they may."""
 
+    def masked(self, mask: Mask) -> "Draw":
+        return Draw(self.seq_id, self.position, self.epoch, mask, self.bans)
+
 
 @dataclass(frozen=True, slots=True)
 class Scoring:

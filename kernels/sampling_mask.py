@@ -8,6 +8,7 @@ Rows of slots without a mask are left alone, and their programs return at once, 
 # mypy: allow-incomplete-defs
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,78 +17,125 @@ import triton.language as tl
 from torch import Tensor
 
 from .dispatch import launches
+from .mask_staging import MaskStaging
 from .samplers import mask_tokens
 
 _TILE = 4096
-_SLOT_WORDS = 2
-"""Of a slot's number."""
+_NO_MASK, _OWN_MASK = -1, -2
+"""Of a slot, in place of the number of its mask."""
+
+
+class SlotMask(NamedTuple):
+    turn: int
+    slot: int
+    words: np.ndarray
+    """int32 [ceil(V / 32)]: bit i of word i // 32 for id i."""
 
 
 class MaskTable:
-    """`masks` int32 [S, W]: which tokens may be drawn where `is_masked` int32 [S], bit i of word i // 32 for id i; of
-    the W words the first ceil(V / 32) count."""
+    """Each slot may have a mask of its own, which stays, and for what is drawn next another one in each of T turns, in
+    which a token of every row is drawn. That one counts, then."""
 
-    def __init__(self, num_slots: int, vocab_size: int, device: torch.device | str) -> None:
+    def __init__(self, num_slots: int, vocab_size: int, device: torch.device | str, num_turns: int = 1) -> None:
         self.vocab_size = vocab_size
         self.num_words = -(-vocab_size // 32)
-        width = self.num_words + self.num_words % 2  # so that a slot's number, of 8 bytes, may stand after its mask
-        self.masks = torch.zeros(num_slots, width, dtype=torch.int32, device=device)
-        self.is_masked = torch.zeros(num_slots, dtype=torch.int32, device=device)
-        self._masked: set[int] = set()
+        self._own = torch.zeros(num_slots, self.num_words, dtype=torch.int32, device=device)
+        self._owners: set[int] = set()
+        self._staging = MaskStaging(num_turns * num_slots, self.num_words, device)
+        self._numbers = np.full((num_turns, num_slots), _NO_MASK, np.int32)
+        self._is_told = False
+        """The device knows that nobody has but its own mask."""
+        self.set(())
 
-    def set_masks(self, slots: Sequence[int], masks: Sequence[np.ndarray]) -> None:
-        """Of each slot, int32 or uint32 [ceil(V / 32)], until another is set, or none. Ordered on the current stream,
-        without waiting: torch's allocator keeps the pinned memory until it is copied."""
-        width = self.masks.shape[1]
-        packed = torch.empty(len(slots), width + _SLOT_WORDS, dtype=torch.int32, pin_memory=self.masks.is_cuda)
-        rows = packed.numpy()
-        for row, slot, mask in zip(rows, slots, masks, strict=True):
-            row[: self.num_words] = mask.view(np.int32)
-            row[width:].view(np.int64)[0] = slot
-        on_device = packed.to(self.masks.device, non_blocking=True)
-        places = on_device[:, width:].view(torch.int64)[:, 0]
-        self.masks.index_copy_(0, places, on_device[:, :width])
-        if not self._masked.issuperset(slots):
-            self._masked.update(slots)
-            self.is_masked.index_fill_(0, places, 1)
+    @property
+    def own(self) -> Tensor:
+        """int32 [S, ceil(V / 32)]"""
+        return self._own
 
-    def clear_mask(self, slot: int) -> None:
-        if slot in self._masked:
-            self._masked.remove(slot)
-            self.is_masked[slot].zero_()
+    @property
+    def staged(self) -> Tensor:
+        """int32 [T · S, ceil(V / 32)]"""
+        return self._staging.rows
+
+    def numbers(self, turn: int) -> Tensor:
+        """int32 [S]: where in `staged` the mask of each slot is; negative if it has its own, or none."""
+        num_slots = len(self._own)
+        return self._staging.numbers[turn * num_slots : (turn + 1) * num_slots]
+
+    def keep(self, slot: int, words: np.ndarray) -> None:
+        """The slot's own mask, int32 [ceil(V / 32)], from the next `set` on."""
+        host = torch.empty(self.num_words, dtype=torch.int32, pin_memory=self._own.is_cuda)
+        host.numpy()[:] = words
+        self._own[slot].copy_(host, non_blocking=True)
+        self._owners.add(slot)
+        self._numbers[:, slot] = _OWN_MASK
+        self._is_told = False
+
+    def clear(self, slot: int) -> None:
+        """It has none of its own any more, from the next `set` on."""
+        if slot in self._owners:
+            self._owners.remove(slot)
+            self._numbers[:, slot] = _NO_MASK
+            self._is_told = False
+
+    def set(self, masks: Sequence[SlotMask]) -> None:
+        """Those of what is drawn next: others have but their own. Once a step, of which two are in flight at most.
+        Ordered on the current stream, without waiting."""
+        if not masks and self._is_told:
+            return
+        numbers, num_slots = self._numbers, self._numbers.shape[1]
+        if masks:
+            numbers = numbers.copy()
+            places = [turn * num_slots + slot for turn, slot, _ in masks]
+            numbers.reshape(-1)[places] = np.arange(len(masks))
+        self._staging.upload(numbers.reshape(-1), [words for _, _, words in masks])
+        self._is_told = not masks
 
 
-def apply_masks(logits: Tensor, slots: Tensor, table: MaskTable) -> Tensor:
+def apply_masks(logits: Tensor, slots: Tensor, table: MaskTable, turn: int = 0) -> Tensor:
     """`logits`, changed. Raises ValueError for wrong shapes, dtypes or layouts."""
     _check(logits, slots, table)
     if not launches(logits):
-        return logits.copy_(ref_apply_masks(logits, slots, table))
+        return logits.copy_(ref_apply_masks(logits, slots, table, turn))
     num_rows, vocab_size = logits.shape
     if num_rows:
         _apply[(triton.cdiv(vocab_size, _TILE), num_rows)](
-            logits, slots, table.masks, table.is_masked, vocab_size, table.masks.shape[1], TILE=_TILE, num_warps=8
+            logits,
+            slots,
+            table.numbers(turn),
+            table.staged,
+            table.own,
+            vocab_size,
+            table.num_words,
+            NO_MASK=_NO_MASK,
+            TILE=_TILE,
+            num_warps=8,
         )
     return logits
 
 
-def ref_apply_masks(logits: Tensor, slots: Tensor, table: MaskTable) -> Tensor:
+def ref_apply_masks(logits: Tensor, slots: Tensor, table: MaskTable, turn: int = 0) -> Tensor:
     """A copy of `logits` with the masks applied, in plain torch."""
     at = slots.long().clamp(min=0)
-    is_masked = (slots >= 0) & (table.is_masked[at] != 0)
-    return torch.where(is_masked[:, None], mask_tokens(logits, table.masks[at, : table.num_words]), logits)
+    number = table.numbers(turn)[at].long()
+    masks = torch.where((number >= 0)[:, None], table.staged[number.clamp(min=0)], table.own[at])
+    is_masked = (slots >= 0) & (number != _NO_MASK)
+    return torch.where(is_masked[:, None], mask_tokens(logits, masks), logits)
 
 
-@triton.jit(do_not_specialize=["num_words"], do_not_specialize_on_alignment=["slots"])
-def _apply(logits, slots, masks, is_masked, V, num_words, TILE: tl.constexpr):
+@triton.jit(do_not_specialize=["num_words"], do_not_specialize_on_alignment=["slots", "numbers"])
+def _apply(logits, slots, numbers, staged, own, V, num_words, NO_MASK: tl.constexpr, TILE: tl.constexpr):
     row = tl.program_id(1).to(tl.int64)
     slot = tl.load(slots + row).to(tl.int64)
     if slot < 0:
         return
-    if tl.load(is_masked + slot) == 0:
+    number = tl.load(numbers + slot).to(tl.int64)
+    if number == NO_MASK:
         return
+    mask = tl.where(number >= 0, staged + number * num_words, own + slot * num_words)
     ids = tl.program_id(0) * TILE + tl.arange(0, TILE)
     inside = ids < V
-    words = tl.load(masks + slot * num_words + (ids >> 5), mask=inside, other=-1)
+    words = tl.load(mask + (ids >> 5), mask=inside, other=-1)
     tl.store(logits + row * V + ids, float("-inf"), mask=inside & (((words >> (ids & 31)) & 1) == 0))
 
 

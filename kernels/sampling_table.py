@@ -93,10 +93,6 @@ class SamplingTable:
             ids, values = entries.view(2, -1)
             self.counts[slot].zero_().index_copy_(0, ids.long(), values)
 
-    def clear(self, slot: int) -> None:
-        """Ends a sequence: neutral parameters, so that a slot drawn by mistake stays cheap."""
-        self.set(slot, SlotParams())
-
     def set_epoch(self, slot: int, epoch: int) -> None:
         """How often the sequence was rewound: part of its noise from now on."""
         self.words[slot, EPOCH : EPOCH + 1].fill_(epoch)

@@ -111,13 +111,15 @@ class Drawing:
             return
         first = [row.draws[0] for row in grid.rows] + [draw for draw in rest if draw.seq_id not in self.eager]
         self.sampler.prepare([self._sequences.slot(draw.seq_id) for draw in first], first)
-        for turn in range(1, grid.num_turns):
-            self.set_masks(turn, [row.draws[turn] for row in grid.rows if len(row.draws) > turn])
+        if not grid.guided:
+            self.set_later_masks(grid, [row.draws[1:] for row in grid.rows])
         self._upload_edits(grid)
 
-    def set_masks(self, turn: int, draws: Sequence[Draw]) -> None:
-        assert self.sampler is not None
-        self.sampler.set_masks(turn, [self._sequences.slot(draw.seq_id) for draw in draws], draws)
+    def set_later_masks(self, grid: Grid, draws: Sequence[Sequence[Draw]]) -> None:
+        """Those of each row's `draws` after its first."""
+        if grid.num_turns > 1:
+            assert self.sampler is not None
+            self.sampler.set_later_masks([self._sequences.slot(row.seq_id) for row in grid.rows], draws)
 
     def _upload_edits(self, grid: Grid) -> None:
         assert self.sampler is not None

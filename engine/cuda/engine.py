@@ -274,15 +274,13 @@ class CudaEngine:
         for index, guesses in guided.items():
             if (look_ahead := grid.rows[index].look_ahead) is not None:
                 look_ahead(guesses)
-        turns: list[list[Draw]] = [[] for _ in range(grid.num_turns)]
+        later = [row.draws[1:] for row in grid.rows]
         for index, guesses in guided.items():
             found = followed(grid.rows[index], guesses)
             num_allowed = len(found.token_ids)
-            for turn, draw in enumerate(found.draws[1 : 1 + num_allowed], 1):
-                turns[turn].append(draw)
+            later[index] = found.draws[1 : 1 + num_allowed]
             grid.refused.update(grid.places(index)[1 + num_allowed :])
-        for turn, draws in enumerate(turns):
-            self._drawing.set_masks(turn, draws)
+        self._drawing.set_later_masks(grid, later)
         if grid.refused:
             places = to_device(self._runtime, np.array(sorted(grid.refused), np.int64))
             self._inputs.of(num_tokens).rows.index_fill_(0, places, -1)

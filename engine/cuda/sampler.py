@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...kernels.history_step import apply_history
 from ...kernels.history_table import HistoryParams, HistoryTable
-from ...kernels.sampling_mask import MaskTable, apply_masks
+from ...kernels.sampling_mask import MaskTable, SlotMask, apply_masks
 from ...kernels.sampling_program import can_run
 from ...kernels.sampling_table import SamplingTable, SlotParams
 from ...kernels.sampling_tail import TailWorkspace, sample_tail
@@ -91,8 +91,9 @@ class DeviceSampler:
         """`phrases` finds the strings of DRY's breakers and bad_words in tokens; without it they are refused. A
         sequence draws up to 1 + `max_drafts` tokens in a step, one a turn."""
         self.table = SamplingTable(num_slots, vocab_size, device)
-        self._masks = [MaskTable(num_slots, vocab_size, device) for _ in range(1 + max_drafts)]
-        """Of each turn."""
+        self._first_masks = MaskTable(num_slots, vocab_size, device)
+        self._later_masks = MaskTable(num_slots, vocab_size, device, max_drafts)
+        """Of what is drawn after guesses."""
         vocabulary = None if phrases is None else (phrases.vocabulary.offsets, phrases.vocabulary.data)
         self.history = HistoryTable(num_slots, vocab_size, device, vocabulary)
         self._workspace = TailWorkspace(num_slots, vocab_size, device)
@@ -116,8 +117,8 @@ class DeviceSampler:
         self.table.set(slot, _slot_params(params, seed.key), prompt_ids, seed.output_ids, state)
         if allowed is not None:
             self._allowed[slot] = allowed
-            for masks in self._masks:
-                masks.set_masks([slot], [allowed])
+            self._first_masks.keep(slot, allowed)
+            self._later_masks.keep(slot, allowed)
         if params.logit_bias or params.min_tokens > len(seed.output_ids):
             self._rules[slot] = _Rules.of(params, _not_alone(seed.stop_ids, allowed))
 
@@ -125,10 +126,9 @@ class DeviceSampler:
         """Ends it."""
         for known in (self._rules, self._allowed, self._epochs):
             known.pop(slot, None)
-        for masks in self._masks:
-            masks.clear_mask(slot)
-        self.history.clear(slot)
-        self.table.clear(slot)
+        self._first_masks.clear(slot)
+        self._later_masks.clear(slot)
+        self.history.clear(slot)  # what the table holds of it is not read until another sequence is set there
 
     def prepare(self, slots: Sequence[int], draws: Sequence[Draw]) -> None:
         """Tells the device what draws bring along: masks, which are waited for, and epochs."""
@@ -136,18 +136,28 @@ class DeviceSampler:
             if draw.epoch and draw.epoch != self._epochs.get(slot):
                 self._epochs[slot] = draw.epoch
                 self.table.set_epoch(slot, draw.epoch)
-        self.set_masks(0, slots, draws)
+        self._first_masks.set(
+            [
+                SlotMask(0, slot, self._within_bans(slot, draw.mask.result()))
+                for slot, draw in zip(slots, draws, strict=True)
+                if draw.mask is not None
+            ]
+        )
 
-    def set_masks(self, turn: int, slots: Sequence[int], draws: Sequence[Draw]) -> None:
-        """Of the draws of a turn that have one, waited for."""
-        masked = [(slot, draw.mask) for slot, draw in zip(slots, draws, strict=True) if draw.mask is not None]
-        if masked:
-            masks = [self._within_bans(slot, mask.result().view(np.int32)) for slot, mask in masked]
-            self._masks[turn].set_masks([slot for slot, _ in masked], masks)
+    def set_later_masks(self, slots: Sequence[int], draws: Sequence[Sequence[Draw]]) -> None:
+        """Of each slot, the draws after its first in the order of turns: their masks are waited for."""
+        self._later_masks.set(
+            [
+                SlotMask(turn, slot, self._within_bans(slot, draw.mask.result()))
+                for slot, those in zip(slots, draws, strict=True)
+                for turn, draw in enumerate(those)
+                if draw.mask is not None
+            ]
+        )
 
-    def _within_bans(self, slot: int, mask: np.ndarray) -> np.ndarray:
+    def _within_bans(self, slot: int, words: np.ndarray) -> np.ndarray:
         """Guidance wins where bans and guidance leave nothing."""
-        allowed = self._allowed.get(slot)
+        mask, allowed = words.view(np.int32), self._allowed.get(slot)
         if allowed is None:
             return mask
         both = mask & allowed
@@ -187,7 +197,7 @@ class DeviceSampler:
         """bool [V]: what masks let come."""
         words = self._allowed.get(slot)
         if draw.mask is not None:
-            words = self._within_bans(slot, draw.mask.result().view(np.int32))
+            words = self._within_bans(slot, draw.mask.result())
         if words is None:
             return np.ones(self.table.vocab_size, bool)
         bits = np.unpackbits(words.view(np.uint8), bitorder="little", count=self.table.vocab_size)
@@ -204,7 +214,8 @@ class DeviceSampler:
     ) -> None:
         """int32 `out` [N] from fp32 `logits` [N, V], which are overwritten; `slots` and `positions` int32 [N], −1 for
         padding. `edits`: rows, ids, values and, int32 [1], how many of them count."""
-        apply_masks(logits, slots, self._masks[turn])
+        masks, number = (self._later_masks, turn - 1) if turn else (self._first_masks, 0)
+        apply_masks(logits, slots, masks, number)
         if edits is not None:
             apply_edits(logits, *edits)
         apply_history(logits, slots, positions, self.table.last_token, self.history)

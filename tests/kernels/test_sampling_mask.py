@@ -3,25 +3,50 @@
 import numpy as np
 import pytest
 import torch
-from isthmus.kernels.sampling_mask import MaskTable, apply_masks, ref_apply_masks
+from isthmus.kernels.sampling_mask import MaskTable, SlotMask, apply_masks, ref_apply_masks
+
+
+def random_masks(count, vocab_size):
+    """bool [count, V], and the same as words."""
+    allowed = np.random.default_rng(vocab_size).random((count, vocab_size)) < 0.3
+    words = np.zeros((count, -(-vocab_size // 32) * 4), np.uint8)
+    words[:, : -(-vocab_size // 8)] = np.packbits(allowed, axis=1, bitorder="little")
+    return allowed, words.view(np.int32)
 
 
 def check(device, vocab_size, apply=apply_masks):
-    """Slots 1 and 4 of 5 are masked; rows are slots 4, padding, 1, 0."""
-    rng = np.random.default_rng(vocab_size)
-    table = MaskTable(5, vocab_size, device)
-    allowed = rng.random((2, vocab_size)) < 0.3
-    words = np.zeros((2, -(-vocab_size // 32) * 4), np.uint8)
-    words[:, : -(-vocab_size // 8)] = np.packbits(allowed, axis=1, bitorder="little")
-    table.set_masks([4, 1], words.view(np.uint32))
-    logits = torch.randn(4, vocab_size, device=device)
-    slots = torch.tensor([4, -1, 1, 0], dtype=torch.int32, device=device)
-    before = logits.cpu()
-    after = apply(logits, slots, table).cpu()
-    for row, mask in ((0, allowed[0]), (2, allowed[1])):
-        assert torch.equal(after[row] == -torch.inf, torch.from_numpy(~mask))
-        assert torch.equal(after[row][mask], before[row][mask])
-    assert torch.equal(after[[1, 3]], before[[1, 3]])
+    """Slots 1 and 4 of 5 have a mask, 1 and 2 one of their own; rows are slots 4, padding, 1, 0, 2."""
+    table = MaskTable(5, vocab_size, device, num_turns=2)
+    allowed, words = random_masks(6, vocab_size)
+    table.keep(1, words[4])
+    table.keep(2, words[5])
+    slots = torch.tensor([4, -1, 1, 0, 2], dtype=torch.int32, device=device)
+    logits = torch.randn(2, 5, vocab_size, device=device)
+
+    def drawn_from(turn):
+        before = logits[turn].cpu()
+        after = apply(logits[turn].clone(), slots, table, turn).cpu()
+        is_out = after == -torch.inf
+        assert torch.equal(after[~is_out], before[~is_out])
+        return ~is_out.numpy()
+
+    everything = np.ones(vocab_size, bool)
+    own = [everything, everything, allowed[4], everything, allowed[5]]
+    table.set([])
+    for turn in range(2):
+        assert np.array_equal(drawn_from(turn), own)
+    table.set([SlotMask(0, 4, words[0]), SlotMask(0, 1, words[1]), SlotMask(1, 1, words[2])])
+    assert np.array_equal(drawn_from(0), [allowed[0], everything, allowed[1], everything, allowed[5]])
+    assert np.array_equal(drawn_from(1), [everything, everything, allowed[2], everything, allowed[5]])
+    table.clear(2)
+    table.set([SlotMask(1, 4, words[3])])
+    assert np.array_equal(drawn_from(0), [everything, everything, allowed[4], everything, everything])
+    assert np.array_equal(drawn_from(1), [allowed[3], everything, allowed[4], everything, everything])
+    table.clear(1)
+    table.clear(0)  # never had one
+    table.set([])
+    for turn in range(2):
+        assert drawn_from(turn).all()
 
 
 @pytest.mark.parametrize("vocab_size", [1, 31, 100, 4099])
@@ -52,17 +77,20 @@ def test_wrong_arguments_are_refused():
         apply_masks(torch.zeros(2, 40), slots.long(), table)
 
 
-@pytest.mark.parametrize("vocab_size", [70, 64])
-def test_a_mask_stays_until_another_or_none_is_set(vocab_size):
-    masks = MaskTable(3, vocab_size, "cpu")
-    words = np.array([[5, 9, 1], [2, 0, 63]], np.uint32)[:, : -(-vocab_size // 32)]
-    masks.set_masks([2, 0], words)
-    masks.set_masks([2], words[1:])
-    assert np.array_equal(masks.masks[[2, 0], : masks.num_words].numpy(), words[[1, 1]])
-    assert masks.is_masked.tolist() == [1, 0, 1]
-    masks.clear_mask(2)
-    masks.clear_mask(1)  # never had one
-    assert masks.is_masked.tolist() == [1, 0, 0]
-    masks.set_masks([2], words[:1])
-    assert masks.is_masked.tolist() == [1, 0, 1]
-    assert np.array_equal(masks.masks[2, : masks.num_words].numpy(), words[0].view(np.int32))
+@pytest.mark.gpu
+def test_masks_of_two_steps_in_flight():
+    """Each draws from its own, however busy the device is."""
+    vocab_size, num_steps = 49_153, 8
+    table = MaskTable(4, vocab_size, "cuda")
+    allowed, words = random_masks(num_steps * 4, vocab_size)
+    slots, found, ends = torch.arange(4, dtype=torch.int32, device="cuda"), [], []
+    logits = [torch.randn(4, vocab_size, device="cuda") for _ in range(num_steps)]
+    for step in range(num_steps):
+        if step > 1:
+            ends[step - 2].synchronize()
+        torch.cuda._sleep(2_000_000)
+        table.set([SlotMask(0, slot, words[4 * step + slot]) for slot in range(4)])
+        found.append(apply_masks(logits[step], slots, table) > -torch.inf)
+        ends.append(torch.cuda.Event())
+        ends[-1].record()
+    assert np.array_equal(torch.cat(found).cpu().numpy(), allowed)

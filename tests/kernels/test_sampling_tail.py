@@ -370,7 +370,7 @@ def test_a_slot_holds_what_was_set():
     assert not table.counts[[0, 2]].any()
     table.set(1, SlotParams(presence=1.0), (3, 4), (8,))
     assert table.counts[1].nonzero().flatten().tolist() == [8]
-    table.clear(1)
+    table.set(1, SlotParams())
     assert torch.equal(table.words, table.words[:1].expand(3, -1))
 
 
@@ -389,7 +389,7 @@ def test_tokens_outside_the_vocabulary_are_refused(ids):
 @pytest.mark.parametrize("slot", [-1, 3])
 def test_slots_that_are_not_there_are_refused(slot):
     with pytest.raises(IndexError, match=f"slot {slot} of 3"):
-        SamplingTable(3, 50, "cpu").clear(slot)
+        SamplingTable(3, 50, "cpu").set(slot, SlotParams())
 
 
 @pytest.mark.parametrize(
