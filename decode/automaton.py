@@ -26,6 +26,8 @@ class Automaton:
         self.bans = bans
         self.output: list[int] = []
         """What the matcher has taken in."""
+        self.is_new = True
+        """It has had no mask yet, and the first of a grammar may take long."""
         self.is_slow = False
         """Its last mask took long."""
         self.is_suspect = False

@@ -1,8 +1,7 @@
 """Constrained decoding: what each sequence's grammar lets come next.
 
-Masks are made from the moment a step is planned, while the engine computes logits or, where it draws at once, before
-that: see `mask_maker`. All of a guide's state follows from the grammar and the output's tokens, so it is made anew from
-them on a replay.
+Masks are made while the engine computes logits, or where that is not possible before: see `mask_maker`. All of a
+guide's state follows from the grammar and the output's tokens, so it is made anew from them on a replay.
 """
 
 from collections.abc import Callable, Sequence

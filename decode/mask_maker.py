@@ -1,8 +1,9 @@
 """Who makes masks, and when: one batch for all sequences of a step.
 
-Tasks are collected until the step is planned, then begun in a thread, beside whatever comes next. Who asks for a mask
-before the thread has begun makes all of them himself: an engine that draws at once does not wait until threads have
-taken turns. Sequences whose grammars take long have batches of their own, so that no others wait for them.
+Tasks are collected until the step is planned. Who asks for a mask makes all of them himself: an engine does so while
+its device computes, and a thread would take longer to get its turns than masks take. Sequences whose grammars take
+long have batches of their own, and those that are new another one: threads begin these once the step is planned, and
+who is known to be quick does not wait for them.
 """
 
 from collections.abc import Callable
@@ -47,7 +48,7 @@ class MaskMaker:
         """`num_words`: of a mask. `num_threads` for batches; the grammar engine has others within a batch."""
         self._filler = MaskFiller(num_words)
         self._pool = ThreadPoolExecutor(num_threads, "guide")
-        self._open = MaskBatch(self._filler)
+        self._open, self._new = MaskBatch(self._filler), MaskBatch(self._filler)
         self._alone: list[MaskBatch] = []
 
     def next_task(self, automaton: Automaton, last: Task | None) -> Task:
@@ -58,23 +59,30 @@ class MaskMaker:
         return self._batch_for(automaton).add(automaton, None if last is None else last.batch)
 
     def _is_open(self, batch: MaskBatch) -> bool:
-        return not batch.is_done and (batch is self._open or batch in self._alone)
+        return not batch.is_done and (batch is self._open or batch is self._new or batch in self._alone)
 
     def _batch_for(self, automaton: Automaton) -> MaskBatch:
         if automaton.is_slow or automaton.is_suspect:
             self._alone.append(MaskBatch(self._filler))
             return self._alone[-1]
+        if automaton.is_new:
+            if self._new.is_done:
+                self._new = MaskBatch(self._filler)
+            return self._new
         if self._open.is_done:
             self._open = MaskBatch(self._filler)
         return self._open
 
     def begin(self) -> None:
-        """The step is planned: what was collected is begun, if nobody has asked for it already."""
-        batches, self._alone = [*self._alone, self._open], []
-        for batch in batches:
+        """The step is planned: nothing is added any more to what was collected."""
+        for batch in (*self._alone, self._new):
             if batch.tasks and not batch.is_done:
-                self._pool.submit(batch.run)
-        self._open = MaskBatch(self._filler)
+                self._pool.submit(batch.run, aside=True)
+        self._alone.clear()
+        if self._new.tasks or self._new.is_done:
+            self._new = MaskBatch(self._filler)
+        if self._open.tasks or self._open.is_done:
+            self._open = MaskBatch(self._filler)
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,39 +1,67 @@
-"""Masks of many grammars in one call of llguidance, which frees the GIL meanwhile and shares the work among threads."""
+"""Masks of many grammars at once: the first in the thread that asks, as waking others takes longer than most masks do;
+what is left after a while by threads of llguidance. Each call frees the GIL: who works aside, while another thread
+runs Python, gets it back late, so there it is one call for all.
+"""
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from llguidance import LLExecutor, LLMatcher
 
 from .grammar_compiler import Words
 
-MAX_THREADS = 8
+MAX_THREADS = 4
+ALONE_S = 0.0005
+"""Before threads help: a mask usually takes a fiftieth of this."""
+Runs = Sequence[tuple[LLMatcher, Sequence[int]]]
+"""Matchers, each with tokens that may come next, one after the other."""
+
+
+class Filled(NamedTuple):
+    words: Words
+    took_s: float
+    """Of this thread's time, and of waiting for others that helped: not of waiting until Python may go on."""
 
 
 class MaskFiller:
     """For matchers of one vocabulary, safe to share between threads."""
 
-    def __init__(self, num_words: Callable[[], int], num_threads: int | None = None) -> None:
+    def __init__(self, num_words: Callable[[], int], num_threads: int | None = None, alone_s: float = ALONE_S) -> None:
         """`num_words`: of a mask, asked for when there is one to make. `num_threads`: None for half of the cores, at
-        most MAX_THREADS; they begin then, too."""
-        self._num_words = num_words
+        most MAX_THREADS; they begin when they are needed, which is after `alone_s`."""
+        self._num_words, self._alone_s = num_words, alone_s
         self._num_threads = num_threads or min(MAX_THREADS, max(1, (os.cpu_count() or 1) // 2))
 
     @cached_property
     def _executor(self) -> LLExecutor:
         return LLExecutor(self._num_threads)
 
-    def fill(self, runs: Sequence[tuple[LLMatcher, Sequence[int]]]) -> Words:
-        """uint32 [N, num_words], bit i of word i // 32 for token i: of each matcher what may come next, then what
+    def fill(self, runs: Runs, *, aside: bool = False) -> Filled:
+        """Words uint32 [N, num_words], bit i of word i // 32 for token i: of each matcher what may come next, then what
         may come after each of the tokens given with it. Rows after a token that may not come hold anything.
 
-        Matchers stay where they are. One that fails (`is_error`) has no masks."""
+        Matchers stay where they are. One that fails (`is_error`) has no masks. `aside`: other threads run Python."""
         words = np.empty((sum(1 + len(token_ids) for _, token_ids in runs), self._num_words()), np.uint32)
+        address, stride = words.ctypes.data, words.strides[0]
+        start_s, alone_s = time.thread_time(), 0.0 if aside and len(runs) > 1 else self._alone_s
+        helped_s, row, end_s = 0.0, 0, time.perf_counter() + alone_s
+        for index, (matcher, token_ids) in enumerate(runs):
+            if (now := time.perf_counter()) >= end_s and index + 1 < len(runs):
+                self._fill_in_threads(runs[index:], words, row)
+                helped_s = time.perf_counter() - now
+                break
+            _fill_one(matcher, token_ids, address + row * stride, stride)
+            row += 1 + len(token_ids)
+        return Filled(words, time.thread_time() - start_s + helped_s)
+
+    def _fill_in_threads(self, runs: Runs, words: Words, row: int) -> None:
+        """From this row on."""
         plain: list[tuple[LLMatcher, int]] = []
         ahead: list[tuple[LLMatcher, int, list[int]]] = []
-        row = 0
         for matcher, token_ids in runs:
             if token_ids:
                 ahead.append((matcher, row, list(token_ids)))
@@ -45,7 +73,19 @@ class MaskFiller:
             self._executor.unsafe_compute_mask_ptr(plain, *place)
         if ahead:
             self._executor.unsafe_compute_mask_ptr_with_draft_token(ahead, *place)
-        return words
+
+
+def _fill_one(matcher: LLMatcher, token_ids: Sequence[int], address: int, stride: int) -> None:
+    """At `address`, and for each token `stride` bytes further on."""
+    matcher.unsafe_compute_mask_ptr(address, stride)
+    num_taken = 0
+    for token_id in token_ids:
+        if not matcher.try_consume_tokens([token_id]):
+            break
+        num_taken += 1
+        matcher.unsafe_compute_mask_ptr(address + num_taken * stride, stride)
+    if num_taken:
+        matcher.rollback(num_taken)
 
 
 def allows(words: Words, token_id: int) -> bool:

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Event
 from typing import Any
 
@@ -38,10 +39,13 @@ def guide_of(masks: MaskMaker, pattern: str, output: str = "", **params: Any) ->
     return Guide(matcher(pattern), TokenBans.of(asked, frozenset({EOS}), (EOS,), VOCAB), ids(output), masks)
 
 
-def test_many_masks_in_one_call() -> None:
-    runs = [(matcher(pattern), guesses) for pattern in PATTERNS for guesses in ((), ids("abc"), ids("xab"))]
-    words = MaskFiller(COMPILER.num_words).fill(runs)
-    assert len(words) == len(PATTERNS) * (1 + 4 + 4)
+@pytest.mark.parametrize("alone_s", [20.0, 0.0])
+def test_many_masks_in_one_call(alone_s: float) -> None:
+    """All in this thread, and all in others."""
+    guesses_of_each = ((), ids("abc"), ids("xab"), [*ids("a"), EOS, *ids("b")])
+    runs = [(matcher(pattern), guesses) for pattern in PATTERNS for guesses in guesses_of_each]
+    words = MaskFiller(COMPILER.num_words, alone_s=alone_s).fill(runs).words
+    assert len(words) == len(PATTERNS) * (1 + 4 + 4 + 4)
     row = 0
     for one, guesses in runs:
         for index in range(1 + len(guesses)):
@@ -95,9 +99,9 @@ def test_one_call_for_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     fill = MaskFiller.fill
 
-    def counting(self: MaskFiller, runs: Any) -> Any:
+    def counting(self: MaskFiller, runs: Any, **how: Any) -> Any:
         calls.append(len(runs))
-        return fill(self, runs)
+        return fill(self, runs, **how)
 
     monkeypatch.setattr(MaskFiller, "fill", counting)
     monkeypatch.setattr(mask_batch, "SLOW_S", 60.0)  # whatever else the machine does: slow ones go alone next time
@@ -123,8 +127,8 @@ def test_guesses_that_are_too_much_for_a_grammar_do_not_come(monkeypatch: pytest
     explosive = COMPILER.compile(Guidance("lark", both))
     fill = MaskFiller.fill
 
-    def failing(self: MaskFiller, runs: Any) -> Any:
-        words = fill(self, runs)
+    def failing(self: MaskFiller, runs: Any, **how: Any) -> Any:
+        words = fill(self, runs, **how)
         for one, guesses in runs:
             if guesses:
                 one.consume_tokens(ids("x"))  # fails, as a grammar does that grows too large
@@ -154,11 +158,11 @@ def test_who_is_slow_goes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     fill, go_on = MaskFiller.fill, Event()
     go_on.set()
 
-    def filling(self: MaskFiller, runs: Any) -> Any:
+    def filling(self: MaskFiller, runs: Any, **how: Any) -> Any:
         sizes.append(len(runs))
         if any(one is slow for one, _ in runs):
             assert go_on.wait(20)
-        return fill(self, runs)
+        return fill(self, runs, **how)
 
     monkeypatch.setattr(MaskFiller, "fill", filling)
     monkeypatch.setattr(mask_batch, "SLOW_S", -1.0)  # all are
@@ -197,3 +201,25 @@ def test_work_is_done_once_whoever_asks() -> None:
             expected = next_tokens(_after("(ab)*c", output), len(TOKENS))
             assert all(np.array_equal(one.result(20), expected) for one in found)
     masks.close()
+
+
+def test_threads_begin_what_is_slow_or_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All else is made by who asks, in the thread that asks."""
+    monkeypatch.setattr(mask_batch, "SLOW_S", 20.0)
+    masks = MaskMaker(COMPILER.num_words)
+    begun: list[Any] = []
+    monkeypatch.setattr(masks._pool, "submit", lambda run, **how: begun.append(partial(run, **how)))
+    guides = [guide_of(masks, "[a-c]*") for _ in range(3)]
+    masks.begin()
+    assert len(begun) == 1
+    begun[0]()
+    assert all(guide.mask().is_done for guide in guides)
+    guides[1]._automaton.is_slow = True
+    for guide in guides:
+        guide.advance(ids("a"))
+    masks.begin()
+    assert len(begun) == 2
+    begun[1]()
+    assert [guide.mask().is_done for guide in guides] == [False, True, False]
+    assert guides[0].mask().result().any()
+    assert guides[2].mask().is_done

@@ -98,9 +98,9 @@ def test_grammars_on_the_engine_for_gpus(models: Models, guided: Outputs, monkey
     num_masks: list[int] = []
     fill = MaskFiller.fill
 
-    def counting(self: MaskFiller, runs: Any) -> Any:
+    def counting(self: MaskFiller, runs: Any, **how: Any) -> Any:
         num_masks.append(sum(1 + len(guesses) for _, guesses in runs))
-        return fill(self, runs)
+        return fill(self, runs, **how)
 
     monkeypatch.setattr(MaskFiller, "fill", counting)
     load = spelling(partial(models.target.load_gpu_engine, guesses=True))
