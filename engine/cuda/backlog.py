@@ -16,7 +16,7 @@ from ..streams import Streams
 from .inputs import TokenInputs
 from .runtime import Runtime
 
-MAX_LENGTH, MAX_BYTES = 64, 128 << 20
+MAX_LENGTH, MAX_BYTES = 128, 128 << 20
 """Tokens of a sequence, and of features of all; at least one token each."""
 
 

@@ -35,6 +35,11 @@ class CatchUp:
             run()
             self._graphs[size] = self._runtime.capture(run)
 
+    @property
+    def is_due(self) -> bool:
+        """The next step that leaves tokens behind must be preceded by catching up."""
+        return self._lag.is_full
+
     def later(self, slots: np.ndarray) -> None:
         """The next step leaves a token of each of these behind."""
         due = self._lag.add(slots)
@@ -59,11 +64,17 @@ class CatchUp:
         most = self._sizes[-1]
         for first in range(0, len(due), most):
             part = due[first : first + most]
-            filled = np.full(next(size for size in self._sizes if size >= len(part)), -1, np.int32)
-            filled[: len(part)] = part
-            size, slots = len(filled), self._upload(filled)
+            size = next(size for size in self._sizes if size >= len(part))
+            slots = self._slots[:size]
+            self._tell(slots, part)
             graph = self._graphs.get(size)
             self._follower.catch_up(slots) if graph is None else graph()
 
-    def _upload(self, slots: np.ndarray) -> Tensor:
-        return to_device(self._runtime, slots, out=self._slots[: len(slots)])
+    def _tell(self, slots: Tensor, part: np.ndarray) -> None:
+        """Most often a sequence ends by itself, and then no memory need be found for the way to the device."""
+        if len(part) == 1:
+            slots.fill_(int(part[0]))
+            return
+        filled = np.full(len(slots), -1, np.int32)
+        filled[: len(part)] = part
+        to_device(self._runtime, filled, out=slots)

@@ -204,11 +204,13 @@ class CudaEngine:
             states += self._drawing.take_states(list(enumerate(rest_draws)), grid.num_tokens, False)
             placed = [*grid.placed, *enumerate(rest_draws, grid.num_tokens)]
             logprobs = self._drawing.measure(placed, grid.num_tokens, rest)
-        tokens = self._readback.take(self._parity, grid.num_tokens + len(rest_draws))
+        tokens, mark = self._readback.take(self._parity, grid.num_tokens + len(rest_draws)), self._runtime.mark()
+        if self._head is not None:
+            self._head.end()
         order, guesses = _places(plan, is_single, grid)
         return Step(
             plan,
-            self._runtime.mark(),
+            mark,
             tokens,
             order,
             guesses,
@@ -528,14 +530,15 @@ class CudaEngine:
     @torch.inference_mode()
     def read_blocks(self, block_ids: Sequence[int], out: memoryview | None = None) -> memoryview:
         if self._head is not None:
-            self._head.settle()
+            self._head.before_reads()
         return self._pools.blocks.read(block_ids, out)
 
     @torch.inference_mode()
     def write_blocks(self, block_ids: Sequence[int], payload: memoryview) -> None:
-        self._pools.blocks.write(block_ids, payload)
         if self._head is not None:
+            self._head.before_writes()
             self._head.cache.forget(block_ids)
+        self._pools.blocks.write(block_ids, payload)
         self._has_aside = True
 
     @torch.inference_mode()
@@ -543,13 +546,14 @@ class CudaEngine:
         """See plan.HeadedEngine."""
         if self._head is None:
             return None
-        self._head.settle()
+        self._head.before_reads()
         return self._head.cache.read(block_id)
 
     @torch.inference_mode()
     def write_hidden(self, block_id: int, payload: memoryview) -> None:
         """See plan.HeadedEngine."""
         assert self._head is not None, "peers with a head are refused where there is none"
+        self._head.before_writes()
         self._head.cache.write(block_id, payload)
         self._has_aside = True
 
@@ -572,6 +576,8 @@ class CudaEngine:
     def admit(self, seed: SequenceSeed) -> None:
         """Raises ValueError where the request names what is not in the vocabulary, or cannot be done."""
         slot = self._sequences.admit(seed.seq_id)
+        if self._head is not None:
+            self._head.admit(slot)
         try:
             self._drawing.admit(slot, seed)
         except ValueError:
@@ -590,6 +596,8 @@ class CudaEngine:
             self._drawing.retire(self._sequences.retire(seq_id), seq_id)
             if self._proposer is not None:
                 self._proposer.retire(seq_id)
+        if self._head is not None and not self._sequences:
+            self._head.end()  # there may be no further step for long
 
 
 def _both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], None]:

@@ -23,6 +23,11 @@ class Lag:
         """Of sequences that have some."""
         return np.flatnonzero(self._told())
 
+    @property
+    def is_full(self) -> bool:
+        """Some sequence may have no room."""
+        return self._num_steps == self._length
+
     def of(self, slots: np.ndarray) -> np.ndarray:
         """Those of these slots whose sequences have some."""
         return slots[self._told()[slots]]
@@ -31,7 +36,7 @@ class Lag:
         """One more token of each of these, each slot once; the array is kept. The slots that must be caught up with
         before that: all that have some, where one may have no room."""
         due = _NOTHING
-        if self._num_steps == self._length:
+        if self.is_full:
             due = self.slots
             self.clear(due)
             self._num_steps = 0
@@ -44,7 +49,7 @@ class Lag:
         self._told()[slots] = False
 
     def _told(self) -> np.ndarray:
-        for slots in self._added:
-            self._has_some[slots] = True
-        self._added.clear()
+        if self._added:
+            self._has_some[np.concatenate(self._added)] = True
+            self._added.clear()
         return self._has_some

@@ -203,6 +203,57 @@ def test_what_lags_is_there_for_who_comes_after(headed: Headed, make: Callable[.
         assert_by_the_book(headed, sequence, 1)
 
 
+@pytest.mark.parametrize("meanwhile", ["nothing", "a step", "guesses", "a sequence"])
+def test_who_has_ended_while_others_go_on(headed: Headed, make: Callable[..., CudaEngine], meanwhile: str) -> None:
+    """What it left is followed after the next step, and before anything is stored where its blocks are others'."""
+    engine, apart = make(headed), range(23, 32)
+    with Writer(engine, prompt(9, seed=3), apart, seq_id=1) as other:
+        other.compute(0, 8, 50)
+        other.step(0)
+        with Writer(engine, prompt(7, seed=21)) as sequence:
+            sequence.compute(0, 6, 50)
+            for _ in range(6):
+                sequence.step(0)
+            tokens = list(sequence.tokens)
+        if meanwhile == "a step":
+            other.step(0)
+        elif meanwhile == "guesses":
+            other.step()
+        elif meanwhile == "a sequence":
+            tokens = prompt(14, seed=5)
+            engine.launch(Plan(0, (Row(2, tokens[:13], 0, TABLE),))).result()  # in its blocks, and not begun yet
+            with Writer(engine, tokens, seq_id=2) as third:
+                assert_by_the_book(headed, third, 2)
+            return
+        with Writer(engine, [*tokens[:12], 5, 9], (*TABLE[:3], *OTHER_TABLE[2:])) as finder:
+            finder.compute(12, 13, 50)
+            assert_by_the_book(headed, finder, 1)
+        assert_by_the_book(headed, other, 1)
+
+
+@pytest.mark.parametrize("what", ["blocks", "hidden"])
+def test_who_has_ended_is_followed_before_its_blocks_are_written(
+    headed: Headed, make: Callable[..., CudaEngine], what: str
+) -> None:
+    """With what comes from elsewhere, for another sequence."""
+    sender, engine, blocks = make(headed), make(headed, "another"), TABLE[:3]
+    with Writer(sender, prompt(12, seed=9)) as sent:
+        sent.compute(0, 11, 50)
+        payload, hidden = sender.read_blocks(blocks), sender.read_hidden(blocks[-1])
+    with Writer(engine, prompt(9, seed=3), range(32, 48), seq_id=1) as other:
+        other.compute(0, 8, 50)
+        with Writer(engine, prompt(7, seed=21)) as sequence:
+            sequence.compute(0, 6, 50)
+            for _ in range(4):
+                sequence.step(0)
+        if what == "hidden":
+            engine.write_hidden(blocks[-1], hidden)
+        engine.write_blocks(blocks, payload)
+        engine.write_hidden(blocks[-1], hidden)
+        with Writer(engine, sent.tokens, seq_id=2) as receiver:
+            assert_by_the_book(headed, receiver, 1)
+
+
 def test_blocks_that_are_read_have_been_caught_up_with(headed: Headed, make: Callable[..., CudaEngine]) -> None:
     sender, engine, blocks = make(headed), make(headed, "another"), TABLE[:3]
     for read_first in ("blocks", "hidden"):
