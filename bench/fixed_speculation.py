@@ -1,13 +1,15 @@
 """Speculation that guesses the same number of tokens always, whether that pays or not."""
 
+from collections.abc import Callable
+
 from ..decode.decoded_step import Part
 from ..decode.speculation import Rows, Speculation
 
 
 class FixedSpeculation(Speculation):
-    def begin_step(self, num_rows: int) -> None:
+    def begin_step(self, num_rows: int, has_grammar: Callable[[], bool] = lambda: False) -> None:
         """Every guess pays."""
-        self._experience.least_rate = 0.0
+        self.is_looking, self._experience.least_rate = True, 0.0
 
     def awaits(self, rows: Rows) -> bool:
         """Wherever there is one."""

@@ -26,5 +26,7 @@ class DecodedStep:
     """Of those, by the engine."""
     num_right: float = 0
     part: Part = Part.NONE
+    has_grammar: bool = False
+    """Some row has."""
     num_steps: int = 1
     """So many like it: of plain steps only some are told of."""

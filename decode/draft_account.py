@@ -10,9 +10,9 @@ from .decoded_step import DecodedStep
 
 LEAST_GAIN = 1.02
 """Times as many tokens a second, or nothing is guessed."""
-LOSS_SHARE = 0.005
+LOSS_SHARE = 0.003
 """Of the time, that guesses may lose in the long run."""
-FIRST_CREDIT, MOST_CREDIT = 3, 6
+FIRST_CREDIT, MOST_CREDIT = 2, 3
 """Plain steps that may be lost at once: at first, and when much was gained."""
 BARS = (MOST_CREDIT / 2, LEAST_GAIN), (0, 1.15), (-MOST_CREDIT, 1.5)
 """What guesses must promise, times as many tokens a second, where there is more credit than so many plain steps."""

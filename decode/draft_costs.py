@@ -38,7 +38,7 @@ FIRST_PROBE_STEPS, LAST_PROBE_STEPS = 48, 1024
 """Steps between two tries of guesses that do not pay: at first, and at most."""
 PROBE_GUESSES = 2
 """Of one row."""
-PROBE_SHARE = 0.005
+PROBE_SHARE = 0.003
 """Of the time, that such tries may take in the end."""
 RECKON_STEPS, LEARNT_STEPS = 64, 8
 """Without guesses and with, after which it is reckoned anew what pays."""
@@ -72,6 +72,8 @@ class Overhead:
 class DraftCosts:
     """Of batches of one size, in seconds."""
 
+    account: DraftAccount
+    """One with sizes that are alike."""
     plain: RunningMedian = field(default_factory=partial(RunningMedian, NUM_PLAIN_SAMPLES))
     """Plain steps."""
     now: int = 0
@@ -87,8 +89,6 @@ class DraftCosts:
     usual_guessing: RunningMedian = field(default_factory=partial(RunningMedian, NUM_SAMPLES))
     usual_waiting: RunningMedian = field(default_factory=partial(RunningMedian, NUM_SAMPLES))
     overhead: Overhead = field(default_factory=Overhead)
-    account: DraftAccount = field(default_factory=DraftAccount)
-    """One with sizes that are alike."""
     num_learnt: int = 0
     """Steps with guesses."""
     quiet_steps: int = 0

@@ -29,10 +29,11 @@ RATES = [step / NUM_RATES for step in range(1, NUM_RATES)]
 
 class DraftPolicy:
     def __init__(self) -> None:
-        self._costs: dict[int, DraftCosts] = {}
-        self._num_steps = 0
         self._accounts: defaultdict[int, DraftAccount] = defaultdict(DraftAccount)
         """By octaves of sizes: each may lose something at once."""
+        self._costs: dict[int, DraftCosts] = {}
+        """By sizes; those that are `about` the same share theirs."""
+        self._num_steps = 0
 
     def least_rate(self, num_rows: int, limit: int) -> tuple[float, bool]:
         """(how often guesses must be right to pay, were there `limit` for each of so many rows, 1 for never; whether it
@@ -89,10 +90,12 @@ class DraftPolicy:
             costs.give_up(step.num_rows)
 
     def _of(self, num_rows: int) -> DraftCosts:
-        number = about(num_rows)
-        costs = self._costs.get(number)
+        costs = self._costs.get(num_rows)
         if costs is None:
-            costs = self._costs[number] = DraftCosts(account=self._accounts[number.bit_length()])
+            number = about(num_rows)
+            known = self._costs.get(number)
+            costs = DraftCosts(self._accounts[number.bit_length()]) if known is None else known
+            self._costs[number] = self._costs[num_rows] = costs
         costs.now = self._num_steps
         return costs
 

@@ -96,12 +96,12 @@ class Flight:
 
     def decoded(self, result: Result, elapsed_s: float, num_steps: int) -> DecodedStep:
         """What it was for speculation, if it `decodes_only`, standing for so many."""
-        num_rows = len(self.decoding)
+        num_rows, has_grammar = len(self.decoding), any(one.guide is not None for one in self.decoding)
         if not self.num_drafts:
-            return DecodedStep(num_rows, elapsed_s, part=self.part, num_steps=num_steps)
+            return DecodedStep(num_rows, elapsed_s, part=self.part, has_grammar=has_grammar, num_steps=num_steps)
         num_tried = self.num_drafts - sum(token == NOT_TRIED for token in result.token_ids)
         num_right = sum(token >= NO_TOKEN for token in result.token_ids) - num_rows
-        return DecodedStep(num_rows, elapsed_s, self.num_drafts, num_tried, num_right, self.part)
+        return DecodedStep(num_rows, elapsed_s, self.num_drafts, num_tried, num_right, self.part, has_grammar)
 
     def failures(self) -> dict[int, str]:
         """Why placements in it cannot go on, by placement."""

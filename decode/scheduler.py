@@ -215,7 +215,7 @@ class DecodeScheduler:
         if self._computes_prompts and not self._guesses_beside_prompts:
             self._speculation.skip_step()
         else:
-            self._speculation.begin_step(len(self._running))
+            self._speculation.begin_step(len(self._running), self._has_grammar)
         if in_flight is not None and self._awaits_guesses():
             self._wait(now)
             return None
@@ -405,6 +405,9 @@ class DecodeScheduler:
     @property
     def _computes_prompts(self) -> bool:
         return any(prompt.state is PromptState.PREFILLING for prompt in self._prompts.values())
+
+    def _has_grammar(self) -> bool:
+        return any(one.guide is not None for one in self._running)
 
     def _awaits_guesses(self) -> bool:
         """Whether guesses will pay in a step after the one in flight: then all wait for that, and else nobody."""

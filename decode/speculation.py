@@ -14,9 +14,12 @@ from .draft_policy import DraftPolicy
 from .lookout import Lookout
 from .speculator import EngineProposer, Experience, Kind, Proposer, Speculator
 
-NOTED_S, MOST_UNNOTED = 0.004, 16
+NOTED_S, MOST_UNNOTED = 0.008, 16
 """Of plain steps, once some are known, one is noted in about so much time, and one in so many at least: noting takes a
 part of short ones."""
+MOST_CHANGES = 4
+"""A step whose batch is not the one before's also takes what coming and going takes, so that it is not noted: unless so
+many in a row are like that."""
 Rows = Sequence[tuple[Speculator | None, Sequence[int]]]
 """Of a step, with the tokens that are known of each."""
 
@@ -32,12 +35,17 @@ class Speculation:
         `clock` gives seconds: looks are timed."""
         self._make_proposer, self._clock = make_proposer, clock
         self._num_tokens = num_tokens
-        self._policy = DraftPolicy()
+        self._policies = DraftPolicy(), DraftPolicy()
+        """Of batches without a grammar, and of those with one, whose steps take longer: they wait for masks."""
+        self._policy = self._policies[0]
+        """For the step that is being planned."""
         self._experience = Experience()
         self._lookout = Lookout()
-        self._num_begun = self._num_unnoted = self._last_rows = 0
+        self._num_begun = self._num_unnoted = self._last_rows = self._num_changes = 0
         self._note_every = 1
         """Plain steps."""
+        self.is_looking = False
+        """For guesses, in the step that is being planned."""
         self._has_looked = self._waits = self._had_drafts = False
         """For the step that is being planned: guesses were looked for, or waited for; the step before had some."""
         self.num_drafts = 0
@@ -53,11 +61,6 @@ class Speculation:
     def num_accepted_tokens(self) -> int:
         return sum(self.num_accepted_per_position)
 
-    @property
-    def is_looking(self) -> bool:
-        """For guesses, in the step that is being planned."""
-        return self._experience.least_rate < 1
-
     def begin(self, params: SamplingParams) -> Speculator | None:
         """Of a sequence; None if its request wants none."""
         asked = params.num_speculative_tokens
@@ -68,15 +71,15 @@ class Speculation:
         self._lookout.welcome()
         return Speculator(self._make_proposer(), limit, self._experience, Kind.of(params), self._num_begun)
 
-    def begin_step(self, num_rows: int) -> None:
-        """A step of about so many rows is planned."""
+    def begin_step(self, num_rows: int, has_grammar: Callable[[], bool] = lambda: False) -> None:
+        """A step of about so many rows is planned. `has_grammar`: whether any of them has one."""
         if not self._num_tokens:
             return
-        experience = self._experience
-        experience.least_rate = 1.0
+        self.is_looking = False
         reach = self._lookout.begin_step()
         if reach is None:
             return
+        experience, self._policy = self._experience, self._policies[has_grammar()]
         least, is_probe = self._policy.least_rate(num_rows, self._num_tokens)
         if least >= 1 or not (is_probe or experience.best_rate >= least):
             if self._policy.knows(num_rows):
@@ -84,12 +87,11 @@ class Speculation:
             return
         experience.least_rate, experience.reach = least, reach
         experience.scouts = self._lookout.scouts(num_rows)
-        self._has_looked = True
+        self.is_looking = self._has_looked = True
 
     def skip_step(self) -> None:
         """In what is planned now nothing is guessed, or it is no step."""
-        self._experience.least_rate = 1.0
-        self._has_looked = self._waits = False
+        self.is_looking = self._has_looked = self._waits = False
 
     def awaits(self, rows: Rows) -> bool:
         """Whether a step is to wait for the one in flight, of whose rows the last token is not known yet, as guesses
@@ -99,8 +101,7 @@ class Speculation:
         rates, limits = [rate for _, rate in found], [speculator.limit for speculator, _ in found]
         self._waits = self._policy.pays(rates, limits, len(rows))
         self._looked(len(rows), start_s, is_ahead=True, found=bool(found), pays=self._waits)
-        if not self._waits:
-            self._experience.least_rate = 1.0
+        self.is_looking = self._waits
         return self._waits
 
     def prepare(self, rows: Rows, budget: int) -> None:
@@ -152,17 +153,24 @@ class Speculation:
         """How many steps the last one, without prompts, is to stand for in `record`; 0: it is not needed."""
         if not self._num_tokens:
             return 0
-        if part is not Part.NONE:
+        if part is Part.WAITED:
             self._note_every = 1
             return 1
         self._num_unnoted += 1
-        if self._num_unnoted < self._note_every and num_rows == self._last_rows:
+        has_changed, self._last_rows = num_rows != self._last_rows, num_rows
+        if has_changed and self._num_changes < MOST_CHANGES:
+            self._num_changes += 1
+            self._note_every = 1
             return 0
-        count, self._num_unnoted, self._last_rows = self._num_unnoted, 0, num_rows
+        self._num_changes = 0
+        if self._num_unnoted < self._note_every or part is Part.LOOKED:
+            return 0
+        count, self._num_unnoted = self._num_unnoted, 0
         return count
 
     def record(self, step: DecodedStep) -> None:
         """What a step without prompts took."""
-        self._policy.record(step)
-        if step.part is Part.NONE and self._policy.knows(step.num_rows):
+        policy = self._policies[step.has_grammar]
+        policy.record(step)
+        if step.part is Part.NONE and policy.knows(step.num_rows):
             self._note_every = min(MOST_UNNOTED, 1 + int(NOTED_S / step.elapsed_s))

@@ -89,7 +89,7 @@ class Sim(RouterSim):
 
 def speculation_of(make_proposer: Callable[[], Proposer], num_tokens: int = 4) -> Speculation:
     speculation = Speculation(make_proposer, num_tokens)
-    speculation._policy, speculation._lookout = Always(), Everyone()
+    speculation._policies, speculation._lookout = (Always(), Always()), Everyone()
     return speculation
 
 

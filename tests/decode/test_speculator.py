@@ -193,7 +193,7 @@ def test_for_too_few_guesses_not_all_are_asked_time_and_again(monkeypatch: pytes
     waiting = iter(proposers)
     speculation = speculation_of(lambda: next(waiting))
     speculation._lookout = Lookout()
-    monkeypatch.setattr(speculation._policy, "lengths", lambda rates, limits, num_rows: [0] * len(rates))
+    monkeypatch.setattr(speculation._policies[0], "lengths", lambda rates, limits, num_rows: [0] * len(rates))
     speculators = [begun(speculation) for _ in proposers]
     planned(speculation, speculators)
     scout = max(index for index, one in enumerate(proposers) if one.num_looks)
@@ -211,7 +211,7 @@ def test_while_nothing_pays_nobody_is_looked_at(monkeypatch: pytest.MonkeyPatch)
     speculation._lookout = Lookout()
     speculators = [begun(speculation) for _ in range(32)]
     with monkeypatch.context() as spent:
-        spent.setattr(speculation._policy, "least_rate", lambda num_rows, limit: (1.0, False))
+        spent.setattr(speculation._policies[0], "least_rate", lambda num_rows, limit: (1.0, False))
         for _ in range(LAST_RECALL_STEPS):
             assert planned(speculation, speculators, 1000) == [0] * 32
     made = [sum(planned(speculation, speculators, 1000)) for _ in range(REST_STEPS + 2)]
@@ -222,7 +222,7 @@ def test_while_nothing_pays_nobody_is_looked_at(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize("pays", [True, False])
 def test_all_wait_for_guesses_that_pay_or_nobody(pays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     speculation = speculation_of(Classified)
-    monkeypatch.setattr(speculation._policy, "pays", lambda rates, limits, num_rows: pays)
+    monkeypatch.setattr(speculation._policies[0], "pays", lambda rates, limits, num_rows: pays)
     speculators = [begun(speculation), None, begun(speculation)]
     speculation.begin_step(3)
     assert speculation.awaits([(one, TOKENS) for one in speculators]) == pays
