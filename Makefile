@@ -19,21 +19,21 @@ PIP = $(BIN)/python $(PIP_INSTALL)
 PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
 
 DEFAULT = not gpu and not multi_gpu and not slow and not interpreter
-WITH_PROCESSES = tests/system tests/bench tests/launch tests/deploy
+FIRST = tests/system tests/bench tests/launch tests/deploy tests/decode
 
 .PHONY: serve test test-rest test-gpu test-clients lint bench install lock clean
 
 serve: $(STAMP)
 	$(BIN)/isthmus serve $(MODEL) $(ARGS)
 
-# Two processes side by side, as each computes on one core: one that starts processes and clusters, which is shown as it
-# runs, and one for all else, which is shown when both have ended. With ARGS, all is run in one. (A shell's background
-# processes do not hear of ^C: so the trap.)
+# Two processes side by side, as each computes on one core: one for what starts processes and clusters and a part of the
+# others, so that both take about as long, which is shown as it runs; and one for the rest, shown when both have ended.
+# With ARGS, all is run in one. (A shell's background processes do not hear of ^C: so the trap.)
 test: $(STAMP)
 ifeq ($(ARGS),)
 	@trap 'kill 0' INT; \
 	$(MAKE) -s test-rest >$(VENV)/test-rest.log 2>&1 & rest=$$!; \
-	$(PYTEST) -m "$(DEFAULT)" $(WITH_PROCESSES); code=$$?; \
+	$(PYTEST) -m "$(DEFAULT)" $(FIRST); code=$$?; \
 	wait $$rest || code=1; cat $(VENV)/test-rest.log; exit $$code
 else
 	$(PYTEST) -m "$(DEFAULT)" $(ARGS)
@@ -41,7 +41,7 @@ else
 endif
 
 test-rest: $(STAMP)
-	$(PYTEST) -m "$(DEFAULT)" $(addprefix --ignore=,$(WITH_PROCESSES)); code=$$?; \
+	$(PYTEST) -m "$(DEFAULT)" $(addprefix --ignore=,$(FIRST)); code=$$?; \
 	TRITON_INTERPRET=1 $(PYTEST) -m interpreter tests/kernels && exit $$code
 
 test-gpu: $(STAMP)
