@@ -2,17 +2,18 @@
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..text.grammar_compiler import Words
-from ..text.grammar_masks import MaskFiller, allows
+from ..text.grammar_masks import Filled, MaskFiller, allows
 from .automaton import Automaton, Ending
 
 SLOW_S = 0.003
 """A mask is usually there within a hundredth of this, long before a step has logits."""
-USUAL_S = 30e-6
+USUAL_S = 1e-4
 """For each of many, at most."""
 TURN_S = 0.01
 """A thread beside another one that runs Python may have to wait for so long."""
@@ -78,11 +79,9 @@ class MaskBatch:
             task.first_row = num_rows
             num_rows += 1 + len(task.guesses)
         moved_s = time.thread_time() - start_s
-        words, filled_s = self._filler.fill(
-            [(task.automaton.matcher, task.guesses) for task in self.tasks], aside=aside
-        )
-        turn_s = TURN_S if aside and len(self.tasks) > 1 else 0.0
-        self._judge(moved_s + filled_s > SLOW_S + turn_s + USUAL_S * num_rows)
+        filled = self._filler.fill([(task.automaton.matcher, task.guesses) for task in self.tasks], aside=aside)
+        self._judge(moved_s, filled, TURN_S if aside else 0.0)
+        words = filled.words
         failed = [task for task in self.tasks if task.automaton.matcher.is_error()]
         for task in failed:
             self._without_guesses(task, words)
@@ -90,13 +89,18 @@ class MaskBatch:
         self._follow()
         self.tasks = []  # they refer to this batch: no cycles are left
 
-    def _judge(self, was_slow: bool) -> None:
-        """Who took long is known of one alone; of several, each goes alone next time."""
-        is_alone = len(self.tasks) == 1
+    def _judge(self, moved_s: float, filled: Filled, turn_s: float) -> None:
+        """Who took long is known of those who were by themselves; of the others, each goes alone next time."""
+        alone, others = self.tasks[: len(filled.own_s)], self.tasks[len(filled.own_s) :]
+        is_suspect = moved_s > _limit_s(self.tasks) and len(self.tasks) > 1
+        for task, took_s in zip(alone, filled.own_s, strict=True):
+            task.automaton.is_slow = took_s + moved_s * (len(self.tasks) == 1) > _limit_s([task])
+            task.automaton.is_suspect = is_suspect
+        is_suspect |= bool(others) and filled.helped_s > _limit_s(others) + turn_s
+        for task in others:
+            task.automaton.is_slow, task.automaton.is_suspect = False, is_suspect
         for task in self.tasks:
             task.automaton.is_new = False
-            task.automaton.is_slow = was_slow and is_alone
-            task.automaton.is_suspect = was_slow and not is_alone
 
     def _without_guesses(self, task: Task, words: Words) -> None:
         """It may be guesses that were too much for the grammar: then none of them may come."""
@@ -134,3 +138,8 @@ class MaskBatch:
 
 def _masks(task: Task) -> range:
     return range(1 + len(task.guesses))
+
+
+def _limit_s(tasks: Sequence[Task]) -> float:
+    """What takes longer is slow."""
+    return SLOW_S + USUAL_S * sum(1 + len(task.guesses) for task in tasks)

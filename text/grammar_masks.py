@@ -3,6 +3,7 @@ what is left after a while by threads of llguidance. Each call frees the GIL: wh
 runs Python, gets it back late, so there it is one call for all.
 """
 
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -17,14 +18,18 @@ from .grammar_compiler import Words
 MAX_THREADS = 4
 ALONE_S = 0.0005
 """Before threads help: a mask usually takes a fiftieth of this."""
+FEWEST_THREADS = 3
+"""That help: a mask takes one of them twice as long as it takes who asks."""
 Runs = Sequence[tuple[LLMatcher, Sequence[int]]]
 """Matchers, each with tokens that may come next, one after the other."""
 
 
 class Filled(NamedTuple):
     words: Words
-    took_s: float
-    """Of this thread's time, and of waiting for others that helped: not of waiting until Python may go on."""
+    own_s: Sequence[float]
+    """Of this thread's time, for each of the first matchers."""
+    helped_s: float
+    """Until threads had done the others."""
 
 
 class MaskFiller:
@@ -32,9 +37,10 @@ class MaskFiller:
 
     def __init__(self, num_words: Callable[[], int], num_threads: int | None = None, alone_s: float = ALONE_S) -> None:
         """`num_words`: of a mask, asked for when there is one to make. `num_threads`: None for half of the cores, at
-        most MAX_THREADS; they begin when they are needed, which is after `alone_s`."""
-        self._num_words, self._alone_s = num_words, alone_s
+        most MAX_THREADS; they begin when they are needed, which is after `alone_s`, or if there are few never."""
+        self._num_words = num_words
         self._num_threads = num_threads or min(MAX_THREADS, max(1, (os.cpu_count() or 1) // 2))
+        self._alone_s = alone_s if self._num_threads >= FEWEST_THREADS else math.inf
 
     @cached_property
     def _executor(self) -> LLExecutor:
@@ -47,19 +53,21 @@ class MaskFiller:
         Matchers stay where they are. One that fails (`is_error`) has no masks. `aside`: other threads run Python."""
         words = np.empty((sum(1 + len(token_ids) for _, token_ids in runs), self._num_words()), np.uint32)
         address, stride = words.ctypes.data, words.strides[0]
-        start_s, alone_s = time.thread_time(), 0.0 if aside and len(runs) > 1 else self._alone_s
-        helped_s, row, end_s = 0.0, 0, time.perf_counter() + alone_s
+        row, own_s, start_s = 0, list[float](), time.thread_time()
+        last_s, end_s = start_s, start_s + (0.0 if aside and len(runs) > 1 else self._alone_s)
         for index, (matcher, token_ids) in enumerate(runs):
-            if (now := time.perf_counter()) >= end_s and index + 1 < len(runs):
-                self._fill_in_threads(runs[index:], words, row)
-                helped_s = time.perf_counter() - now
-                break
+            if last_s >= end_s and index + 1 < len(runs):
+                return Filled(words, own_s, self._fill_in_threads(runs[index:], words, row))
             _fill_one(matcher, token_ids, address + row * stride, stride)
             row += 1 + len(token_ids)
-        return Filled(words, time.thread_time() - start_s + helped_s)
+            now_s = time.thread_time()
+            own_s.append(now_s - last_s)
+            last_s = now_s
+        return Filled(words, own_s, 0.0)
 
-    def _fill_in_threads(self, runs: Runs, words: Words, row: int) -> None:
-        """From this row on."""
+    def _fill_in_threads(self, runs: Runs, words: Words, row: int) -> float:
+        """From this row on; seconds."""
+        start_s = time.perf_counter()
         plain: list[tuple[LLMatcher, int]] = []
         ahead: list[tuple[LLMatcher, int, list[int]]] = []
         for matcher, token_ids in runs:
@@ -73,6 +81,7 @@ class MaskFiller:
             self._executor.unsafe_compute_mask_ptr(plain, *place)
         if ahead:
             self._executor.unsafe_compute_mask_ptr_with_draft_token(ahead, *place)
+        return time.perf_counter() - start_s
 
 
 def _fill_one(matcher: LLMatcher, token_ids: Sequence[int], address: int, stride: int) -> None:

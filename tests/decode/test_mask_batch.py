@@ -16,7 +16,7 @@ from isthmus.decode.token_bans import TokenBans
 from isthmus.tests.decode.guided_sim import TOKENS, vocabulary
 from isthmus.tests.decode.router_sim import EOS, VOCAB
 from isthmus.text.grammar_compiler import GrammarCompiler, next_tokens
-from isthmus.text.grammar_masks import MaskFiller, allows
+from isthmus.text.grammar_masks import Filled, MaskFiller, allows
 from isthmus.wire.sampling import Guidance, SamplingParams
 from llguidance import LLMatcher
 
@@ -44,7 +44,7 @@ def test_many_masks_in_one_call(alone_s: float) -> None:
     """All in this thread, and all in others."""
     guesses_of_each = ((), ids("abc"), ids("xab"), [*ids("a"), EOS, *ids("b")])
     runs = [(matcher(pattern), guesses) for pattern in PATTERNS for guesses in guesses_of_each]
-    words = MaskFiller(COMPILER.num_words, alone_s=alone_s).fill(runs).words
+    words = MaskFiller(COMPILER.num_words, 3, alone_s).fill(runs).words
     assert len(words) == len(PATTERNS) * (1 + 4 + 4 + 4)
     row = 0
     for one, guesses in runs:
@@ -223,3 +223,26 @@ def test_threads_begin_what_is_slow_or_new(monkeypatch: pytest.MonkeyPatch) -> N
     assert [guide.mask().is_done for guide in guides] == [False, True, False]
     assert guides[0].mask().result().any()
     assert guides[2].mask().is_done
+
+
+@pytest.mark.parametrize(("helped_s", "is_suspect"), [(0.0, False), (9.0, True)])
+def test_who_takes_long_is_known_where_it_was_by_itself(
+    monkeypatch: pytest.MonkeyPatch, helped_s: float, is_suspect: bool
+) -> None:
+    """Of those that threads have worked on together, all are suspect."""
+    masks = MaskMaker(COMPILER.num_words)
+    guides = [guide_of(masks, "[a-c]*") for _ in range(4)]
+    assert all(guide.mask().result().any() for guide in guides)
+    fill = MaskFiller.fill
+
+    def filling(self: MaskFiller, runs: Any, **how: Any) -> Filled:
+        return Filled(fill(self, runs, **how).words, [0.0, 9.0], helped_s)
+
+    monkeypatch.setattr(MaskFiller, "fill", filling)
+    for guide in guides:
+        guide._automaton.is_slow = guide._automaton.is_suspect = False
+        guide.advance(ids("a"))
+    assert guides[0].mask().result().any()
+    assert [guide._automaton.is_slow for guide in guides] == [False, True, False, False]
+    assert [guide._automaton.is_suspect for guide in guides] == [False, False, is_suspect, is_suspect]
+    masks.close()
