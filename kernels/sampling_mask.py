@@ -39,7 +39,8 @@ class MaskTable:
     def __init__(self, num_slots: int, vocab_size: int, device: torch.device | str, num_turns: int = 1) -> None:
         self.vocab_size = vocab_size
         self.num_words = -(-vocab_size // 32)
-        self._own = torch.zeros(num_slots, self.num_words, dtype=torch.int32, device=device)
+        self.own = torch.zeros(num_slots, self.num_words, dtype=torch.int32, device=device)
+        """int32 [S, ceil(V / 32)]"""
         self._owners: set[int] = set()
         self._staging = MaskStaging(num_turns * num_slots, self.num_words, device)
         self._numbers = np.full((num_turns, num_slots), _NO_MASK, np.int32)
@@ -48,25 +49,20 @@ class MaskTable:
         self.set(())
 
     @property
-    def own(self) -> Tensor:
-        """int32 [S, ceil(V / 32)]"""
-        return self._own
-
-    @property
     def staged(self) -> Tensor:
         """int32 [T · S, ceil(V / 32)]"""
         return self._staging.rows
 
     def numbers(self, turn: int) -> Tensor:
         """int32 [S]: where in `staged` the mask of each slot is; negative if it has its own, or none."""
-        num_slots = len(self._own)
+        num_slots = len(self.own)
         return self._staging.numbers[turn * num_slots : (turn + 1) * num_slots]
 
     def keep(self, slot: int, words: np.ndarray) -> None:
         """The slot's own mask, int32 [ceil(V / 32)], from the next `set` on."""
-        host = torch.empty(self.num_words, dtype=torch.int32, pin_memory=self._own.is_cuda)
+        host = torch.empty(self.num_words, dtype=torch.int32, pin_memory=self.own.is_cuda)
         host.numpy()[:] = words
-        self._own[slot].copy_(host, non_blocking=True)
+        self.own[slot].copy_(host, non_blocking=True)
         self._owners.add(slot)
         self._numbers[:, slot] = _OWN_MASK
         self._is_told = False

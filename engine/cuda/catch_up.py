@@ -35,11 +35,6 @@ class CatchUp:
             run()
             self._graphs[size] = self._runtime.capture(run)
 
-    @property
-    def is_due(self) -> bool:
-        """The next step that leaves tokens behind must be preceded by catching up."""
-        return self._lag.is_full
-
     def later(self, slots: np.ndarray) -> None:
         """The next step leaves a token of each of these behind."""
         due = self._lag.add(slots)

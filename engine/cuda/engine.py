@@ -204,13 +204,11 @@ class CudaEngine:
             states += self._drawing.take_states(list(enumerate(rest_draws)), grid.num_tokens, False)
             placed = [*grid.placed, *enumerate(rest_draws, grid.num_tokens)]
             logprobs = self._drawing.measure(placed, grid.num_tokens, rest)
-        tokens, mark = self._readback.take(self._parity, grid.num_tokens + len(rest_draws)), self._runtime.mark()
-        if self._head is not None:
-            self._head.end()
+        tokens = self._readback.take(self._parity, grid.num_tokens + len(rest_draws))
         order, guesses = _places(plan, is_single, grid)
         return Step(
             plan,
-            mark,
+            self._runtime.mark(),
             tokens,
             order,
             guesses,
@@ -576,8 +574,6 @@ class CudaEngine:
     def admit(self, seed: SequenceSeed) -> None:
         """Raises ValueError where the request names what is not in the vocabulary, or cannot be done."""
         slot = self._sequences.admit(seed.seq_id)
-        if self._head is not None:
-            self._head.admit(slot)
         try:
             self._drawing.admit(slot, seed)
         except ValueError:
@@ -596,8 +592,6 @@ class CudaEngine:
             self._drawing.retire(self._sequences.retire(seq_id), seq_id)
             if self._proposer is not None:
                 self._proposer.retire(seq_id)
-        if self._head is not None and not self._sequences:
-            self._head.end()  # there may be no further step for long
 
 
 def _both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], None]:

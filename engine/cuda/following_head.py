@@ -68,9 +68,8 @@ class FollowingHead:
         backlog = Backlog(runtime, sequences.num_slots, head.config.feature_size, model.dtype)
         self.follower = DeviceFollower(head, attention, self.cache, backlog, model.config.num_layers)
         self._catch_up = CatchUp(self.follower, runtime, sequences.num_slots)
-        self._ended: list[int] = []
-        """Slots of sequences that have ended and may lag. They wait until a step was launched, but not while anything
-        else is stored: their blocks may be others' by then."""
+        self._has_ended = False
+        """Some sequence, whose blocks may be written aside, for another, before it has been caught up with."""
 
     def capture(self) -> None:
         """Catching up is replayed from now on."""
@@ -81,14 +80,12 @@ class FollowingHead:
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """(source block, destination block), before the pools copy them."""
         if pairs:
-            self.catch_up()
+            self._catch_up.all()
             self.cache.copy(pairs)
 
     def begin(self, slots: np.ndarray, chunks: Sequence[Row], *, has_guesses: bool) -> None:
         """`slots`, int [N], of the rows that are drawn for: without guesses they lag. All others are followed at once,
         for which their sequences must not lag."""
-        if chunks or has_guesses or self._catch_up.is_due:
-            self._finish_ended()
         if chunks:
             self._catch_up.now([self._sequences.slot(row.seq_id) for row in chunks if row.seq_id in self._sequences])
         if has_guesses:
@@ -126,37 +123,18 @@ class FollowingHead:
 
     # Between steps.
 
-    def end(self) -> None:
-        """A step was launched."""
-        self._finish_ended()
-
-    def admit(self, slot: int) -> None:
-        """A sequence begins."""
-        if slot in self._ended:
-            self._finish_ended()
-
     def retire(self, slots: Sequence[int]) -> None:
-        """Their sequences end, and their blocks may be found by others. A step follows, if any sequence is left."""
-        self._ended += slots
-
-    def catch_up(self) -> bool:
-        """With all that is left for later; whether there was any."""
-        had_ended = bool(self._ended)
-        self._finish_ended()
-        return self._catch_up.all() or had_ended
+        """Their sequences end, and their blocks may be found by others."""
+        self._catch_up.now(slots)
+        self._has_ended = True
 
     def before_reads(self) -> None:
         """Of blocks, aside."""
-        if self.catch_up():
+        if self._catch_up.all():
             self._runtime.hold_aside()
 
     def before_writes(self) -> None:
         """Of blocks, aside."""
-        if self._ended:
-            self._finish_ended()
+        if self._has_ended:
             self._runtime.hold_aside()
-
-    def _finish_ended(self) -> None:
-        if self._ended:
-            ended, self._ended = self._ended, []
-            self._catch_up.now(ended)
+            self._has_ended = False

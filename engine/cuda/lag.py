@@ -23,11 +23,6 @@ class Lag:
         """Of sequences that have some."""
         return np.flatnonzero(self._told())
 
-    @property
-    def is_full(self) -> bool:
-        """Some sequence may have no room."""
-        return self._num_steps == self._length
-
     def of(self, slots: np.ndarray) -> np.ndarray:
         """Those of these slots whose sequences have some."""
         return slots[self._told()[slots]]
@@ -36,7 +31,7 @@ class Lag:
         """One more token of each of these, each slot once; the array is kept. The slots that must be caught up with
         before that: all that have some, where one may have no room."""
         due = _NOTHING
-        if self.is_full:
+        if self._num_steps == self._length:
             due = self.slots
             self.clear(due)
             self._num_steps = 0

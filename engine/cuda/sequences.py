@@ -38,9 +38,6 @@ class Sequences:
         self._free.append(slot)
         return slot
 
-    def __len__(self) -> int:
-        return len(self._slots)
-
     def __contains__(self, seq_id: int) -> bool:
         """Whether it is admitted."""
         return seq_id in self._slots

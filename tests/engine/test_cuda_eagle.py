@@ -205,7 +205,7 @@ def test_what_lags_is_there_for_who_comes_after(headed: Headed, make: Callable[.
 
 @pytest.mark.parametrize("meanwhile", ["nothing", "a step", "guesses", "a sequence"])
 def test_who_has_ended_while_others_go_on(headed: Headed, make: Callable[..., CudaEngine], meanwhile: str) -> None:
-    """What it left is followed after the next step, and before anything is stored where its blocks are others'."""
+    """What it left is followed before anything is stored where its blocks are others'."""
     engine, apart = make(headed), range(23, 32)
     with Writer(engine, prompt(9, seed=3), apart, seq_id=1) as other:
         other.compute(0, 8, 50)
