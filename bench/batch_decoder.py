@@ -7,7 +7,7 @@ when they were planned, to their own.
 
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Protocol
 
@@ -130,6 +130,8 @@ class BatchDecoder:
     eos_ids: Sequence[int] = ()
     caches: bool = True
     """Prompts, for who comes after. False where others use the engine, too, between runs."""
+    clock: Callable[[], float] = time.monotonic
+    """Seconds."""
     _scheduler: DecodeScheduler = field(init=False)
     _outputs: dict[int, list[int]] = field(init=False, default_factory=dict)
     """By placement."""
@@ -195,19 +197,19 @@ class BatchDecoder:
             remote=False,
             eos_ids=tuple(self.eos_ids),
         )
-        self._scheduler.on_reserve(reserve, time.monotonic())
+        self._scheduler.on_reserve(reserve, self.clock())
 
     def _turn(self) -> tuple[Plan | None, int, float]:
         """Once around the worker's loop: the plan that was taken in, if any, how many tokens it gave and how long that
         took, seconds."""
-        flying, start_s = self._flying, time.monotonic()
+        flying, start_s = self._flying, self.clock()
         plan = self._scheduler.plan(start_s, flying.step.plan if flying else None)
         self._carry_out()
         ahead = _Flight(self.engine.launch(plan), start_s) if plan else None
         num_open = len(self._open)
         done = flying if self.engine.overlaps else ahead
         if done is not None:
-            self._scheduler.apply(done.step.plan, done.step.result(), time.monotonic())
+            self._scheduler.apply(done.step.plan, done.step.result(), self.clock())
         self._flying = ahead if self.engine.overlaps else None
         num_tokens = self._carry_out()
         self._num_leaving = num_open - len(self._open) if self.engine.overlaps else 0
@@ -215,8 +217,8 @@ class BatchDecoder:
             if plan is None:
                 time.sleep(REST_S)
             return None, num_tokens, 0.0
-        elapsed_s = time.monotonic() - max(done.start_s, self._last_end_s)
-        self._last_end_s = time.monotonic()
+        elapsed_s = self.clock() - max(done.start_s, self._last_end_s)
+        self._last_end_s = self.clock()
         return done.step.plan, num_tokens, elapsed_s
 
     def _carry_out(self) -> int:

@@ -13,7 +13,7 @@ class FixedSpeculation(Speculation):
 
     def awaits(self, rows: Rows) -> bool:
         """Wherever there is one."""
-        return bool(self._look(rows))
+        return bool(self._look(rows).rates)
 
     def prepare(self, rows: Rows, budget: int) -> None:
         """As many guesses as each may have, while the budget lasts."""

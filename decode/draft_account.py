@@ -12,10 +12,12 @@ LEAST_GAIN = 1.02
 """Times as many tokens a second, or nothing is guessed."""
 LOSS_SHARE = 0.003
 """Of the time, that guesses may lose in the long run."""
-FIRST_CREDIT, MOST_CREDIT = 2, 3
+FIRST_CREDIT, MOST_CREDIT = 2, 4
 """Plain steps that may be lost at once: at first, and when much was gained."""
-BARS = (MOST_CREDIT / 2, LEAST_GAIN), (0, 1.15), (-MOST_CREDIT, 1.5)
-"""What guesses must promise, times as many tokens a second, where there is more credit than so many plain steps."""
+TRIES_CREDIT = 3
+"""From so much on what does not pay may be tried: the rest is for guesses that promise something."""
+BARS = (FIRST_CREDIT, LEAST_GAIN), (0, 1.1), (-3, 1.25)
+"""What guesses must promise, times as many tokens a second, from so many plain steps of credit on."""
 FIRST_STEPS = 3
 """With guesses: what one of them costs is capped, for it may have been held up, which cannot be told yet."""
 
@@ -30,9 +32,14 @@ class DraftAccount:
     def bar(self) -> float | None:
         """The gain to be promised; None: nothing may be guessed."""
         for credit, gain in BARS:
-            if self.credit > credit:
+            if self.credit >= credit:
                 return gain
         return None
+
+    @property
+    def may_try(self) -> bool:
+        """What does not pay."""
+        return self.credit >= TRIES_CREDIT
 
     def earn(self, num_steps: int) -> None:
         """Their share."""
@@ -44,5 +51,5 @@ class DraftAccount:
         gain = 1 + step.num_right / step.num_rows - spent_s / plain_s
         self.num_settled += 1
         if self.num_settled <= FIRST_STEPS:
-            gain = max(gain, -MOST_CREDIT)
+            gain = max(gain, -FIRST_CREDIT)
         self.credit = min(MOST_CREDIT, self.credit + gain)

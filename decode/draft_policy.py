@@ -8,13 +8,14 @@ tried now and then, the rarer the less it paid.
 
 import math
 from bisect import bisect_left
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 
 from .decoded_step import DecodedStep
-from .draft_account import DraftAccount
-from .draft_costs import FIRST_PROBE_STEPS, PROBE_GUESSES, DraftCosts, about
+from .draft_costs import DraftCosts
+from .guess_costs import FIRST_PROBE_STEPS, PROBE_GUESSES, GuessCosts, Slopes, about
+from .plain_steps import PlainSteps, octave
 
 LEAST_RATE = 0.05
 """Of the last guess of a row, that it is right."""
@@ -29,8 +30,11 @@ RATES = [step / NUM_RATES for step in range(1, NUM_RATES)]
 
 class DraftPolicy:
     def __init__(self) -> None:
-        self._accounts: defaultdict[int, DraftAccount] = defaultdict(DraftAccount)
-        """By octaves of sizes: each may lose something at once."""
+        self._guesses: dict[int, GuessCosts] = {}
+        """By octaves of sizes."""
+        self._slopes, self._plain = Slopes(), PlainSteps()
+        self._last_guesses: GuessCosts | None = None
+        """Those of the last step, if it had any."""
         self._costs: dict[int, DraftCosts] = {}
         """By sizes; those that are `about` the same share theirs."""
         self._num_steps = 0
@@ -39,43 +43,47 @@ class DraftPolicy:
         """(how often guesses must be right to pay, were there `limit` for each of so many rows, 1 for never; whether it
         is time to try what does not)."""
         costs = self._of(num_rows)
-        bar = costs.account.bar
-        if not costs.is_known or bar is None:
+        bar, guesses = costs.bar, costs.guesses
+        if bar is None:
             return 1.0, False
-        if costs.is_curious:
+        if guesses.is_curious:
             return LEAST_RATE, True
-        if costs.least_rate is None or costs.least_gain != bar:
-            costs.least_rate, costs.least_gain = _least_rate(limit, num_rows, costs, bar), bar
+        if costs.reckoned != (bar, guesses.version):
+            costs.least_rate, costs.reckoned = _least_rate(limit, num_rows, costs, bar), (bar, guesses.version)
         return costs.least_rate, False
 
     def search_steps(self, num_rows: int, look_s: float) -> int:
         """From a step of so many rows, in which looks for guesses took `look_s`, to the next, that they take little of
         the time."""
         costs = self._of(num_rows)
-        steps = math.ceil(look_s / (LOOK_SHARE * costs.plain_s)) if costs.is_known else 1
+        plain_s = costs.plain_s
+        steps = math.ceil(look_s / (LOOK_SHARE * plain_s)) if plain_s else 1
         return min(steps, MOST_SEARCH_STEPS)
 
-    def pays(self, rates: Sequence[float], limits: Sequence[int], num_rows: int) -> bool:
-        """Whether `lengths` would be more than 0."""
+    def pays(self, rates: Sequence[float], limits: Sequence[int], num_rows: int, num_looked: int | None = None) -> bool:
+        """Whether `lengths` would be more than 0. `num_looked`: rows, if others are like those."""
         costs = self._of(num_rows)
-        bar = costs.account.bar
-        if not any(limits) or not costs.is_known or bar is None:
+        bar = costs.bar
+        if not any(limits) or bar is None:
             return False
-        return costs.is_curious or _choose(_groups(rates, limits), num_rows, costs, bar)[0] > 0
+        if num_looked is None and costs.guesses.is_curious:
+            return True
+        groups = _groups(rates, limits, 1 if num_looked is None else num_rows / num_looked)
+        return _choose(groups, num_rows, costs, bar)[0] > 0
 
     def lengths(self, rates: Sequence[float], limits: Sequence[int], num_rows: int) -> list[int]:
         """Guesses of some rows of a batch of `num_rows`, given how often they are right, and how many each may have."""
         costs = self._of(num_rows)
-        bar = costs.account.bar
-        if not any(limits) or not costs.is_known or bar is None:
+        bar, guesses = costs.bar, costs.guesses
+        if not any(limits) or bar is None:
             return [0] * len(rates)
         most, gain = _choose(_groups(rates, limits), num_rows, costs, bar)
         if most:
-            costs.probe_steps, costs.promise = FIRST_PROBE_STEPS, gain
-        elif costs.is_curious:
-            costs.probe_steps = min(2 * costs.probe_steps, costs.rarest_probe_steps(PROBE_GUESSES))
+            guesses.probe_steps, guesses.promise = FIRST_PROBE_STEPS, gain
+        elif guesses.is_curious:
+            guesses.probe_steps = min(2 * guesses.probe_steps, costs.rarest_probe_steps(PROBE_GUESSES))
             return _one_of(limits)
-        costs.longest_tried = max(costs.longest_tried, most)
+        guesses.longest_tried = max(guesses.longest_tried, most)
         return [_longest(_about_rate(rate), min(limit, most)) for rate, limit in zip(rates, limits, strict=True)]
 
     def knows(self, num_rows: int) -> bool:
@@ -85,19 +93,23 @@ class DraftPolicy:
     def record(self, step: DecodedStep) -> None:
         self._num_steps += step.num_steps
         costs = self._of(step.num_rows)
-        costs.take_in(step)
-        if step.num_drafts and not step.num_tried:
-            costs.give_up(step.num_rows)
+        costs.take_in(step, self._last_guesses)
+        self._last_guesses = costs.guesses if step.num_drafts else None
 
     def _of(self, num_rows: int) -> DraftCosts:
         costs = self._costs.get(num_rows)
         if costs is None:
             number = about(num_rows)
             known = self._costs.get(number)
-            costs = DraftCosts(self._accounts[number.bit_length()]) if known is None else known
+            costs = known or DraftCosts(number, self._guesses_of(octave(number)), self._plain)
             self._costs[number] = self._costs[num_rows] = costs
         costs.now = self._num_steps
         return costs
+
+    def _guesses_of(self, number: int) -> GuessCosts:
+        if number not in self._guesses:
+            self._guesses[number] = GuessCosts(self._slopes, self._guesses_of(number - 1) if number > 1 else None)
+        return self._guesses[number]
 
 
 def _least_rate(limit: int, num_rows: int, costs: DraftCosts, gain: float) -> float:
@@ -114,23 +126,25 @@ def _one_of(limits: Sequence[int]) -> list[int]:
     return lengths
 
 
-def _groups(rates: Sequence[float], limits: Sequence[int]) -> Counter[tuple[float, int]]:
-    """How many rows have about this rate, and this limit."""
-    return Counter(zip(map(_about_rate, rates), limits, strict=True))
+def _groups(rates: Sequence[float], limits: Sequence[int], each: float = 1) -> dict[tuple[float, int], float]:
+    """How many rows have about this rate, and this limit, where each stands for so many."""
+    return {key: count * each for key, count in Counter(zip(map(_about_rate, rates), limits, strict=True)).items()}
 
 
-def _choose(groups: Mapping[tuple[float, int], int], num_rows: int, costs: DraftCosts, bar: float) -> tuple[int, float]:
+def _choose(
+    groups: Mapping[tuple[float, int], float], num_rows: int, costs: DraftCosts, bar: float
+) -> tuple[int, float]:
     """The most guesses of a row with which a step of `num_rows`, some of which are in `groups`, gives most tokens a
     second, and how many times as many as without; 0 if no number gives `bar` times as many."""
     best, best_gain = 0, bar
-    longest, most = min(2 * costs.longest_tried, max(limit for _, limit in groups)), 1
+    longest, most = min(2 * costs.guesses.longest_tried, max(limit for _, limit in groups)), 1
     while most // 2 < longest:
-        num_guesses, num_tokens = 0, float(num_rows)
+        num_guesses, num_tokens = 0.0, float(num_rows)
         for (rate, limit), count in groups.items():
             length = _longest(rate, min(limit, most))
             num_guesses += count * length
             num_tokens += count * _expected(rate, length)
-        gain = num_tokens / num_rows * costs.plain_s / costs.guessing_s(num_guesses) if num_guesses else 0.0
+        gain = costs.gain(round(num_guesses), num_tokens / num_rows) if num_guesses else 0.0
         if gain > best_gain:
             best, best_gain = most, gain
         most *= 2

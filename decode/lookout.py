@@ -57,9 +57,12 @@ class Lookout:
         self._next_look = self._num_steps + REST_STEPS
         self._goes_on = self._is_recalled = False
 
-    def looked(self, reach: Reach, search_steps: int, *, is_ahead: bool, found: bool, pays: bool) -> None:
-        """What came of it: whether anyone has a guess, and whether guesses are made. `search_steps`: from one look to
-        the next, so that they take little of the time. `is_ahead`: a step was in flight meanwhile."""
+    def looked(
+        self, reach: Reach, search_steps: int, *, is_ahead: bool, found: bool, pays: bool, promises: bool
+    ) -> None:
+        """What came of it: whether anyone has a guess, whether guesses are made, and whether they would be, were all
+        like those that were looked at. `search_steps`: from one look to the next, so that they take little of the time.
+        `is_ahead`: a step was in flight meanwhile."""
         if pays:
             self._search_steps = FIRST_SEARCH_STEPS
         if reach is not Reach.FOUND or not pays:
@@ -71,6 +74,6 @@ class Lookout:
         elif reach is Reach.ALL:
             self._next_recall = self._num_steps + self._recall_steps
             self._recall_steps = min(2 * self._recall_steps, LAST_RECALL_STEPS)
-        may_recall = pays or self._num_steps >= self._next_recall
+        may_recall = promises or self._num_steps >= self._next_recall
         self._is_recalled = reach is Reach.SCOUTS and found and may_recall
         self._goes_on = pays

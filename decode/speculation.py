@@ -6,13 +6,14 @@ guessed is not taken (plan.Row.num_drafts).
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 
 from ..wire.sampling import SamplingParams
 from .decoded_step import DecodedStep, Part
 from .draft_policy import DraftPolicy
 from .lookout import Lookout
-from .speculator import EngineProposer, Experience, Kind, Proposer, Speculator
+from .speculator import EngineProposer, Experience, Kind, Proposer, Reach, Speculator
 
 NOTED_S, MOST_UNNOTED = 0.008, 16
 """Of plain steps, once some are known, one is noted in about so much time, and one in so many at least: noting takes a
@@ -20,6 +21,21 @@ part of short ones."""
 MOST_CHANGES = 4
 """A step whose batch is not the one before's also takes what coming and going takes, so that it is not noted: unless so
 many in a row are like that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Of a look: who has guesses that may pay, how often they are right, and how many were looked at."""
+
+    speculators: Sequence[Speculator]
+    rates: Sequence[float]
+    num_looked: int
+
+    @property
+    def limits(self) -> list[int]:
+        return [one.limit for one in self.speculators]
+
+
 Rows = Sequence[tuple[Speculator | None, Sequence[int]]]
 """Of a step, with the tokens that are known of each."""
 
@@ -98,9 +114,8 @@ class Speculation:
         of what comes then pay. If not, this one has none."""
         start_s = self._clock()
         found = self._look(rows)
-        rates, limits = [rate for _, rate in found], [speculator.limit for speculator, _ in found]
-        self._waits = self._policy.pays(rates, limits, len(rows))
-        self._looked(len(rows), start_s, is_ahead=True, found=bool(found), pays=self._waits)
+        self._waits = self._policy.pays(found.rates, found.limits, len(rows))
+        self._looked(found, len(rows), start_s, is_ahead=True, pays=self._waits)
         self.is_looking = self._waits
         return self._waits
 
@@ -111,10 +126,9 @@ class Speculation:
             return
         start_s = self._clock()
         found = self._look(rows)
-        rates, limits = [rate for _, rate in found], [speculator.limit for speculator, _ in found]
-        counts = self._policy.lengths(rates, limits, len(rows))
-        self._looked(len(rows), start_s, is_ahead=False, found=bool(found), pays=any(counts))
-        for (speculator, _), count in zip(found, counts, strict=True):
+        counts = self._policy.lengths(found.rates, found.limits, len(rows))
+        self._looked(found, len(rows), start_s, is_ahead=False, pays=any(counts))
+        for speculator, count in zip(found.speculators, counts, strict=True):
             speculator.wanted = min(count, budget)
             budget -= speculator.wanted
 
@@ -128,14 +142,18 @@ class Speculation:
         self._has_looked = self._waits = False
         return part
 
-    def _look(self, rows: Rows) -> list[tuple[Speculator, float]]:
-        """Who has a guess, and how often that would be right."""
-        looked = [(one, one.look(tokens)) for one, tokens in rows if one is not None]
-        return [(speculator, rate) for speculator, rate in looked if rate]
+    def _look(self, rows: Rows) -> Found:
+        looked = [(one, rate) for one, tokens in rows if one is not None and (rate := one.look(tokens)) is not None]
+        having = [(one, rate) for one, rate in looked if rate]
+        return Found([one for one, _ in having], [rate for _, rate in having], len(looked))
 
-    def _looked(self, num_rows: int, start_s: float, *, is_ahead: bool, found: bool, pays: bool) -> None:
-        steps = self._policy.search_steps(num_rows, self._clock() - start_s)
-        self._lookout.looked(self._experience.reach, steps, is_ahead=is_ahead, found=found, pays=pays)
+    def _looked(self, found: Found, num_rows: int, start_s: float, *, is_ahead: bool, pays: bool) -> None:
+        policy, reach = self._policy, self._experience.reach
+        promises = pays
+        if reach is Reach.SCOUTS and found.rates and not pays:
+            promises = policy.pays(found.rates, found.limits, num_rows, found.num_looked)
+        steps = policy.search_steps(num_rows, self._clock() - start_s)
+        self._lookout.looked(reach, steps, is_ahead=is_ahead, found=bool(found.rates), pays=pays, promises=promises)
 
     def learn(self, speculator: Speculator, num_drafts: int, num_right: int) -> None:
         """Of a row's guesses that were tried, the first `num_right` were right."""

@@ -96,17 +96,22 @@ class Speculator:
         self._own: dict[int, Acceptance] = {}
         self._class: int | None = None
         self._had_guess = False
+        self._unmade: tuple[int, int, tuple[int, ...]] | None = None
+        """Class, place and tokens of a guess that may never be made: what comes tells how good it was all the same."""
         self.limit = limit
         self.wanted = 0
         """Guesses of the next step, as far as they pay."""
 
-    def look(self, tokens: Sequence[int]) -> float:
-        """How often the guess of what follows `tokens` would be right; 0 if it has none that pays, or is not looked at
-        now."""
+    def look(self, tokens: Sequence[int]) -> float | None:
+        """How often the guess of what follows `tokens` would be right, 0 if it has none that pays; None where it is
+        not looked at now."""
         self.wanted = 0
         if not (self._had_guess or self._is_reached):
-            return 0.0
+            return None
+        self._judge_unmade(tokens)
         self._class = found = self._proposer.look(tokens)
+        if found is not None:
+            self._unmade = found, len(tokens), self._proposer.propose(tokens, self.limit)
         rate = 0.0 if found is None else self._acceptance(found).rate
         self._had_guess = rate >= self._experience.least_rate
         return rate if self._had_guess else 0.0
@@ -114,7 +119,10 @@ class Speculator:
     def propose(self, tokens: Sequence[int], limit: int) -> tuple[int, ...]:
         """Guesses of what follows `tokens`, at most `limit` and no more than are wanted, once."""
         count, self.wanted = min(self.wanted, limit), 0
-        return self._proposer.propose(tokens, count) if count > 0 else ()
+        if count <= 0:
+            return ()
+        self._unmade = None
+        return self._proposer.propose(tokens, count)
 
     def learn(self, num_drafts: int, num_right: int) -> None:
         """What came of the last guesses."""
@@ -123,7 +131,19 @@ class Speculator:
 
     def forget(self, num_tokens: int) -> None:
         """The tokens after the first `num_tokens` were taken back."""
+        self._unmade = None
         self._proposer.forget(num_tokens)
+
+    def _judge_unmade(self, tokens: Sequence[int]) -> None:
+        """As far as what it guessed has come."""
+        if self._unmade is None:
+            return
+        (of, start, guess), self._unmade = self._unmade, None
+        came = tokens[start : start + len(guess)]
+        if not came or DRAFT in guess:
+            return
+        num_right = next((i for i, pair in enumerate(zip(guess, came, strict=False)) if pair[0] != pair[1]), len(came))
+        self._acceptance(of).learn(len(came), num_right)
 
     @property
     def _is_reached(self) -> bool:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from isthmus.bench import batch_decoder
 from isthmus.bench.batch_decoder import BatchDecoder, Request, Run, Steps, Turns, only_decodes, run_all
 from isthmus.bench.fixed_speculation import FixedSpeculation
 from isthmus.bench.sampled_text import Law, sample_texts
@@ -75,11 +74,10 @@ def request(prompt: Sequence[int], seed: int = 0, temperature: float = 0.0) -> R
 
 
 @pytest.mark.parametrize("overlaps", [False, True])
-def test_steps_without_prompts_are_measured(monkeypatch: pytest.MonkeyPatch, overlaps: bool) -> None:
+def test_steps_without_prompts_are_measured(overlaps: bool) -> None:
     clock = Clock()
-    monkeypatch.setattr(batch_decoder, "time", clock)
     engine = ClockEngine(clock, overlaps)
-    decoder = BatchDecoder(engine, max_num_seqs=4, max_model_len=40)
+    decoder = BatchDecoder(engine, max_num_seqs=4, max_model_len=40, clock=clock.monotonic)
     for _ in range(2):
         run = decoder.run([request(tiny.prompt(9, seed=seed)) for seed in range(3)], batch=2)
         assert run.outputs == [[TOKEN] * NUM_TOKENS] * 3
@@ -95,10 +93,10 @@ def test_steps_without_prompts_are_measured(monkeypatch: pytest.MonkeyPatch, ove
         assert not engine.known
 
 
-def test_turn_about_each_is_measured_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_turn_about_each_is_measured_alone() -> None:
     clock = Clock()
-    monkeypatch.setattr(batch_decoder, "time", clock)
-    decoders = [BatchDecoder(ClockEngine(clock, overlaps=False), max_num_seqs=4, max_model_len=40) for _ in range(2)]
+    engines = [ClockEngine(clock, overlaps=False) for _ in range(2)]
+    decoders = [BatchDecoder(engine, max_num_seqs=4, max_model_len=40, clock=clock.monotonic) for engine in engines]
     many = [[request(tiny.prompt(9, seed=seed)) for seed in range(number)] for number in (3, 1)]
     runs = run_all(one.turns(requests, 4) for one, requests in zip(decoders, many, strict=True))
     for run, requests in zip(runs, many, strict=True):
@@ -116,7 +114,7 @@ def test_all_may_end_at_once_and_others_take_their_places(overlaps: bool) -> Non
     decoder.check()
 
 
-def test_what_is_not_served_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_served_is_told() -> None:
     decoder = BatchDecoder(ClockEngine(Clock(), overlaps=False), max_num_seqs=2, max_model_len=40)
     with pytest.raises(RuntimeError, match="not served"):
         decoder.run([request(tiny.prompt(41))], batch=1)

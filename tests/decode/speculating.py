@@ -25,7 +25,7 @@ class Always(DraftPolicy):
     def search_steps(self, num_rows: int, look_s: float) -> int:
         return 1
 
-    def pays(self, rates: Sequence[float], limits: Sequence[int], num_rows: int) -> bool:
+    def pays(self, rates: Sequence[float], limits: Sequence[int], num_rows: int, num_looked: int | None = None) -> bool:
         return any(limits)
 
     def knows(self, num_rows: int) -> bool:

@@ -7,15 +7,10 @@ from statistics import median
 import pytest
 from isthmus.decode.decoded_step import DecodedStep, Part
 from isthmus.decode.draft_account import FIRST_CREDIT, LOSS_SHARE, MOST_CREDIT
-from isthmus.decode.draft_costs import (
-    FIRST_PLAIN_STEPS,
-    FIRST_PROBE_STEPS,
-    KNOWN_SAMPLES,
-    LAST_PROBE_STEPS,
-    REFRESH_STEPS,
-    SURE_REFRESH_STEPS,
-)
+from isthmus.decode.draft_costs import REFRESH_STEPS, SURE_REFRESH_STEPS
 from isthmus.decode.draft_policy import LOOK_SHARE, MOST_SEARCH_STEPS, DraftPolicy
+from isthmus.decode.guess_costs import FIRST_PROBE_STEPS, KNOWN_SAMPLES, LAST_PROBE_STEPS
+from isthmus.decode.plain_steps import KNOWN_SAMPLES as FIRST_PLAIN_STEPS
 
 PLAIN_S = 0.01
 
@@ -229,6 +224,36 @@ def test_a_growing_batch_ends_guesses_that_take_time() -> None:
     assert sum(world.steps(2, num_rows=1, rate=0.7)[-1]) >= 3, "a small batch is known by itself"
 
 
+def test_a_batch_of_about_the_same_size_is_known_with_it() -> None:
+    """A batch whose sequences end is never of one size for long: neither plain steps nor guesses are learnt anew."""
+    world = World(0.0001)
+    world.steps(40, num_rows=7)
+    before = made(world.steps(20, num_rows=7))
+    assert made(world.steps(20, num_rows=5)) == before == 20
+
+
+def test_what_guesses_add_in_smaller_batches_is_expected_of_larger_ones() -> None:
+    """There they lose: so they are not tried to find that out."""
+    world = World(1.5 * PLAIN_S)
+    world.steps(200, num_rows=1, limit=1)
+    tried = made(world.steps(FIRST_PROBE_STEPS, num_rows=8, limit=1))
+    fresh = World(1.5 * PLAIN_S)
+    assert tried == 0 < made(fresh.steps(FIRST_PROBE_STEPS, num_rows=8, limit=1))
+
+
+def test_who_waits_for_guesses_of_a_larger_batch_does_not_pay() -> None:
+    """When sequences end with a step, those that are left wait for its guesses."""
+    policy = DraftPolicy()
+    for num_rows in (8, 1):
+        for _ in range(FIRST_PLAIN_STEPS):
+            policy.record(DecodedStep(num_rows, PLAIN_S))
+    for _ in range(20):
+        policy.record(DecodedStep(8, PLAIN_S, 8, 8, 8, Part.WAITED))
+        policy.record(DecodedStep(1, 2 * PLAIN_S, part=Part.WAITED))
+    policy.record(DecodedStep(1, PLAIN_S))
+    assert policy.lengths([0.95], [4], 1) == [2]
+
+
 def test_rows_that_are_often_right_have_more() -> None:
     world = World(0.001)
     world.steps(20)
@@ -258,7 +283,7 @@ def test_tries_are_within_limits() -> None:
 @pytest.mark.parametrize("rate", [0.8, 0.95])
 def test_where_the_engine_tries_nothing(num_rows: int, rate: float) -> None:
     """It leaves guesses out of such batches: nor are they made, but for a try now and then."""
-    world, asked, steps = World(0.0), 0, 20 * FIRST_PROBE_STEPS
+    world, asked, steps = World(0.0), 0, 4 * LAST_PROBE_STEPS
     for _ in range(steps):
         wanted = world.policy.lengths([rate] * num_rows, [4] * num_rows, num_rows)
         if any(wanted):
@@ -266,7 +291,7 @@ def test_where_the_engine_tries_nothing(num_rows: int, rate: float) -> None:
             world.policy.record(DecodedStep(num_rows, 1.2 * PLAIN_S, 16, part=Part.WAITED))
         else:
             world.policy.record(DecodedStep(num_rows, PLAIN_S))
-    assert 1 < asked < steps / FIRST_PROBE_STEPS
+    assert 1 < asked <= 1 + steps / LAST_PROBE_STEPS
 
 
 def test_where_the_engine_tries_nothing_in_a_batch_that_was_never_measured() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
+from isthmus.decode.acceptance import Acceptance
 from isthmus.decode.decoded_step import Part
 from isthmus.decode.draft_policy import MOST_SEARCH_STEPS
 from isthmus.decode.lookout import LAST_RECALL_STEPS, NUM_SCOUTS, REST_STEPS, SCOUTED_STEPS, Lookout
@@ -40,6 +41,13 @@ def begun(speculation: Speculation, asked: int | None = None) -> Speculator:
     speculator = speculation.begin(SamplingParams(num_speculative_tokens=asked))
     assert speculator is not None
     return speculator
+
+
+def rate(speculator: Speculator) -> float:
+    """How often its guess would be right."""
+    found = speculator.look(TOKENS)
+    assert found is not None
+    return found
 
 
 def planned(speculation: Speculation, speculators: Sequence[Speculator | None], budget: int = 100) -> list[int]:
@@ -115,8 +123,8 @@ def test_each_class_of_guesses_is_known_by_itself() -> None:
         for _ in range(50):
             speculator.look(TOKENS)
             speculator.learn(4, num_right)
-    assert Speculator(good, 4, experience).look(TOKENS) > 0.9
-    assert Speculator(bad, 4, experience).look(TOKENS) < 0.2
+    assert rate(Speculator(good, 4, experience)) > 0.9
+    assert rate(Speculator(bad, 4, experience)) < 0.2
     assert experience.best_rate > 0.9
 
 
@@ -131,9 +139,44 @@ def test_each_kind_of_request_is_known_by_itself() -> None:
             planned(speculation, [speculator])
             speculation.learn(speculator, 4, num_right)
     found = [speculation.begin(params) for params in (chat, json, SamplingParams(temperature=0.0))]
-    rates = [0.0 if one is None else one.look(TOKENS) for one in found]
+    rates = [0.0 if one is None else rate(one) for one in found]
     assert rates[0] < 0.2 < 0.9 < rates[1]
     assert rates[2] == pytest.approx(0.7), "nothing is known of such"
+
+
+@pytest.mark.parametrize(
+    ("came", "num_right"), [([0, 1, 2, 3], 4), ([0, 1, 9, 9], 2), ([9], 0), ([0, 1], 2), ([0, 1, 2, 3, 4, 5], 4)]
+)
+def test_guesses_that_are_not_made_are_judged_by_what_came(came: list[int], num_right: int) -> None:
+    """As far as it came: so what they are worth is known before any is made."""
+    experience, learnt = Experience(), Acceptance()
+    speculator = Speculator(Classified(), 4, experience)
+    assert speculator.look(TOKENS) == 0, "they do not pay"
+    speculator.look([*TOKENS, *came])
+    learnt.learn(min(4, len(came)), num_right)
+    assert experience.best_rate == pytest.approx(learnt.rate)
+
+
+def test_guesses_that_are_made_are_not_judged_twice() -> None:
+    experience = Experience()
+    experience.least_rate = 0.0
+    speculator = Speculator(Classified(), 4, experience)
+    before = rate(speculator)
+    speculator.wanted = 2
+    assert len(speculator.propose(TOKENS, 4)) == 2
+    assert speculator.look([*TOKENS, 0, 1]) == before, "until it is told what came of them"
+
+
+@pytest.mark.parametrize("proposer", [EngineProposer(), Classified()], ids=["the engine's", "taken back"])
+def test_what_nobody_can_judge_is_not_judged(proposer: Proposer) -> None:
+    """The engine's guesses are not known here; and of tokens that were taken back others may come."""
+    experience = Experience()
+    experience.least_rate = 0.0
+    speculator = Speculator(proposer, 4, experience)
+    before = rate(speculator)
+    if isinstance(proposer, Classified):
+        speculator.forget(len(TOKENS) - 1)
+    assert speculator.look([*TOKENS, 9, 9, 9, 9]) == before
 
 
 def test_what_does_not_pay_is_no_guess() -> None:
@@ -194,6 +237,7 @@ def test_for_too_few_guesses_not_all_are_asked_time_and_again(monkeypatch: pytes
     speculation = speculation_of(lambda: next(waiting))
     speculation._lookout = Lookout()
     monkeypatch.setattr(speculation._policies[0], "lengths", lambda rates, limits, num_rows: [0] * len(rates))
+    monkeypatch.setattr(speculation._policies[0], "pays", lambda *rows: False)
     speculators = [begun(speculation) for _ in proposers]
     planned(speculation, speculators)
     scout = max(index for index, one in enumerate(proposers) if one.num_looks)
@@ -203,6 +247,27 @@ def test_for_too_few_guesses_not_all_are_asked_time_and_again(monkeypatch: pytes
     for _ in range(4 * LAST_RECALL_STEPS):
         planned(speculation, speculators)
     assert 3 < other.num_looks - before < 10
+
+
+def test_all_are_asked_at_once_where_that_pays_if_others_are_like_scouts() -> None:
+    """Three of 32 are too few to guess for, but then all others have a guess, too."""
+    proposers = [Classified(0) for _ in range(32)]
+    waiting = iter(proposers)
+    speculation = speculation_of(lambda: next(waiting))
+    speculation._lookout = Lookout()
+    policy = speculation._policies[0]
+    asked: list[int] = []
+
+    def lengths(rates: Sequence[float], limits: Sequence[int], num_rows: int) -> list[int]:
+        asked.append(len(rates))
+        return [4 if len(rates) > 16 else 0] * len(rates)
+
+    policy.lengths = lengths  # type: ignore[method-assign]
+    speculators = [begun(speculation) for _ in proposers]
+    while not asked or len(asked) < 2:
+        planned(speculation, speculators)
+    assert 0 < asked[0] < 8
+    assert asked[1] == 32
 
 
 def test_while_nothing_pays_nobody_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,168 @@
+"""What guesses add to steps, in batches of about the same size.
+
+On a CPU that is about as much for each, on a GPU mostly something for any at all, as nothing is then planned ahead.
+There they also cost the steps around their own: that is measured, too, and counts for each step with guesses, the less
+the longer they go on.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+from .draft_account import DraftAccount
+from .running_median import RunningMedian
+
+NUM_SAMPLES = 5
+"""Of what so many guesses added."""
+KNOWN_SAMPLES = 3
+"""From so many on that is known."""
+FIRST_PROBE_STEPS, LAST_PROBE_STEPS = 48, 1024
+"""Steps between two tries of guesses that do not pay: at first, and at most."""
+PROBE_GUESSES = 2
+"""Of one row."""
+RECKON_STEPS, LEARNT_STEPS = 64, 8
+"""Without guesses and with, after which it is reckoned anew what pays."""
+OVERHEAD_DECAY = 0.8
+"""Of what waiting cost, from one step with guesses to the next."""
+
+
+@dataclass(slots=True)
+class Overhead:
+    """What steps without guesses took longer as they waited: after some, or for some that then were none."""
+
+    num_guessing: float = 0.0
+    """Steps with guesses, as those below."""
+    spent_s: float = 0.0
+    """The longer ago, the less it counts."""
+
+    @property
+    def value(self) -> float:
+        """For each step with guesses."""
+        return self.spent_s / max(1.0, self.num_guessing)
+
+    def guess(self) -> None:
+        self.num_guessing = OVERHEAD_DECAY * self.num_guessing + 1
+        self.fade()
+
+    def fade(self) -> None:
+        self.spent_s *= OVERHEAD_DECAY
+
+
+@dataclass(slots=True)
+class Slopes:
+    """What one more guess adds, in seconds: about the same in all batches, where it is known from several numbers."""
+
+    _known: dict[int, float] = field(default_factory=dict)
+    value: float | None = None
+
+    def add(self, of: int, known: Sequence[tuple[int, float]]) -> None:
+        (low, at_low), (high, at_high) = min(known), max(known)
+        self._known[of] = max(0.0, (at_high - at_low) / (high - low))
+        self.value = median(self._known.values())
+
+
+@dataclass(slots=True)
+class GuessCosts:
+    """Of batches of about the same size, in seconds: what guesses add is learnt of all of them together."""
+
+    slopes: Slopes
+    """Of all batches."""
+    below: "GuessCosts | None" = None
+    """Of smaller batches: what is expected where nothing is known."""
+    account: DraftAccount = field(default_factory=DraftAccount)
+    longest_tried: int = PROBE_GUESSES // 2
+    """Guesses of a row: no more than twice as many are tried next."""
+    is_new: bool = True
+    """No step had any."""
+    overhead: Overhead = field(default_factory=Overhead)
+    quiet_steps: int = 0
+    """Since the last step with guesses."""
+    probe_steps: int = FIRST_PROBE_STEPS
+    promise: float = 1.0
+    """Of the last guesses: times as many tokens a second."""
+    version: int = 0
+    """What pays is to be reckoned anew when this changes."""
+    _added: dict[int, RunningMedian] = field(default_factory=dict)
+    """To their own step, by about how many there were."""
+    _line: list[tuple[int, float]] = field(default_factory=list)
+    """Of those, numbers and what they added, where that is known, or less than the others let expect."""
+    _num_learnt: int = 0
+    """Steps with guesses."""
+
+    @property
+    def is_curious(self) -> bool:
+        """It is time to try what does not pay."""
+        return self.quiet_steps >= self.probe_steps and self.account.may_try
+
+    def added_s(self, num_guesses: int) -> float:
+        """Between two numbers that are known on the line between them; for fewer or more than any as other batches'
+        slope says. Where none is known one guess fewer counts for half of what they on average took, one more for a
+        quarter: so they are tried where that pays. Nothing where no number is known."""
+        return _on_line(self._expected, num_guesses, self.slopes.value)
+
+    @property
+    def _expected(self) -> list[tuple[int, float]]:
+        if self._line or self.below is None:
+            return self._line
+        return self.below._expected
+
+    def guess(self, num_guesses: int, added_s: float | None) -> None:
+        """A step had so many, and took so much longer if that is known."""
+        self.overhead.guess()
+        self.is_new, self.quiet_steps = False, 0
+        if added_s is None:
+            return
+        self._num_learnt += 1
+        if self._num_learnt % LEARNT_STEPS == 0 or not self._line:
+            self.version += 1
+        self._added.setdefault(about(num_guesses), RunningMedian(NUM_SAMPLES)).add(max(0.0, added_s))
+        self._line = _line(self._added, self.slopes.value)
+        known = [(count, one.value) for count, one in self._added.items() if len(one) >= KNOWN_SAMPLES]
+        if len(known) > 1:
+            self.slopes.add(id(self), known)
+
+    def wait(self, longer_s: float) -> None:
+        """A step that waited, and had none."""
+        self.overhead.spent_s += max(0.0, longer_s)
+        self.version += 1
+
+    def rest(self, num_steps: int) -> None:
+        """Without guesses."""
+        before, self.quiet_steps = self.quiet_steps, self.quiet_steps + num_steps
+        if before // RECKON_STEPS != self.quiet_steps // RECKON_STEPS:
+            self.overhead.fade()
+            self.version += 1
+
+
+def _line(added: dict[int, RunningMedian], slope: float | None) -> list[tuple[int, float]]:
+    """What few steps say counts only where nothing more is known, and for less, or where it is less than that lets
+    expect: a number of guesses is not given up for one step that was held up."""
+    known = sorted((count, one.value) for count, one in added.items() if len(one) >= KNOWN_SAMPLES)
+    others = [(count, one) for count, one in added.items() if len(one) < KNOWN_SAMPLES]
+    if not known:
+        return sorted((count, one.least * len(one) / KNOWN_SAMPLES) for count, one in others)
+    lower = [(count, one.least) for count, one in others if one.least < _on_line(known, count, slope)]
+    return sorted([*known, *lower])
+
+
+def _on_line(line: Sequence[tuple[int, float]], number: int, slope: float | None) -> float:
+    """See `GuessCosts.added_s`."""
+    if not line:
+        return 0.0
+    index = bisect_left(line, (number, 0.0))
+    if index == 0:
+        high, at_high = line[0]
+        return at_high * (1 + number / high) / 2 if slope is None else max(0.0, at_high - slope * (high - number))
+    low, at_low = line[index - 1]
+    if index == len(line):
+        return at_low + (number - low) * (at_low / low / 4 if slope is None else slope)
+    high, at_high = line[index]
+    part = (number - low) / (high - low)
+    return (1 - part) * at_low + part * at_high
+
+
+def about(number: int) -> int:
+    """Up to 8 the number itself, above four share an octave."""
+    shift = max(0, number.bit_length() - 3)
+    return number >> shift << shift

@@ -1,0 +1,119 @@
+"""Guesses gain where they can, and cost next to nothing where they cannot: a worker in virtual time, so that what it
+decides is the same on every machine."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+from isthmus.bench.batch_decoder import BatchDecoder, Request, Steps
+from isthmus.bench.fixed_speculation import FixedSpeculation
+from isthmus.decode.ngram_proposer import NgramProposer
+from isthmus.decode.speculation import Speculation
+from isthmus.decode.speculator import EngineProposer, Proposer
+from isthmus.tests.decode.virtual_gpu import CPU, GPU, Costs, VirtualClock, VirtualGpu
+from isthmus.wire.sampling import SamplingParams
+
+PROMPT_TOKENS, LONGEST, SHORTEST = 120, 120, 30
+LEAST_PACE = 0.985
+"""Of that without guesses, where there is nothing to gain; half of what is promised may be lost elsewhere."""
+Texts = dict[tuple[int, ...], list[int]]
+
+
+def chats(rng: random.Random, batch: int) -> Texts:
+    """Words in no order: pairs of them come again, and go on otherwise."""
+    return {_prompt(rng): [rng.randrange(300) for _ in range(_length(rng))] for _ in range(batch)}
+
+
+def edits(rng: random.Random, batch: int) -> Texts:
+    """After some words of their own, their prompts, but for one token in twenty."""
+    texts = {}
+    for _ in range(batch):
+        prompt = _prompt(rng)
+        copied = [rng.randrange(1000, 9000) if rng.random() < 0.05 else token for token in prompt]
+        texts[prompt] = [rng.randrange(1000, 9000) for _ in range(6)] + copied[: _length(rng)]
+    return texts
+
+
+def _prompt(rng: random.Random) -> tuple[int, ...]:
+    return tuple(rng.randrange(1000, 9000) for _ in range(PROMPT_TOKENS))
+
+
+def _length(rng: random.Random) -> int:
+    """Answers end one after the other, so that a batch passes all sizes."""
+    return rng.randrange(SHORTEST, LONGEST)
+
+
+@dataclass(slots=True)
+class Worker:
+    costs: Costs
+    clock: VirtualClock
+    speculation: Speculation | None
+    _engine: VirtualGpu = field(init=False)
+    _decoder: BatchDecoder = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._engine = VirtualGpu(self.clock, self.costs, random.Random(1), overlaps=self.costs is GPU)
+        self._decoder = BatchDecoder(self._engine, 32, 512, self.speculation, clock=self.clock)
+
+    def pace(self, rounds: Sequence[Texts]) -> float:
+        """Tokens a second of each sequence."""
+        steps = Steps()
+        for texts in rounds:
+            self._engine.texts = texts
+            asked = [Request(one, SamplingParams(max_tokens=len(text), ignore_eos=True)) for one, text in texts.items()]
+            run = self._decoder.run(asked, len(asked))
+            assert run.outputs == list(texts.values())
+            steps += run.steps
+        return steps.tokens_per_s
+
+
+def worker(costs: Costs, make: Callable[[VirtualClock], Speculation] | None) -> Worker:
+    clock = VirtualClock()
+    return Worker(costs, clock, None if make is None else make(clock))
+
+
+def ngrams(clock: VirtualClock) -> Speculation:
+    return Speculation(NgramProposer, 4, clock)
+
+
+def always(clock: VirtualClock) -> Speculation:
+    return FixedSpeculation(NgramProposer, 4, clock)
+
+
+class Wrong(EngineProposer):
+    def propose(self, tokens: Sequence[int], count: int) -> tuple[int, ...]:
+        return (0,) * count
+
+
+def wrong(clock: VirtualClock) -> Speculation:
+    make: Callable[[], Proposer] = Wrong
+    return Speculation(make, 4, clock)
+
+
+def rounds_of(kind: Callable[[random.Random, int], Texts], batch: int, count: int) -> list[Texts]:
+    rng = random.Random(batch)
+    return [kind(rng, batch) for _ in range(count)]
+
+
+@pytest.mark.parametrize("costs", [GPU, CPU], ids=["gpu", "cpu"])
+@pytest.mark.parametrize("make", [ngrams, wrong])
+@pytest.mark.parametrize("batch", [1, 8, 32])
+def test_where_nothing_can_be_guessed_next_to_nothing_is_lost(
+    batch: int, make: Callable[[VirtualClock], Speculation], costs: Costs
+) -> None:
+    rounds = rounds_of(chats, batch, 24 if batch == 1 else 8)
+    assert worker(costs, make).pace(rounds) >= LEAST_PACE * worker(costs, None).pace(rounds)
+
+
+@pytest.mark.parametrize(("batch", "costs"), [(1, GPU), (8, GPU), (32, GPU), (1, CPU), (8, CPU)])
+def test_what_can_be_gained_is_gained_after_chats_too(batch: int, costs: Costs) -> None:
+    """Nine tenths of what four guesses always give, where that is more than none give; and it was learnt of chats, in
+    which guesses lose, and of batches of all sizes."""
+    before = [one for size in (1, 8, 32) for one in rounds_of(chats, size, 4)]
+    rounds = rounds_of(edits, batch, 24 if batch == 1 else 8)
+    speculating, plain, fixed = worker(costs, ngrams), worker(costs, None), worker(costs, always)
+    speculating.pace(before)
+    pace, least = speculating.pace(rounds), plain.pace(rounds)
+    assert pace >= 0.9 * max(least, fixed.pace(rounds))
+    assert pace >= 1.1 * least

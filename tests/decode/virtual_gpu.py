@@ -1,0 +1,99 @@
+"""An engine that writes known texts in virtual time, as long as steps of a small model take on a GPU.
+
+The device has a step in flight while the host plans the next; a step that waits for guesses has both one after the
+other. What steps take varies at random, and some are held up.
+"""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from isthmus.engine.plan import NOT_DRAWN, Plan, Result, Row, SequenceSeed
+
+MS = 1e-3
+HELD_UP, NOISE = 0.005, 0.03
+
+
+@dataclass(slots=True)
+class VirtualClock:
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """ms, of so many rows, guesses, and rows with guesses."""
+
+    device: Callable[[int, int], float]
+    launch: Callable[[int, int], float]
+    apply: Callable[[int], float]
+
+
+GPU = Costs(
+    device=lambda rows, guesses: (0.31 + 0.019 * rows) if not guesses else 0.5 + 0.03 * min(rows, 16),
+    launch=lambda rows, guessing: 0.13 + 0.01 * rows + (0.05 + 0.013 * guessing if guessing else 0.0),
+    apply=lambda rows: 0.07 + 0.0065 * rows,
+)
+CPU = Costs(device=lambda rows, guesses: 40.0 + 6.0 * (rows + guesses), launch=lambda *_: 0.2, apply=lambda _: 0.1)
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualStep:
+    plan: Plan
+    tokens: list[int]
+    ready_at: float
+    engine: "VirtualGpu"
+
+    def result(self) -> Result:
+        self.engine.finish(self)
+        return Result(self.tokens)
+
+
+@dataclass(slots=True)
+class VirtualGpu:
+    """See plan.Engine. On a CPU `launch` returns when the step is done."""
+
+    clock: VirtualClock
+    costs: Costs
+    rng: random.Random
+    texts: Mapping[tuple[int, ...], Sequence[int]] = field(default_factory=dict)
+    """By their prompts, what is written after them."""
+    overlaps: bool = True
+    num_blocks: int = 1024
+    block_size: int = 16
+    _writing: dict[int, Sequence[int]] = field(default_factory=dict)
+    _busy_until: float = 0.0
+
+    def admit(self, seed: SequenceSeed) -> None:
+        self._writing[seed.seq_id] = self.texts[tuple(seed.prompt_ids)]
+
+    def retire(self, *seq_ids: int) -> None:
+        for seq_id in seq_ids:
+            del self._writing[seq_id]
+
+    def launch(self, plan: Plan) -> VirtualStep:
+        rows, guesses = len(plan.rows), sum(row.num_drafts for row in plan.rows)
+        self.clock.now += MS * self._noisy(self.costs.launch(rows, sum(row.num_drafts > 0 for row in plan.rows)))
+        takes = MS * self._noisy(self.costs.device(rows, guesses))
+        self._busy_until = max(self._busy_until, self.clock.now) + takes
+        return VirtualStep(plan, [token for row in plan.rows for token in self._draw(row)], self._busy_until, self)
+
+    def finish(self, step: VirtualStep) -> None:
+        takes = self._noisy(self.costs.apply(len(step.plan.rows)))
+        self.clock.now = max(self.clock.now, step.ready_at) + MS * takes
+
+    def _noisy(self, takes: float) -> float:
+        held_up = 2 * self.rng.random() if self.rng.random() < HELD_UP else 0.0
+        return takes * (1 + held_up + abs(self.rng.gauss(0, NOISE)))
+
+    def _draw(self, row: Row) -> list[int]:
+        if not row.draws:  # a part of a prompt
+            return []
+        text, guesses = self._writing[row.seq_id], row.token_ids[1 : 1 + row.num_drafts]
+        drawn: list[int] = []
+        for index, draw in enumerate(row.draws):
+            is_made = index == 0 or (drawn[-1] >= 0 and drawn[-1] == guesses[index - 1])
+            drawn.append(text[draw.position] if is_made and draw.position < len(text) else NOT_DRAWN)
+        return drawn
