@@ -11,8 +11,9 @@ speculation costs there.
 import argparse
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -43,6 +44,8 @@ MIN_ROOM_TOKENS = 64
 """For answers to random prompts and those that show what drawing takes."""
 MIN_REQUESTS = 2
 """Of a case, at any batch: a task's kinds of prompt."""
+MOST_ROUNDS = 128
+"""Of a case."""
 WARM_TOKENS = 12
 HEADER = (
     "| prompts | T | batch | method | tok/s a sequence | ms a step | tokens a row | guessed a row | right | "
@@ -55,7 +58,9 @@ class Case:
     task: str
     temperature: float
     batch: int
-    rounds: Sequence[Sequence[Request]]
+    least_rounds: int
+    requests: Callable[[int], Sequence[Request]]
+    """Of a round, by its number."""
 
 
 @dataclass(slots=True)
@@ -89,11 +94,14 @@ class Measured:
 def cases(asker: Asker, options: argparse.Namespace) -> Iterator[Case]:
     for temperature, task, batch in product(options.temperatures, options.tasks, options.batches):
         requests = asker.requests(task, max(batch, MIN_REQUESTS), temperature, options.tokens)
-        yield Case(task, temperature, batch, [requests] * options.repeats)
-    for batch in options.batches:
-        rounds = [asker.random_requests(batch, RANDOM_TOKENS, seed) for seed in range(options.random_rounds)]
-        if rounds:
-            yield Case("random", RANDOM_TEMPERATURE, batch, rounds)
+        yield Case(task, temperature, batch, options.repeats, partial(_same, requests))
+    for batch in options.batches if options.random_rounds else ():
+        requests_of = partial(asker.random_requests, batch, RANDOM_TOKENS)
+        yield Case("random", RANDOM_TEMPERATURE, batch, options.random_rounds, requests_of)
+
+
+def _same(requests: Sequence[Request], number: int) -> Sequence[Request]:
+    return requests
 
 
 def warm(decoders: dict[str, BatchDecoder], asker: Asker, batches: Sequence[int]) -> None:
@@ -102,11 +110,16 @@ def warm(decoders: dict[str, BatchDecoder], asker: Asker, batches: Sequence[int]
         decoder.run(asker.requests("edit", batch, 0.0, WARM_TOKENS), batch)
 
 
-def measure(case: Case, decoders: dict[str, BatchDecoder], *, backwards: bool) -> dict[str, Measured]:
+def measure(
+    case: Case, decoders: dict[str, BatchDecoder], *, backwards: bool, least_s: float = 0.0
+) -> dict[str, Measured]:
     """Of each method, by name; they take turns in one order, then in the other: step by step, or, where an engine
-    launches its next step ahead, round by round."""
+    launches its next step ahead, round by round. Rounds go on until the first has been measured for `least_s`, as
+    often in one order as in the other."""
     found = {name: Measured() for name in decoders}
-    for requests in case.rounds:
+    first = next(iter(found.values()))
+    while _goes_on(len(first.rounds), case.least_rounds, first.steps.elapsed_s, least_s):
+        requests = case.requests(len(first.rounds))
         names = list(reversed(decoders) if backwards else decoders)
         turns = [decoders[name].turns(requests, case.batch) for name in names]
         overlap = any(decoder.engine.overlaps for decoder in decoders.values())
@@ -115,6 +128,12 @@ def measure(case: Case, decoders: dict[str, BatchDecoder], *, backwards: bool) -
             found[name].add(run)
         backwards = not backwards
     return found
+
+
+def _goes_on(num_rounds: int, least: int, elapsed_s: float, least_s: float) -> bool:
+    if num_rounds < least:
+        return True
+    return least_s > 0 and num_rounds < MOST_ROUNDS and (num_rounds % 2 == 1 or elapsed_s < least_s)
 
 
 def lines(case: Case, found: dict[str, Measured]) -> Iterator[str]:
@@ -169,7 +188,8 @@ def compare(maker: EngineMaker, asker: Asker, options: argparse.Namespace) -> No
     settle()
     print(f"\n{HEADER}", flush=True)
     for number, case in enumerate(cases(asker, options)):
-        for line in lines(case, measure(case, decoders, backwards=number % 2 == 1)):
+        found = measure(case, decoders, backwards=number % 2 == 1, least_s=options.seconds)
+        for line in lines(case, found):
             print(line, flush=True)
     for decoder in decoders.values():
         decoder.check()
@@ -223,6 +243,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", default=tuple(TASKS), choices=tuple(TASKS))
     parser.add_argument("--tokens", type=int, default=64, help="of each answer, at most")
     parser.add_argument("--repeats", type=int, default=1, help="of each task")
+    parser.add_argument(
+        "--seconds", type=float, default=0.0, help="of each case and method at least, in as many rounds as that takes"
+    )
     parser.add_argument("--random-rounds", type=int, default=4, help="of random prompts; 0 leaves them out")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=2)
@@ -248,7 +271,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def quick(options: argparse.Namespace) -> argparse.Namespace:
     """Batches, tasks and rounds cut to the least that has one of each kind."""
-    changes = {"batches": (1, 4), "temperatures": (0.0,), "tasks": ("edit", "json"), "tokens": 24, "random_rounds": 1}
+    changes = {
+        "batches": (1, 4),
+        "temperatures": (0.0,),
+        "tasks": ("edit", "json"),
+        "tokens": 24,
+        "seconds": 0.0,
+        "random_rounds": 1,
+    }
     return argparse.Namespace(**{**vars(options), **changes, "sampler_batch": 8})
 
 

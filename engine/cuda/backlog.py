@@ -5,7 +5,6 @@ longer: so a token that comes without guesses leaves its features here, and is f
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,30 +19,18 @@ MAX_LENGTH, MAX_BYTES = 128, 128 << 20
 """Tokens of a sequence, and of features of all; at least one token each."""
 
 
-@dataclass(frozen=True, slots=True)
-class Taken:
-    """Of S sequences, L tokens each in the order of the ring."""
-
-    rows: Tensor
-    """int32 [S, L]: slots, −1 where no token is."""
-    positions: Tensor
-    """int32 [S, L], NOWHERE where none is."""
-    token_ids: Tensor
-    features: Tensor
-    """[S, L, feature_size]"""
-
-
 class Backlog:
     def __init__(self, runtime: Runtime, num_slots: int, feature_size: int, dtype: torch.dtype) -> None:
         room = MAX_BYTES // ((num_slots + 1) * feature_size * dtype.itemsize)
         self.length = max(1, min(MAX_LENGTH, room))
         """Tokens of each sequence."""
-        self._runtime, self._num_slots = runtime, num_slots
+        self._runtime = runtime
         # The last entry is that of no sequence.
         shape, device = (num_slots + 1, self.length), runtime.device
-        self._features = torch.zeros(*shape, feature_size, dtype=dtype, device=device)
-        self._token_ids = torch.zeros(shape, dtype=torch.int32, device=device)
-        self._positions = torch.full(shape, NOWHERE, dtype=torch.int32, device=device)
+        self.features = torch.zeros(*shape, feature_size, dtype=dtype, device=device)
+        """[slots + 1, length, feature_size], rings: see take_stashed."""
+        self.token_ids = torch.zeros(shape, dtype=torch.int32, device=device)
+        self.positions = torch.full(shape, NOWHERE, dtype=torch.int32, device=device)
 
     # Within a step, captured or not.
 
@@ -58,9 +45,9 @@ class Backlog:
                 inputs.rows[:n],
                 inputs.positions[:n],
                 last_tokens,
-                self._features,
-                self._token_ids,
-                self._positions,
+                self.features,
+                self.token_ids,
+                self.positions,
                 first_column,
             )
 
@@ -68,14 +55,6 @@ class Backlog:
         """The step goes on after what was added has been read. Then its memory may also be used again: that happens in
         the order of the step's own stream, captured or not."""
         self._runtime.join_beside()
-
-    def take(self, slots: Tensor) -> Taken:
-        """All of these sequences, int32 [S], −1 for none; they then have no tokens here."""
-        places = torch.where(slots < 0, self._num_slots, slots).long()
-        positions = self._positions[places]
-        self._positions.index_fill_(0, places, NOWHERE)
-        rows = torch.where(positions >= 0, slots[:, None], -1)
-        return Taken(rows, positions, self._token_ids[places], self._features[places])
 
 
 class LaggingStreams(Streams):

@@ -58,17 +58,11 @@ class DeviceFollower:
 
     def catch_up(self, slots: Tensor) -> None:
         """With the backlog of these sequences, int32 [S], −1 for none."""
-        taken = self.backlog.take(slots)
-        rows, positions = taken.rows.flatten(), taken.positions.flatten()
-        hidden = self.head.fuse(taken.features.flatten(0, 1))
-        after_another = (taken.positions > 0) & (taken.positions.roll(1, 1) == taken.positions - 1)
-        inner = hidden.view(*taken.rows.shape, -1).roll(1, 1).flatten(0, 1)
-        places = positions.clamp(min=0)
-        before = torch.where(after_another.flatten()[:, None], inner, self.cache.before(rows, places))
-        self.head.store(self.head.embed(taken.token_ids.flatten()), before, self._step(rows, places))
-        goes_on = taken.positions.roll(-1, 1) == taken.positions + 1
-        is_last = (rows >= 0) & (~goes_on.flatten() | self.cache.ends_block(places))
-        self.cache.keep(rows, places, hidden, is_last)
+        taken = self.cache.take(slots, self.backlog)
+        hidden = self.head.fuse(self.backlog.features[taken.slots].flatten(0, 1))
+        before = self.cache.before_taken(taken, hidden)
+        self.head.store(self.head.embed(taken.token_ids), before, self._step(taken.rows, taken.positions))
+        self.cache.keep_taken(taken, hidden)
 
     def _step(self, rows: Tensor, positions: Tensor) -> StepAttention:
         return StepAttention(self.attention, rows, positions, len(rows))

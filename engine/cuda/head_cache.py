@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ...kernels.take_stashed import Stashed, states_before, take_stashed
 from ..eagle.cache import NOWHERE
+from .backlog import Backlog
 from .runtime import Runtime
 
 POSITION_BYTES = 8
@@ -48,9 +50,25 @@ class HeadCache:
     def keep(self, rows: Tensor, positions: Tensor, hidden: Tensor, is_last: Tensor) -> None:
         """Of tokens that stay, [T] and [T, hidden]: `is_last` bool [T] is true of the last of each row, and may be
         true of no other but the last of a block."""
-        places = torch.where(is_last, self._blocks(rows, positions), self.num_blocks)
+        self._keep_at(torch.where(is_last, self._blocks(rows, positions), self.num_blocks), positions, hidden)
+
+    def _keep_at(self, places: Tensor, positions: Tensor, hidden: Tensor) -> None:
         self._hidden.index_copy_(0, places, hidden)
         self._positions.index_copy_(0, places, positions)
+
+    def take(self, slots: Tensor, backlog: Backlog) -> Stashed:
+        """All that was left of these sequences, int32 [S], −1 for none; then nothing is. It is all to be kept, by
+        `keep_taken`: the states before it come from what is kept now."""
+        return take_stashed(
+            slots, backlog.token_ids, backlog.positions, self._block_tables, self._positions, self._block_size
+        )
+
+    def before_taken(self, taken: Stashed, hidden: Tensor) -> Tensor:
+        """As `before`, of tokens whose own states are `hidden` [T, hidden]."""
+        return states_before(hidden, taken.sources, self._hidden)
+
+    def keep_taken(self, taken: Stashed, hidden: Tensor) -> None:
+        self._keep_at(taken.kept_at, taken.positions, hidden)
 
     def ends_block(self, positions: Tensor) -> Tensor:
         return (positions + 1) % self._block_size == 0

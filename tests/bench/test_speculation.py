@@ -209,7 +209,7 @@ def test_a_line_of_the_table(pace: float, ratio: str, verdict: str) -> None:
     """A round that was held up changes no ratio but its pair's; one that is left over changes none."""
     off, slow = measured(*[10] * 7), measured(pace, pace, 3, 3, pace, pace, 1)
     slow.outputs[2] = [1, 5]
-    case = Case("chat", 0.7, 1, [])
+    case = Case("chat", 0.7, 1, 0, lambda _: [])
     found = {"off": off, "ngram": slow, "ngram, idle": measured(5, 5, 1.5, 1.5, 5, 5, 1)}
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines(case, found)]
     assert cells[0][:6] == ["chat", "0.7", "1", "off", "10.0", "100.00"]
@@ -248,9 +248,23 @@ def test_methods_take_turns(overlaps: bool, there: list[str], back: list[str]) -
     decoders: dict[str, BatchDecoder] = {
         name: Named(ClockEngine(Clock(), overlaps), 1, 8, name=name) for name in ("off", "ngram")
     }
-    measure(Case("chat", 0, 1, [[], [], []]), decoders, backwards=False)
-    measure(Case("chat", 0, 1, [[]]), decoders, backwards=True)
+    measure(Case("chat", 0, 1, 3, lambda _: []), decoders, backwards=False)
+    measure(Case("chat", 0, 1, 1, lambda _: []), decoders, backwards=True)
     assert order == there + back + there + back
+
+
+@pytest.mark.parametrize(("least", "seconds", "expected"), [(1, 0.0, 1), (3, 0.0, 3), (1, 1.0, 2), (3, 4.5, 6)])
+def test_rounds_go_on_for_a_while(least: int, seconds: float, expected: int) -> None:
+    """As many in one order as in the other, where it is time that counts."""
+
+    class Slow(BatchDecoder):
+        def turns(self, requests: Sequence[Request], batch: int) -> Turns:
+            yield
+            return Run([], Steps(num_steps=1, elapsed_s=0.9))
+
+    decoders: dict[str, BatchDecoder] = {"off": Slow(ClockEngine(Clock(), overlaps=True), 1, 8)}
+    found = measure(Case("chat", 0, 1, least, lambda _: []), decoders, backwards=False, least_s=seconds)
+    assert len(found["off"].rounds) == expected
 
 
 def test_requests() -> None:
