@@ -18,20 +18,21 @@ from ...kernels.vendor_attention import Run
 from ...text.phrases import Phrases
 from ..draft_progress import DraftProgress
 from ..eagle.head import EagleHead
-from ..guesses import Guesses, followed, with_guesses
+from ..guesses import Guesses, followed, without_guesses
 from ..models.llama import Llama
-from ..plan import DRAFT, IN_FLIGHT, Draw, Plan, Row, SequenceSeed
+from ..plan import DRAFT, Draw, Plan, Row, SequenceSeed
 from ..pooled_rows import pool_rows
 from ..pooling import pooled_positions
 from ..sampler import Sampler
 from ..streams import NO_STREAMS, Streams
 from .attention import AttentionState, Chunks, StepAttention
+from .draw_order import draw_order
 from .drawing import Drawing, DrawSizes
 from .drawn_states import DrawnStates, StatesPart
 from .following_head import Followed, FollowingHead
 from .grid import Grid
 from .head_proposer import HeadProposer
-from .inputs import FIELDS, PADDING, ChunkInputs, Inputs, TokenInputs, to_device, to_host
+from .inputs import FIELDS, ChunkInputs, Inputs, TokenInputs, to_device, to_host
 from .logprobs import PromptScore
 from .model_proposer import ModelProposer
 from .pool import CudaKvPool
@@ -39,9 +40,10 @@ from .pools import Pools
 from .prompt_facts import PromptFacts
 from .proposer import DeviceProposer
 from .readback import Readback
+from .row_inputs import RowInputs
 from .runtime import Runtime
 from .sequences import Sequences
-from .step import NO_PLACE, REFUSED, Step
+from .step import Step
 from .step_sizes import MAX_CHUNKS, NOTHING_CAPTURED, Ladder, StepSize
 
 
@@ -119,6 +121,7 @@ class CudaEngine:
         )
         max_tokens = sizes.max_num_seqs * (1 + sizes.max_drafts) + sizes.max_num_batched_tokens
         self._inputs = Inputs(runtime, max_tokens)
+        self._rows = RowInputs(self._sequences, self._drawing)
         self._chunk_inputs = ChunkInputs(runtime, MAX_CHUNKS)
         self._chunk_logits = torch.zeros(MAX_CHUNKS, self.vocab_size, device=device)
         self._readback = Readback(runtime, self._drawing.tokens)
@@ -187,7 +190,7 @@ class CudaEngine:
             self._head.copy(plan.copies)
         self._pools.blocks.copy(plan.copies)
         is_single = [self._is_single(row) for row in plan.rows]
-        chunks = [_without_guesses(row) for row, single in zip(plan.rows, is_single, strict=True) if not single]
+        chunks = [without_guesses(row) for row, single in zip(plan.rows, is_single, strict=True) if not single]
         grid = self._grid([row for row, single in zip(plan.rows, is_single, strict=True) if single], chunks)
         rest_draws = [draw for row in chunks for draw in row.draws]
         rest_draws += [draw for part in plan.shipped for draw in part.draws]
@@ -205,7 +208,7 @@ class CudaEngine:
             placed = [*grid.placed, *enumerate(rest_draws, grid.num_tokens)]
             logprobs = self._drawing.measure(placed, grid.num_tokens, rest)
         tokens = self._readback.take(self._parity, grid.num_tokens + len(rest_draws))
-        order, guesses = _places(plan, is_single, grid)
+        order, guesses = draw_order(plan, is_single, grid)
         return Step(
             plan,
             self._runtime.mark(),
@@ -243,7 +246,7 @@ class CudaEngine:
         asking = [row for row in asking if row.follow is None or not any(draw.bans for draw in row.draws)]
         ready = self._proposer.ready(asking) if asking and self._proposer is not None else set()
         return [
-            _without_guesses(row) if DRAFT in row.token_ids[1:2] and row.seq_id not in ready else row for row in rows
+            without_guesses(row) if DRAFT in row.token_ids[1:2] and row.seq_id not in ready else row for row in rows
         ]
 
     def _propose(self, grid: Grid, num_tokens: int, size: StepSize | None) -> Proposed | None:
@@ -297,9 +300,9 @@ class CudaEngine:
         if not grid.rows and not chunks:
             self._drawing.prepare(grid, rest)
             return self._chunk_logits[:0], None
-        tokens = self._grid_inputs(grid)
+        tokens = self._rows.grid(grid)
         if chunks:
-            tokens = np.concatenate((tokens, self._chunk_rows(chunks)), axis=1)
+            tokens = np.concatenate((tokens, self._rows.chunks(self._parity, chunks)), axis=1)
         lengths = [len(row.token_ids) for row in chunks]
         if self._head is not None:
             self._head.begin(tokens[1, : len(grid.rows)], chunks, has_guesses=grid.num_turns > 1)
@@ -458,41 +461,9 @@ class CudaEngine:
             return False
         return all(draw.seq_id == row.seq_id for draw in row.draws)
 
-    # What the device is told.
-
     @property
     def _parity(self) -> int:
         return self._num_steps % 2
-
-    def _grid_inputs(self, grid: Grid) -> np.ndarray:
-        """int32 [fields, tokens] in the order of `inputs.FIELDS`."""
-        columns: list[tuple[int, ...]] = [PADDING] * grid.num_tokens
-        num_kept = 0
-        for index, row in enumerate(grid.rows):
-            slot = self._sequences.slot(row.seq_id)
-            asks = self._drawing.tells_logprobs(row.seq_id)
-            new_block = self._sequences.new_block(slot, row)
-            for turn, token in enumerate(row.token_ids):
-                given = -1 if token == IN_FLIGHT else token
-                position, drawn_at = row.start + turn, row.draws[turn].position
-                kept_at = num_kept if asks else -1
-                columns[index + turn * grid.stride] = given, slot, position, drawn_at, *new_block, kept_at
-                new_block = -1, 0
-                num_kept += asks
-        return np.array(columns, np.int32).reshape(-1, len(FIELDS)).T
-
-    def _chunk_rows(self, rows: Sequence[Row]) -> np.ndarray:
-        """As `_single_inputs`, int32 [fields, tokens]."""
-        parts = [np.empty((len(FIELDS), 0), np.int32)]
-        for index, row in enumerate(rows):
-            num_tokens = len(row.token_ids)
-            part = np.zeros((len(FIELDS), num_tokens), np.int32)
-            part[0] = row.token_ids if row.token_ids[0] != IN_FLIGHT else self._drawing.eager.last(row.seq_id)
-            part[1] = self._sequences.chunk_row(self._parity, index, row)
-            part[2] = np.arange(row.start, row.start + num_tokens)
-            part[4] = part[6] = -1
-            parts.append(part)
-        return np.concatenate(parts, axis=1)
 
     # Graphs.
 
@@ -600,28 +571,3 @@ def _both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[],
         second()
 
     return run
-
-
-def _without_guesses(row: Row) -> Row:
-    return with_guesses(row, Guesses((), row.draws[:1])) if row.num_drafts else row
-
-
-def _places(plan: Plan, is_single: Sequence[bool], grid: Grid) -> tuple[Sequence[int], list[tuple[int, Guesses]]]:
-    """Of the draws of a plan, where they are made, and the guesses of its rows, each with the number of its first draw.
-    After the grid come the draws of chunks, then those from shipped logits."""
-    if grid.num_turns == 1 and all(is_single) and not any(row.num_drafts for row in plan.rows):
-        return range(len(plan.rows) + sum(len(part.draws) for part in plan.shipped)), []
-    order: list[int] = []
-    guesses: list[tuple[int, Guesses]] = []
-    index, place = 0, grid.num_tokens
-    for row, single in zip(plan.rows, is_single, strict=True):
-        if single:
-            made, guessed = grid.places(index), grid.guesses[index]
-            guesses += [] if guessed is None else [(len(order), guessed)]
-            index += 1
-        else:
-            made = range(place, place + (1 if row.num_drafts else len(row.draws)))
-            place = made.stop
-        refused = [REFUSED] * (guessed.num_refused if single and guessed is not None else 0)
-        order += [*made, *refused, *[NO_PLACE] * (len(row.draws) - len(made) - len(refused))]
-    return [*order, *range(place, place + sum(len(part.draws) for part in plan.shipped))], guesses
