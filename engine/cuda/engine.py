@@ -14,18 +14,15 @@ import torch
 from torch import Tensor
 
 from ...kernels.begin_step import begin_step
-from ...kernels.vendor_attention import Run
 from ...text.phrases import Phrases
-from ..draft_progress import DraftProgress
 from ..eagle.head import EagleHead
 from ..guesses import Guesses, followed, without_guesses
 from ..models.llama import Llama
 from ..plan import DRAFT, Draw, Plan, Row, SequenceSeed
-from ..pooled_rows import pool_rows
-from ..pooling import pooled_positions
 from ..sampler import Sampler
 from ..streams import NO_STREAMS, Streams
 from .attention import AttentionState, Chunks, StepAttention
+from .chunk_runs import chunk_runs, describe, needs_logits, wanted_tokens
 from .draw_order import draw_order
 from .drawing import Drawing, DrawSizes
 from .drawn_states import DrawnStates, StatesPart
@@ -33,11 +30,9 @@ from .following_head import Followed, FollowingHead
 from .grid import Grid
 from .head_proposer import HeadProposer
 from .inputs import FIELDS, ChunkInputs, Inputs, TokenInputs, to_device, to_host
-from .logprobs import PromptScore
-from .model_proposer import ModelProposer
-from .pool import CudaKvPool
+from .model_proposer import Draft, ModelProposer
 from .pools import Pools
-from .prompt_facts import PromptFacts
+from .prompt_facts import NO_FACTS, PromptFacts
 from .proposer import DeviceProposer
 from .readback import Readback
 from .row_inputs import RowInputs
@@ -67,12 +62,13 @@ class Proposed:
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
-    """A model that guesses."""
+class Computed:
+    """What a step has computed, on its way from the device, but for tokens that it drew."""
 
-    model: Llama
-    pool: CudaKvPool | None
-    """None: it is made of the target's first layers, and uses its pool. Else one of as many blocks of the same size."""
+    logits: Tensor
+    """fp32 [N, vocab_size]: of the chunks that need them."""
+    proposed: Proposed | None = None
+    facts: PromptFacts = NO_FACTS
 
 
 class CudaEngine:
@@ -131,7 +127,7 @@ class CudaEngine:
         """The model's part, and that of drawing."""
         self._proposals: dict[StepSize, Callable[[], None]] = {}
         self._head = None if head is None else self._follow_with(head, max_blocks)
-        self._proposer = self._make_proposer(draft, max_blocks) if draws else None
+        self._proposer = self._make_proposer(draft) if draws else None
         self._host_proposed = [runtime.pinned(len(self._drawing.tokens) // 2) for _ in range(2)]
         self._num_steps = 0
         self._has_aside = False
@@ -151,22 +147,14 @@ class CudaEngine:
             pdl=self._attention.pdl,
         )
 
-    def _make_proposer(self, draft: Draft | None, max_blocks: int) -> DeviceProposer | None:
-        sampler = self._drawing.sampler
+    def _make_proposer(self, draft: Draft | None) -> DeviceProposer | None:
+        sampler, runtime = self._drawing.sampler, self._runtime
         assert sampler is not None
-        num_slots, device = self._sizes.max_num_seqs, self._runtime.device
         if self._head is not None:
-            return HeadProposer(self._head.follower, sampler, num_slots, device)
+            return HeadProposer(self._head.follower, sampler, self._sizes.max_num_seqs, runtime.device)
         if draft is None:
             return None
-        attention, progress = self._attention, None
-        if draft.pool is not None:
-            model = draft.model
-            table = model.rope.table(max_blocks * draft.pool.block_size).to(device)
-            pdl, tables = self._attention.pdl, self._sequences.block_tables
-            attention = AttentionState(model.config, draft.pool, table, tables, num_slots, 2, pdl=pdl)
-            progress = DraftProgress(draft.pool.num_blocks, draft.pool.block_size, num_redone=1)
-        return ModelProposer(draft.model, attention, self._runtime, self._sequences, sampler, num_slots, progress)
+        return ModelProposer.of(draft, self._attention, runtime, self._sequences, sampler, self._sizes.max_num_seqs)
 
     @property
     def max_num_batched_tokens(self) -> int:
@@ -194,9 +182,8 @@ class CudaEngine:
         grid = self._grid([row for row, single in zip(plan.rows, is_single, strict=True) if single], chunks)
         rest_draws = [draw for row in chunks for draw in row.draws]
         rest_draws += [draw for part in plan.shipped for draw in part.draws]
-        facts = PromptFacts()
-        logits, proposed = self._compute(grid, chunks, rest_draws, facts)
-        wanted = [row for row in chunks if row.draws or row.keep_logits]
+        computed = self._compute(grid, chunks, rest_draws)
+        wanted, logits = [row for row in chunks if needs_logits(row)], computed.logits
         kept = {row.seq_id: to_host(self._runtime, logits[i]) for i, row in enumerate(wanted) if row.keep_logits}
         states: list[StatesPart] = []
         logprobs = None
@@ -215,13 +202,13 @@ class CudaEngine:
             tokens,
             order,
             guesses,
-            proposed,
+            None if computed.proposed is None else computed.proposed.tokens,
             grid.refused,
             partial(self._on_proposed, [grid.rows[index] for index in grid.asking]),
             kept,
             logprobs,
             DrawnStates(states) if states else None,
-            facts,
+            computed.facts,
             eager,
         )
 
@@ -292,14 +279,11 @@ class CudaEngine:
         if self._proposer is not None:
             self._proposer.verified(rows, guesses)
 
-    def _compute(
-        self, grid: Grid, chunks: Sequence[Row], rest: Sequence[Draw], facts: PromptFacts
-    ) -> tuple[Tensor, np.ndarray | None]:
-        """Stores all KV and draws for `grid`: logits of the last position of each chunk that needs them, and of the
-        grid, where guesses were made here, all tokens. What chunks tell of their prompts is added to `facts`."""
+    def _compute(self, grid: Grid, chunks: Sequence[Row], rest: Sequence[Draw]) -> Computed:
+        """Stores all KV and draws for `grid`; `rest` is drawn later."""
         if not grid.rows and not chunks:
             self._drawing.prepare(grid, rest)
-            return self._chunk_logits[:0], None
+            return Computed(self._chunk_logits[:0])
         tokens = self._rows.grid(grid)
         if chunks:
             tokens = np.concatenate((tokens, self._rows.chunks(self._parity, chunks)), axis=1)
@@ -309,20 +293,20 @@ class CudaEngine:
         size = self._fit(grid, lengths)
         if size is None or any(row.num_scored or row.pooling for row in chunks):
             self._drawing.prepare(grid, rest)
-            return self._launch_step(grid, chunks, tokens, facts)
+            return self._launch_step(grid, chunks, tokens)
         given = StepSize(grid.stride, sum(lengths), grid.num_turns - 1)
         self._inputs.upload(self._parity, tokens, given, size)
         if grid.has_masks and size in self._halves:
-            return self._chunk_logits[:0], self._compute_while_masks_are_made(grid, rest, size)
+            return self._compute_while_masks_are_made(grid, rest, size)
         self._drawing.prepare(grid, rest)
         proposed = self._propose(grid, size.num_tokens, size)
-        needing = [index for index, row in enumerate(chunks) if row.draws or row.keep_logits]
+        needing = [index for index, row in enumerate(chunks) if needs_logits(row)]
         if chunks:
             self._chunk_inputs.upload(self._parity, lengths, size.num_single, needing)
         self._graphs[size]()
-        return self._chunk_logits[: len(needing)], None if proposed is None else proposed.tokens
+        return Computed(self._chunk_logits[: len(needing)], proposed)
 
-    def _compute_while_masks_are_made(self, grid: Grid, rest: Sequence[Draw], size: StepSize) -> np.ndarray | None:
+    def _compute_while_masks_are_made(self, grid: Grid, rest: Sequence[Draw], size: StepSize) -> Computed:
         """Of a step whose inputs were uploaded, but for masks and edits; as `_compute`. Only what is guessed here needs
         the first masks before."""
         compute, draw = self._halves[size]
@@ -336,7 +320,7 @@ class CudaEngine:
             self._drawing.prepare(grid, rest)
         self._follow(grid, size.num_tokens, proposed)
         draw()
-        return None if proposed is None else proposed.tokens
+        return Computed(self._chunk_logits[:0], proposed)
 
     def _fit(self, grid: Grid, chunk_lengths: Sequence[int]) -> StepSize | None:
         """The captured step that holds these, if one does."""
@@ -372,61 +356,31 @@ class CudaEngine:
         if size.num_chunk_tokens:
             self._chunk_logits.copy_(logits[size.num_decode_tokens :])
 
-    def _launch_step(
-        self, grid: Grid, chunks: Sequence[Row], tokens: np.ndarray, facts: PromptFacts
-    ) -> tuple[Tensor, np.ndarray | None]:
+    def _launch_step(self, grid: Grid, chunks: Sequence[Row], tokens: np.ndarray) -> Computed:
         """As `_compute`, kernel by kernel."""
         n, num_tokens = grid.num_tokens, tokens.shape[1]
         size = StepSize(n, num_tokens - n)
         self._inputs.upload(self._parity, tokens, size, size)
-        inputs, ends = self._inputs.of(num_tokens), list(range(n))
+        inputs = self._inputs.of(num_tokens)
         proposed = self._propose(grid, num_tokens, None)
-        runs: list[Run] = []
-        for row in chunks:
-            first = runs[-1].first_token + runs[-1].num_tokens if runs else 0
-            runs.append(Run(first, len(row.token_ids), row.start))
-            if row.draws or row.keep_logits:
-                ends.append(n + first + len(row.token_ids) - 1)
-        num_ends = len(ends)
-        for row, run in zip(chunks, runs, strict=True):
-            ends += range(n + run.first_token, n + run.first_token + row.num_scored)
-        num_known = len(ends)
-        for row, run in zip(chunks, runs, strict=True):
-            ends += [n + run.first_token + position for position in pooled_positions(row)]
-        wanted, described = None, None
-        if runs:
-            starts = [*(run.first_token for run in runs), num_tokens - n]
-            described = Chunks(
-                to_device(self._runtime, np.array(starts, np.int32)),
-                max(run.num_tokens for run in runs),
-                max(run.start + run.num_tokens for run in runs),
-                runs,
-            )
-            wanted = to_device(self._runtime, np.array(ends, np.int64))
+        described, wanted, num_logits = None, None, n
+        if chunks:
+            runs = chunk_runs(chunks)
+            described = describe(self._runtime, runs)
+            tokens_wanted, num_logits = wanted_tokens(n, chunks, runs)
+            wanted = to_device(self._runtime, np.array(tokens_wanted, np.int64))
         attention = StepAttention.of(self._attention, inputs.rows, inputs.positions, n, described, grid.num_turns)
         attention.begin()
         num_lagging = 0 if grid.num_turns > 1 else n
         streams = self._streams(inputs, num_lagging)
         hidden = self._model.hidden(self._embed(inputs, self._model.embedding), wanted, attention, streams)
-        logits = self._model.head(hidden[:num_ends]) if num_ends else self._chunk_logits[:0]
-        facts.scores += self._score(chunks, hidden[num_ends:num_known])
-        vectors = pool_rows(chunks, hidden[num_known:], self._model.norm)
-        facts.vectors |= {seq_id: to_host(self._runtime, vector) for seq_id, vector in vectors.items()}
+        logits = self._model.head(hidden[:num_logits]) if num_logits else self._chunk_logits[:0]
+        facts = PromptFacts.launch(self._runtime, self._model, chunks, hidden[num_logits:])
         followed = self._follow_head(inputs, streams, n, grid.stride, num_lagging)
         self._follow(grid, num_tokens, proposed)
         turns = self._drawing.draw_grid(logits, inputs, grid.stride, grid.num_turns)
         self._keep_hidden(followed, turns, num_lagging)
-        return logits[n:], None if proposed is None else proposed.tokens
-
-    def _score(self, chunks: Sequence[Row], hidden: Tensor) -> list[PromptScore]:
-        scores = []
-        for row in chunks:
-            if row.prompt_logprobs is not None:
-                own, hidden = hidden[: row.num_scored], hidden[row.num_scored :]
-                targets = to_device(self._runtime, np.array(row.prompt_logprobs.targets, np.int32))
-                num_top = row.prompt_logprobs.num_top
-                scores.append(PromptScore.launch(self._runtime, self._model.head, own, targets, row.seq_id, num_top))
-        return scores
+        return Computed(logits[n:], proposed, facts)
 
     def _embed(self, inputs: TokenInputs, embedding: Tensor) -> Tensor:
         return begin_step(
