@@ -72,3 +72,8 @@ def with_guesses(row: Row, guesses: Guesses | None) -> Row:
     num_drafts = len(guesses.token_ids)
     token_ids = (row.token_ids[0], *guesses.token_ids)
     return replace(row, token_ids=token_ids, draws=guesses.draws[: 1 + num_drafts], num_drafts=num_drafts)
+
+
+def without_guesses(row: Row) -> Row:
+    """The row as it is computed where none of its guesses are tried."""
+    return with_guesses(row, Guesses((), row.draws[:1])) if row.num_drafts else row

@@ -17,7 +17,7 @@ import torch
 import transformers
 from isthmus.decode.sampler import Sampler
 from isthmus.engine.config import ModelConfig
-from isthmus.engine.cuda.engine import Draft
+from isthmus.engine.cuda.model_proposer import Draft
 from isthmus.engine.cuda.parts import CudaParts
 from isthmus.engine.cuda.runtime import HostRuntime
 from isthmus.engine.load import Checkpoint, load_engine, load_model

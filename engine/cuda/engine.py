@@ -5,7 +5,7 @@ are launched kernel by kernel. Either way `launch` returns at once: the tokens a
 the next step takes them from, and a copy of them is waited for in `Handle.result`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -13,36 +13,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...kernels.begin_step import begin_step
-from ...kernels.vendor_attention import Run
 from ...text.phrases import Phrases
-from ..draft_progress import DraftProgress
 from ..eagle.head import EagleHead
-from ..guesses import Guesses, followed, with_guesses
+from ..guesses import without_guesses
 from ..models.llama import Llama
-from ..plan import DRAFT, IN_FLIGHT, Draw, Plan, Row, SequenceSeed
-from ..pooled_rows import pool_rows
-from ..pooling import pooled_positions
+from ..plan import Draw, Plan, Row, SequenceSeed
 from ..sampler import Sampler
-from ..streams import NO_STREAMS, Streams
-from .attention import AttentionState, Chunks, StepAttention
+from .attention import AttentionState
+from .captured_steps import CapturedSteps
+from .chunk_runs import chunk_runs, describe, needs_logits, wanted_tokens
+from .draw_order import draw_order
 from .drawing import Drawing, DrawSizes
 from .drawn_states import DrawnStates, StatesPart
-from .following_head import Followed, FollowingHead
+from .following_head import FollowingHead
+from .forward import Forward
 from .grid import Grid
+from .guessing import Guessing, Proposed
 from .head_proposer import HeadProposer
-from .inputs import FIELDS, PADDING, ChunkInputs, Inputs, TokenInputs, to_device, to_host
-from .logprobs import PromptScore
-from .model_proposer import ModelProposer
-from .pool import CudaKvPool
+from .inputs import Inputs, to_device, to_host
+from .model_proposer import Draft, ModelProposer
 from .pools import Pools
-from .prompt_facts import PromptFacts
+from .prompt_facts import NO_FACTS, PromptFacts
 from .proposer import DeviceProposer
 from .readback import Readback
+from .row_inputs import RowInputs
 from .runtime import Runtime
 from .sequences import Sequences
-from .step import NO_PLACE, REFUSED, Step
-from .step_sizes import MAX_CHUNKS, NOTHING_CAPTURED, Ladder, StepSize
+from .step import Step
+from .step_sizes import Ladder, StepSize
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +54,13 @@ class Sizes:
 
 
 @dataclass(frozen=True, slots=True)
-class Proposed:
-    """What was guessed here."""
+class Computed:
+    """What a step has computed, on its way from the device, but for tokens that it drew."""
 
-    tokens: np.ndarray
-    """int32, of a grid, once `wait` or the step is done."""
-    wait: Callable[[], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """A model that guesses."""
-
-    model: Llama
-    pool: CudaKvPool | None
-    """None: it is made of the target's first layers, and uses its pool. Else one of as many blocks of the same size."""
+    logits: Tensor
+    """fp32 [N, vocab_size]: of the chunks that need them."""
+    proposed: Proposed | None = None
+    facts: PromptFacts = NO_FACTS
 
 
 class CudaEngine:
@@ -119,17 +109,13 @@ class CudaEngine:
         )
         max_tokens = sizes.max_num_seqs * (1 + sizes.max_drafts) + sizes.max_num_batched_tokens
         self._inputs = Inputs(runtime, max_tokens)
-        self._chunk_inputs = ChunkInputs(runtime, MAX_CHUNKS)
-        self._chunk_logits = torch.zeros(MAX_CHUNKS, self.vocab_size, device=device)
+        self._rows = RowInputs(self._sequences, self._drawing)
         self._readback = Readback(runtime, self._drawing.tokens)
-        self._ladder = NOTHING_CAPTURED
-        self._graphs: dict[StepSize, Callable[[], None]] = {}
-        self._halves: dict[StepSize, tuple[Callable[[], None], Callable[[], None]]] = {}
-        """The model's part, and that of drawing."""
-        self._proposals: dict[StepSize, Callable[[], None]] = {}
         self._head = None if head is None else self._follow_with(head, max_blocks)
-        self._proposer = self._make_proposer(draft, max_blocks) if draws else None
-        self._host_proposed = [runtime.pinned(len(self._drawing.tokens) // 2) for _ in range(2)]
+        self._forward = Forward(model, self._attention, self._sequences, self._inputs, self._drawing, self._head)
+        proposer = self._make_proposer(draft) if draws else None
+        self._captured = CapturedSteps(runtime, self._forward, self._inputs, proposer, sizes.max_model_len)
+        self._guessing = Guessing(runtime, self._inputs, self._drawing, self._captured, proposer)
         self._num_steps = 0
         self._has_aside = False
 
@@ -148,22 +134,14 @@ class CudaEngine:
             pdl=self._attention.pdl,
         )
 
-    def _make_proposer(self, draft: Draft | None, max_blocks: int) -> DeviceProposer | None:
-        sampler = self._drawing.sampler
+    def _make_proposer(self, draft: Draft | None) -> DeviceProposer | None:
+        sampler, runtime = self._drawing.sampler, self._runtime
         assert sampler is not None
-        num_slots, device = self._sizes.max_num_seqs, self._runtime.device
         if self._head is not None:
-            return HeadProposer(self._head.follower, sampler, num_slots, device)
+            return HeadProposer(self._head.follower, sampler, self._sizes.max_num_seqs, runtime.device)
         if draft is None:
             return None
-        attention, progress = self._attention, None
-        if draft.pool is not None:
-            model = draft.model
-            table = model.rope.table(max_blocks * draft.pool.block_size).to(device)
-            pdl, tables = self._attention.pdl, self._sequences.block_tables
-            attention = AttentionState(model.config, draft.pool, table, tables, num_slots, 2, pdl=pdl)
-            progress = DraftProgress(draft.pool.num_blocks, draft.pool.block_size, num_redone=1)
-        return ModelProposer(draft.model, attention, self._runtime, self._sequences, sampler, num_slots, progress)
+        return ModelProposer.of(draft, self._attention, runtime, self._sequences, sampler, self._sizes.max_num_seqs)
 
     @property
     def max_num_batched_tokens(self) -> int:
@@ -183,17 +161,19 @@ class CudaEngine:
             self._runtime.join_aside()
             self._has_aside = False
         self._num_steps += 1
+        parity = self._num_steps % 2
         if self._head is not None:
             self._head.copy(plan.copies)
         self._pools.blocks.copy(plan.copies)
         is_single = [self._is_single(row) for row in plan.rows]
-        chunks = [_without_guesses(row) for row, single in zip(plan.rows, is_single, strict=True) if not single]
-        grid = self._grid([row for row, single in zip(plan.rows, is_single, strict=True) if single], chunks)
+        chunks = [without_guesses(row) for row, single in zip(plan.rows, is_single, strict=True) if not single]
+        singles = [row for row, single in zip(plan.rows, is_single, strict=True) if single]
+        grid = self._guessing.grid(singles, chunks)
         rest_draws = [draw for row in chunks for draw in row.draws]
         rest_draws += [draw for part in plan.shipped for draw in part.draws]
-        facts = PromptFacts()
-        logits, proposed = self._compute(grid, chunks, rest_draws, facts)
-        wanted = [row for row in chunks if row.draws or row.keep_logits]
+        computed = self._compute(parity, grid, chunks, rest_draws)
+        wanted = [row for row in chunks if needs_logits(row)]
+        logits = computed.logits
         kept = {row.seq_id: to_host(self._runtime, logits[i]) for i, row in enumerate(wanted) if row.keep_logits}
         states: list[StatesPart] = []
         logprobs = None
@@ -204,251 +184,86 @@ class CudaEngine:
             states += self._drawing.take_states(list(enumerate(rest_draws)), grid.num_tokens, False)
             placed = [*grid.placed, *enumerate(rest_draws, grid.num_tokens)]
             logprobs = self._drawing.measure(placed, grid.num_tokens, rest)
-        tokens = self._readback.take(self._parity, grid.num_tokens + len(rest_draws))
-        order, guesses = _places(plan, is_single, grid)
+        tokens = self._readback.take(parity, grid.num_tokens + len(rest_draws))
+        order, guesses = draw_order(plan, is_single, grid)
         return Step(
             plan,
             self._runtime.mark(),
             tokens,
             order,
             guesses,
-            proposed,
+            None if computed.proposed is None else computed.proposed.tokens,
             grid.refused,
-            partial(self._on_proposed, [grid.rows[index] for index in grid.asking]),
+            partial(self._guessing.verified, [grid.rows[index] for index in grid.asking]),
             kept,
             logprobs,
             DrawnStates(states) if states else None,
-            facts,
+            computed.facts,
             eager,
         )
 
-    def _grid(self, rows: Sequence[Row], chunks: Sequence[Row]) -> Grid:
-        """Guesses are left out beside chunks, and where no captured step has room for them."""
-        max_drafts = max((row.num_drafts for row in rows), default=0)
-        if not max_drafts:
-            return Grid.plain(rows)
-        num_asking = sum(self._drawing.tells_logprobs(row.seq_id) for row in rows)
-        if chunks or num_asking * (1 + max_drafts) > self._drawing.num_kept:
-            return Grid.of(rows, len(rows), 0)
-        size = self._ladder.fit_drafted(len(rows), max_drafts) if self._graphs else StepSize(len(rows), 0, max_drafts)
-        if size is None:
-            return Grid.of(rows, len(rows), 0)
-        rows = self._with_ready_guesses(rows)
-        has_guesses = any(row.num_drafts for row in rows)
-        return Grid.of(rows, size.num_single, size.num_drafts) if has_guesses else Grid.of(rows, len(rows), 0)
-
-    def _with_ready_guesses(self, rows: Sequence[Row]) -> list[Row]:
-        """Without those that the proposer cannot make now, or that must be held against a grammar and bans at once."""
-        asking = [row for row in rows if DRAFT in row.token_ids[1:2]]
-        asking = [row for row in asking if row.follow is None or not any(draw.bans for draw in row.draws)]
-        ready = self._proposer.ready(asking) if asking and self._proposer is not None else set()
-        return [
-            _without_guesses(row) if DRAFT in row.token_ids[1:2] and row.seq_id not in ready else row for row in rows
-        ]
-
-    def _propose(self, grid: Grid, num_tokens: int, size: StepSize | None) -> Proposed | None:
-        """The guesses of rows that ask for them, made before the step of so many tokens that verifies them."""
-        if not grid.asking:
-            return None
-        inputs = self._inputs.of(num_tokens)
-        assert self._proposer is not None
-        self._proposer.upload(self._parity, grid.rows)
-        if size is None:
-            self._proposer.propose(inputs, grid.stride, grid.num_turns)
-        else:
-            self._proposals[size]()
-        host = self._host_proposed[self._parity][: grid.num_tokens]
-        host.copy_(inputs.token_ids[: grid.num_tokens], non_blocking=True)
-        return Proposed(host.numpy(), self._runtime.mark())
-
-    def _follow(self, grid: Grid, num_tokens: int, proposed: Proposed | None) -> None:
-        """Holds guesses against grammars while the model computes: rows are drawn no further than what they allow."""
-        guided = {index: grid.rows[index].token_ids[1:] for index in grid.guided}
-        if not guided:
-            return
-        if proposed is not None and any(DRAFT in guesses for guesses in guided.values()):
-            proposed.wait()
-            for index, guesses in guided.items():
-                if DRAFT in guesses:
-                    guided[index] = proposed.tokens[list(grid.places(index)[1:])].tolist()
-        for index, guesses in guided.items():
-            if (look_ahead := grid.rows[index].look_ahead) is not None:
-                look_ahead(guesses)
-        later = [row.draws[1:] for row in grid.rows]
-        for index, guesses in guided.items():
-            found = followed(grid.rows[index], guesses)
-            num_allowed = len(found.token_ids)
-            later[index] = found.draws[1 : 1 + num_allowed]
-            grid.refused.update(grid.places(index)[1 + num_allowed :])
-        self._drawing.set_later_masks(grid, later)
-        if grid.refused:
-            places = to_device(self._runtime, np.array(sorted(grid.refused), np.int64))
-            self._inputs.of(num_tokens).rows.index_fill_(0, places, -1)
-
-    def _on_proposed(self, rows: Sequence[Row], guesses: Sequence[Guesses]) -> None:
-        if self._proposer is not None:
-            self._proposer.verified(rows, guesses)
-
-    def _compute(
-        self, grid: Grid, chunks: Sequence[Row], rest: Sequence[Draw], facts: PromptFacts
-    ) -> tuple[Tensor, np.ndarray | None]:
-        """Stores all KV and draws for `grid`: logits of the last position of each chunk that needs them, and of the
-        grid, where guesses were made here, all tokens. What chunks tell of their prompts is added to `facts`."""
+    def _compute(self, parity: int, grid: Grid, chunks: Sequence[Row], rest: Sequence[Draw]) -> Computed:
+        """Stores all KV and draws for `grid`; `rest` is drawn later."""
         if not grid.rows and not chunks:
             self._drawing.prepare(grid, rest)
-            return self._chunk_logits[:0], None
-        tokens = self._grid_inputs(grid)
+            return Computed(self._captured.chunk_logits[:0])
+        tokens = self._rows.grid(grid)
         if chunks:
-            tokens = np.concatenate((tokens, self._chunk_rows(chunks)), axis=1)
-        lengths = [len(row.token_ids) for row in chunks]
+            tokens = np.concatenate((tokens, self._rows.chunks(parity, chunks)), axis=1)
         if self._head is not None:
             self._head.begin(tokens[1, : len(grid.rows)], chunks, has_guesses=grid.num_turns > 1)
-        size = self._fit(grid, lengths)
+        lengths = [len(row.token_ids) for row in chunks]
+        given, has_masks = StepSize(grid.stride, sum(lengths), grid.num_turns - 1), grid.has_masks
+        size = self._captured.fit(given, len(chunks), has_masks=has_masks)
         if size is None or any(row.num_scored or row.pooling for row in chunks):
             self._drawing.prepare(grid, rest)
-            return self._launch_step(grid, chunks, tokens, facts)
-        given = StepSize(grid.stride, sum(lengths), grid.num_turns - 1)
-        self._inputs.upload(self._parity, tokens, given, size)
-        if grid.has_masks and size in self._halves:
-            return self._chunk_logits[:0], self._compute_while_masks_are_made(grid, rest, size)
+            return self._launch_kernels(parity, grid, chunks, tokens, given)
+        self._inputs.upload(parity, tokens, given, size)
+        if has_masks and size in self._captured.halves:
+            return self._compute_while_masks_are_made(parity, grid, rest, size)
         self._drawing.prepare(grid, rest)
-        proposed = self._propose(grid, size.num_tokens, size)
-        needing = [index for index, row in enumerate(chunks) if row.draws or row.keep_logits]
+        proposed = self._guessing.propose(parity, grid, size)
+        needing = [index for index, row in enumerate(chunks) if needs_logits(row)]
         if chunks:
-            self._chunk_inputs.upload(self._parity, lengths, size.num_single, needing)
-        self._graphs[size]()
-        return self._chunk_logits[: len(needing)], None if proposed is None else proposed.tokens
+            self._captured.chunk_inputs.upload(parity, lengths, size.num_single, needing)
+        self._captured.steps[size]()
+        return Computed(self._captured.chunk_logits[: len(needing)], proposed)
 
-    def _compute_while_masks_are_made(self, grid: Grid, rest: Sequence[Draw], size: StepSize) -> np.ndarray | None:
+    def _compute_while_masks_are_made(self, parity: int, grid: Grid, rest: Sequence[Draw], size: StepSize) -> Computed:
         """Of a step whose inputs were uploaded, but for masks and edits; as `_compute`. Only what is guessed here needs
         the first masks before."""
-        compute, draw = self._halves[size]
+        compute, draw = self._captured.halves[size]
         proposed = None
         if grid.asking:
             self._drawing.prepare(grid, rest)
-            proposed = self._propose(grid, size.num_tokens, size)
+            proposed = self._guessing.propose(parity, grid, size)
             compute()
         else:
             compute()
             self._drawing.prepare(grid, rest)
-        self._follow(grid, size.num_tokens, proposed)
+        self._guessing.follow(grid, size, proposed)
         draw()
-        return None if proposed is None else proposed.tokens
+        return Computed(self._captured.chunk_logits[:0], proposed)
 
-    def _fit(self, grid: Grid, chunk_lengths: Sequence[int]) -> StepSize | None:
-        """The captured step that holds these, if one does."""
-        if grid.num_turns > 1:
-            return StepSize(grid.stride, 0, grid.num_turns - 1) if self._graphs else None
-        if grid.has_masks and not chunk_lengths:
-            return self._ladder.fit_masked(grid.stride)
-        return self._ladder.fit(grid.stride, sum(chunk_lengths), len(chunk_lengths))
-
-    def _captured_step(self, size: StepSize) -> None:
-        """The device's part of a step, from the inputs' places to those of tokens and logits: what graphs repeat."""
-        self._captured_draws(size, self._captured_logits(size))
-
-    def _captured_logits(self, size: StepSize) -> tuple[Tensor, Followed | None]:
-        n, inputs = size.num_decode_tokens, self._inputs.of(size.num_tokens)
-        chunks, wanted = None, None
-        if size.num_chunk_tokens:
-            starts, ends = self._chunk_inputs.tensors
-            chunks = Chunks(starts, size.num_chunk_tokens, self._sizes.max_model_len)
-            wanted = torch.cat((self._inputs.counting[:n], ends))
-        attention = StepAttention.of(self._attention, inputs.rows, inputs.positions, n, chunks, 1 + size.num_drafts)
-        attention.begin()
-        num_lagging = 0 if size.num_drafts else n
-        streams = self._streams(inputs, num_lagging)
-        hidden = self._model.hidden(self._embed(inputs, self._model.embedding), wanted, attention, streams)
-        logits = self._model.head(hidden) if len(hidden) else self._chunk_logits[:0]
-        return logits, self._follow_head(inputs, streams, n, size.num_single, num_lagging)
-
-    def _captured_draws(self, size: StepSize, computed: tuple[Tensor, Followed | None]) -> None:
-        (logits, followed), inputs = computed, self._inputs.of(size.num_tokens)
-        turns = self._drawing.draw_grid(logits, inputs, size.num_single, 1 + size.num_drafts)
-        self._keep_hidden(followed, turns, 0 if size.num_drafts else size.num_decode_tokens)
-        if size.num_chunk_tokens:
-            self._chunk_logits.copy_(logits[size.num_decode_tokens :])
-
-    def _launch_step(
-        self, grid: Grid, chunks: Sequence[Row], tokens: np.ndarray, facts: PromptFacts
-    ) -> tuple[Tensor, np.ndarray | None]:
+    def _launch_kernels(
+        self, parity: int, grid: Grid, chunks: Sequence[Row], tokens: np.ndarray, size: StepSize
+    ) -> Computed:
         """As `_compute`, kernel by kernel."""
-        n, num_tokens = grid.num_tokens, tokens.shape[1]
-        size = StepSize(n, num_tokens - n)
-        self._inputs.upload(self._parity, tokens, size, size)
-        inputs, ends = self._inputs.of(num_tokens), list(range(n))
-        proposed = self._propose(grid, num_tokens, None)
-        runs: list[Run] = []
-        for row in chunks:
-            first = runs[-1].first_token + runs[-1].num_tokens if runs else 0
-            runs.append(Run(first, len(row.token_ids), row.start))
-            if row.draws or row.keep_logits:
-                ends.append(n + first + len(row.token_ids) - 1)
-        num_ends = len(ends)
-        for row, run in zip(chunks, runs, strict=True):
-            ends += range(n + run.first_token, n + run.first_token + row.num_scored)
-        num_known = len(ends)
-        for row, run in zip(chunks, runs, strict=True):
-            ends += [n + run.first_token + position for position in pooled_positions(row)]
-        wanted, described = None, None
-        if runs:
-            starts = [*(run.first_token for run in runs), num_tokens - n]
-            described = Chunks(
-                to_device(self._runtime, np.array(starts, np.int32)),
-                max(run.num_tokens for run in runs),
-                max(run.start + run.num_tokens for run in runs),
-                runs,
-            )
-            wanted = to_device(self._runtime, np.array(ends, np.int64))
-        attention = StepAttention.of(self._attention, inputs.rows, inputs.positions, n, described, grid.num_turns)
-        attention.begin()
-        num_lagging = 0 if grid.num_turns > 1 else n
-        streams = self._streams(inputs, num_lagging)
-        hidden = self._model.hidden(self._embed(inputs, self._model.embedding), wanted, attention, streams)
-        logits = self._model.head(hidden[:num_ends]) if num_ends else self._chunk_logits[:0]
-        facts.scores += self._score(chunks, hidden[num_ends:num_known])
-        vectors = pool_rows(chunks, hidden[num_known:], self._model.norm)
-        facts.vectors |= {seq_id: to_host(self._runtime, vector) for seq_id, vector in vectors.items()}
-        followed = self._follow_head(inputs, streams, n, grid.stride, num_lagging)
-        self._follow(grid, num_tokens, proposed)
-        turns = self._drawing.draw_grid(logits, inputs, grid.stride, grid.num_turns)
-        self._keep_hidden(followed, turns, num_lagging)
-        return logits[n:], None if proposed is None else proposed.tokens
-
-    def _score(self, chunks: Sequence[Row], hidden: Tensor) -> list[PromptScore]:
-        scores = []
-        for row in chunks:
-            if row.prompt_logprobs is not None:
-                own, hidden = hidden[: row.num_scored], hidden[row.num_scored :]
-                targets = to_device(self._runtime, np.array(row.prompt_logprobs.targets, np.int32))
-                num_top = row.prompt_logprobs.num_top
-                scores.append(PromptScore.launch(self._runtime, self._model.head, own, targets, row.seq_id, num_top))
-        return scores
-
-    def _embed(self, inputs: TokenInputs, embedding: Tensor) -> Tensor:
-        return begin_step(
-            inputs.token_ids,
-            inputs.rows,
-            inputs.new_indices,
-            inputs.new_blocks,
-            self._drawing.last_tokens,
-            self._sequences.block_tables,
-            embedding,
-        )
-
-    # A head that follows the model.
-
-    def _streams(self, inputs: TokenInputs, num_lagging: int) -> Streams:
-        return NO_STREAMS if self._head is None else self._head.streams(inputs, num_lagging)
-
-    def _follow_head(
-        self, inputs: TokenInputs, streams: Streams, num_single: int, stride: int, num_lagging: int
-    ) -> Followed | None:
-        return None if self._head is None else self._head.follow(inputs, streams, num_single, stride, num_lagging)
-
-    def _keep_hidden(self, followed: Followed | None, turns: Sequence[Tensor], num_lagging: int) -> None:
-        if self._head is not None and followed is not None:
-            self._head.keep(followed, turns, num_lagging)
+        self._inputs.upload(parity, tokens, size, size)
+        proposed = self._guessing.propose(parity, grid, size)
+        described, wanted, num_logits = None, None, grid.num_tokens
+        if chunks:
+            runs = chunk_runs(chunks)
+            described = describe(self._runtime, runs)
+            tokens_wanted, num_logits = wanted_tokens(grid.num_tokens, chunks, runs)
+            wanted = to_device(self._runtime, np.array(tokens_wanted, np.int64))
+        hidden, streams = self._forward.hidden(size, described, wanted)
+        logits = self._forward.logits(hidden[:num_logits])
+        facts = PromptFacts.launch(self._runtime, self._model, chunks, hidden[num_logits:])
+        followed = self._forward.follow(size, streams)
+        self._guessing.follow(grid, size, proposed)
+        self._forward.draw(size, logits, followed)
+        return Computed(logits[grid.num_tokens :], proposed, facts)
 
     def _is_single(self, row: Row) -> bool:
         """One token in, and guesses, the next of the same sequence out, and kernels draw them."""
@@ -458,68 +273,10 @@ class CudaEngine:
             return False
         return all(draw.seq_id == row.seq_id for draw in row.draws)
 
-    # What the device is told.
-
-    @property
-    def _parity(self) -> int:
-        return self._num_steps % 2
-
-    def _grid_inputs(self, grid: Grid) -> np.ndarray:
-        """int32 [fields, tokens] in the order of `inputs.FIELDS`."""
-        columns: list[tuple[int, ...]] = [PADDING] * grid.num_tokens
-        num_kept = 0
-        for index, row in enumerate(grid.rows):
-            slot = self._sequences.slot(row.seq_id)
-            asks = self._drawing.tells_logprobs(row.seq_id)
-            new_block = self._sequences.new_block(slot, row)
-            for turn, token in enumerate(row.token_ids):
-                given = -1 if token == IN_FLIGHT else token
-                position, drawn_at = row.start + turn, row.draws[turn].position
-                kept_at = num_kept if asks else -1
-                columns[index + turn * grid.stride] = given, slot, position, drawn_at, *new_block, kept_at
-                new_block = -1, 0
-                num_kept += asks
-        return np.array(columns, np.int32).reshape(-1, len(FIELDS)).T
-
-    def _chunk_rows(self, rows: Sequence[Row]) -> np.ndarray:
-        """As `_single_inputs`, int32 [fields, tokens]."""
-        parts = [np.empty((len(FIELDS), 0), np.int32)]
-        for index, row in enumerate(rows):
-            num_tokens = len(row.token_ids)
-            part = np.zeros((len(FIELDS), num_tokens), np.int32)
-            part[0] = row.token_ids if row.token_ids[0] != IN_FLIGHT else self._drawing.eager.last(row.seq_id)
-            part[1] = self._sequences.chunk_row(self._parity, index, row)
-            part[2] = np.arange(row.start, row.start + num_tokens)
-            part[4] = part[6] = -1
-            parts.append(part)
-        return np.concatenate(parts, axis=1)
-
-    # Graphs.
-
     @torch.inference_mode()
     def capture(self, ladder: Ladder) -> None:
         """Steps of these sizes are replayed from now on. Padding alone is computed meanwhile."""
-        nothing = np.empty((len(FIELDS), 0), np.int32)
-        # The largest first: the others find room in its memory.
-        for size in sorted(ladder.sizes, key=lambda size: size.num_tokens, reverse=True):
-            self._inputs.upload(0, nothing, StepSize(0, 0), size)
-            self._chunk_inputs.upload(0, (), size.num_single, ())
-            self._captured_step(size)  # compiles, and lets libraries allocate
-            if ladder.has_halves(size):
-                self._halves[size] = self._runtime.capture_in_two(
-                    partial(self._captured_logits, size), partial(self._captured_draws, size)
-                )
-            # What has guesses waits for the host anyway: that its halves are launched apart is not to be seen.
-            is_whole = not size.num_drafts
-            self._graphs[size] = (
-                self._runtime.capture(partial(self._captured_step, size)) if is_whole else _both(*self._halves[size])
-            )
-            if self._proposer is not None and size.num_drafts:
-                inputs = self._inputs.of(size.num_tokens)
-                propose = partial(self._proposer.propose, inputs, size.num_single, 1 + size.num_drafts)
-                propose()
-                self._proposals[size] = self._runtime.capture(propose)
-        self._ladder = ladder
+        self._captured.capture(ladder)
         if self._head is not None:
             self._head.capture()
 
@@ -590,38 +347,4 @@ class CudaEngine:
             self._head.retire([self._sequences.slot(seq_id) for seq_id in seq_ids])
         for seq_id in seq_ids:
             self._drawing.retire(self._sequences.retire(seq_id), seq_id)
-            if self._proposer is not None:
-                self._proposer.retire(seq_id)
-
-
-def _both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], None]:
-    def run() -> None:
-        first()
-        second()
-
-    return run
-
-
-def _without_guesses(row: Row) -> Row:
-    return with_guesses(row, Guesses((), row.draws[:1])) if row.num_drafts else row
-
-
-def _places(plan: Plan, is_single: Sequence[bool], grid: Grid) -> tuple[Sequence[int], list[tuple[int, Guesses]]]:
-    """Of the draws of a plan, where they are made, and the guesses of its rows, each with the number of its first draw.
-    After the grid come the draws of chunks, then those from shipped logits."""
-    if grid.num_turns == 1 and all(is_single) and not any(row.num_drafts for row in plan.rows):
-        return range(len(plan.rows) + sum(len(part.draws) for part in plan.shipped)), []
-    order: list[int] = []
-    guesses: list[tuple[int, Guesses]] = []
-    index, place = 0, grid.num_tokens
-    for row, single in zip(plan.rows, is_single, strict=True):
-        if single:
-            made, guessed = grid.places(index), grid.guesses[index]
-            guesses += [] if guessed is None else [(len(order), guessed)]
-            index += 1
-        else:
-            made = range(place, place + (1 if row.num_drafts else len(row.draws)))
-            place = made.stop
-        refused = [REFUSED] * (guessed.num_refused if single and guessed is not None else 0)
-        order += [*made, *refused, *[NO_PLACE] * (len(row.draws) - len(made) - len(refused))]
-    return [*order, *range(place, place + sum(len(part.draws) for part in plan.shipped))], guesses
+            self._guessing.retire(seq_id)

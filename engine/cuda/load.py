@@ -20,8 +20,9 @@ from ..plan import Draw, Plan, Row, SequenceSeed
 from ..sampler import Sampler
 from ..speculation_config import SpeculationConfig
 from .device_memory import allocate
-from .engine import CudaEngine, Draft, Sizes
+from .engine import CudaEngine, Sizes
 from .memory import Usage, kv_bytes, peak_bytes
+from .model_proposer import Draft
 from .parts import CudaParts
 from .pools import PoolLayout, Pools
 from .runtime import CudaRuntime, Runtime

@@ -1,7 +1,7 @@
 """Guesses by a model on the device: see engine/draft_model.py."""
 
 from collections.abc import Sequence
-from itertools import accumulate
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...kernels.begin_step import begin_step
-from ...kernels.vendor_attention import Run
 from ..draft_progress import DraftProgress
 from ..guesses import Guesses
 from ..models.llama import Llama
 from ..plan import Row
-from .attention import AttentionState, Chunks, StepAttention
-from .inputs import FIELDS, Inputs, TokenInputs, to_device
+from .attention import AttentionState, StepAttention
+from .chunk_runs import chunk_runs, describe
+from .inputs import FIELDS, Inputs, TokenInputs
+from .pool import CudaKvPool
 from .proposer import DeviceProposer
 from .runtime import Runtime
 from .sampler import DeviceSampler
@@ -24,6 +25,15 @@ from .step_sizes import StepSize
 
 CATCH_UP_TOKENS = 4096
 """Of all sequences together, in one step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A model that guesses."""
+
+    model: Llama
+    pool: CudaKvPool | None
+    """None: it is made of the target's first layers, and uses its pool. Else one of as many blocks of the same size."""
 
 
 class ModelProposer(DeviceProposer):
@@ -45,6 +55,25 @@ class ModelProposer(DeviceProposer):
         self._inputs = Inputs(runtime, CATCH_UP_TOKENS)
         self._previous = torch.zeros(max_rows, dtype=torch.int32, device=runtime.device)
         self._host_previous = [runtime.pinned(max_rows) for _ in range(2)]
+
+    @classmethod
+    def of(
+        cls,
+        draft: Draft,
+        target: AttentionState,
+        runtime: Runtime,
+        sequences: Sequences,
+        sampler: DeviceSampler,
+        max_rows: int,
+    ) -> "ModelProposer":
+        """`target`: the attention of the model that verifies its guesses."""
+        model, pool, tables = draft.model, draft.pool, sequences.block_tables
+        if pool is None:
+            return cls(model, target, runtime, sequences, sampler, max_rows, None)
+        table = model.rope.table(tables.shape[1] * pool.block_size).to(runtime.device)
+        attention = AttentionState(model.config, pool, table, tables, max_rows, 2, pdl=target.pdl)
+        progress = DraftProgress(pool.num_blocks, pool.block_size, num_redone=1)
+        return cls(model, attention, runtime, sequences, sampler, max_rows, progress)
 
     # Before a step.
 
@@ -110,25 +139,18 @@ class ModelProposer(DeviceProposer):
 
     def _compute(self, rows: Sequence[Row]) -> None:
         """The KV of these, launched kernel by kernel and waited for: it is rare."""
-        lengths = [len(row.token_ids) for row in rows]
-        ends = list(accumulate(lengths))
-        table = np.zeros((len(FIELDS), ends[-1]), np.int32)
-        for index, (row, end) in enumerate(zip(rows, ends, strict=True)):
-            place = slice(end - len(row.token_ids), end)
+        runs = chunk_runs(rows)
+        num_tokens = sum(run.num_tokens for run in runs)
+        table = np.zeros((len(FIELDS), num_tokens), np.int32)
+        for index, (row, run) in enumerate(zip(rows, runs, strict=True)):
+            place = slice(run.first_token, run.first_token + run.num_tokens)
             table[0, place] = row.token_ids
             table[1, place] = self._sequences.chunk_row(0, index, row)
-            table[2, place] = np.arange(row.start, row.start + len(row.token_ids))
-        size = StepSize(0, ends[-1])
+            table[2, place] = np.arange(row.start, row.start + run.num_tokens)
+        size = StepSize(0, num_tokens)
         self._inputs.upload(0, table, size, size)
-        inputs = self._inputs.of(ends[-1])
-        runs = [
-            Run(end - len(row.token_ids), len(row.token_ids), row.start) for row, end in zip(rows, ends, strict=True)
-        ]
-        starts = to_device(self._runtime, np.array([0, *ends], np.int32))
-        longest = max(run.start + run.num_tokens for run in runs)
-        attention = StepAttention.of(
-            self._attention, inputs.rows, inputs.positions, 0, Chunks(starts, max(lengths), longest, runs)
-        )
+        inputs, chunks = self._inputs.of(num_tokens), describe(self._runtime, runs)
+        attention = StepAttention.of(self._attention, inputs.rows, inputs.positions, 0, chunks)
         attention.begin()
         nothing = torch.zeros(0, dtype=torch.int64, device=self._runtime.device)
         self._model.hidden(F.embedding(inputs.token_ids, self._model.embedding), nothing, attention)

@@ -12,7 +12,7 @@ from ..plan import DRAFT, NOT_DRAWN, NOT_TRIED, Plan, Result
 from .drawn_states import DrawnStates
 from .eager_draws import Drawn
 from .logprobs import DrawnLogprobs
-from .prompt_facts import PromptFacts
+from .prompt_facts import NO_FACTS, PromptFacts
 
 NO_PLACE, REFUSED = -1, -2
 """Of draws that were not made, as their guess was not tried, or not allowed."""
@@ -42,7 +42,7 @@ class Step:
     kept: dict[int, Tensor] = field(default_factory=dict)
     logprobs: DrawnLogprobs | None = None
     states: DrawnStates | None = None
-    prompts: PromptFacts = field(default_factory=PromptFacts)
+    prompts: PromptFacts = NO_FACTS
     eager: Mapping[int, Drawn] = field(default_factory=dict)
     """Of draws that were made outside of the kernels, by their places."""
 

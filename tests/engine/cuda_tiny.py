@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from isthmus.engine.config import ModelConfig
-from isthmus.engine.cuda.engine import CudaEngine, Draft, Sizes
+from isthmus.engine.cuda.engine import CudaEngine, Sizes
+from isthmus.engine.cuda.model_proposer import Draft
 from isthmus.engine.cuda.parts import CudaParts
 from isthmus.engine.cuda.pool import CudaKvPool
 from isthmus.engine.cuda.pools import PoolLayout, Pools

@@ -103,7 +103,7 @@ class Writer:
 def recorded(engine: CudaEngine) -> list[Guesses]:
     """Guesses of every row, from now on."""
     made: list[Guesses] = []
-    proposer: Any = engine._proposer
+    proposer: Any = engine._guessing._proposer
     proposer.verified = lambda rows, guesses: made.extend(guesses)
     return made
 
