@@ -65,10 +65,9 @@ class DraftCosts:
         """None where it is not known."""
         return self.plain.value(self.size, self.now)
 
-    def gain(self, num_guesses: int, tokens_a_row: float) -> float:
-        """Of a step with so many, and with what it costs others: times as many tokens a second as without."""
-        plain_s = self.plain_s or 0.0
-        return tokens_a_row * plain_s / (plain_s + self._lost_s(num_guesses))
+    def slowdown(self, num_guesses: int, plain_s: float) -> float:
+        """Times as long as a plain step, which takes `plain_s`, one with so many takes with what it costs others."""
+        return 1 + self._lost_s(num_guesses) / plain_s
 
     def rarest_probe_steps(self, num_guesses: int) -> int:
         """Between two tries of so many guesses."""

@@ -136,7 +136,9 @@ def _choose(
 ) -> tuple[int, float]:
     """The most guesses of a row with which a step of `num_rows`, some of which are in `groups`, gives most tokens a
     second, and how many times as many as without; 0 if no number gives `bar` times as many."""
-    best, best_gain = 0, bar
+    best, best_gain, plain_s = 0, bar, costs.plain_s
+    if plain_s is None:
+        return best, best_gain
     longest, most = min(2 * costs.guesses.longest_tried, max(limit for _, limit in groups)), 1
     while most // 2 < longest:
         num_guesses, num_tokens = 0.0, float(num_rows)
@@ -144,7 +146,7 @@ def _choose(
             length = _longest(rate, min(limit, most))
             num_guesses += count * length
             num_tokens += count * _expected(rate, length)
-        gain = costs.gain(round(num_guesses), num_tokens / num_rows) if num_guesses else 0.0
+        gain = num_tokens / num_rows / costs.slowdown(round(num_guesses), plain_s) if num_guesses else 0.0
         if gain > best_gain:
             best, best_gain = most, gain
         most *= 2

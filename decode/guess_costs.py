@@ -25,6 +25,8 @@ RECKON_STEPS, LEARNT_STEPS = 64, 8
 """Without guesses and with, after which it is reckoned anew what pays."""
 OVERHEAD_DECAY = 0.8
 """Of what waiting cost, from one step with guesses to the next."""
+LEAST_S = 1e-5
+"""That counts."""
 
 
 @dataclass(slots=True)
@@ -46,7 +48,8 @@ class Overhead:
         self.fade()
 
     def fade(self) -> None:
-        self.spent_s *= OVERHEAD_DECAY
+        spent_s = OVERHEAD_DECAY * self.spent_s
+        self.spent_s = spent_s if spent_s >= LEAST_S else 0.0
 
 
 @dataclass(slots=True)
@@ -130,7 +133,7 @@ class GuessCosts:
     def rest(self, num_steps: int) -> None:
         """Without guesses."""
         before, self.quiet_steps = self.quiet_steps, self.quiet_steps + num_steps
-        if before // RECKON_STEPS != self.quiet_steps // RECKON_STEPS:
+        if self.overhead.spent_s and before // RECKON_STEPS != self.quiet_steps // RECKON_STEPS:
             self.overhead.fade()
             self.version += 1
 

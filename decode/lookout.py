@@ -15,8 +15,8 @@ FIRST_SEARCH_STEPS, LAST_SEARCH_STEPS = 2, 64
 """Between two looks at first: twice as many each time that nothing came of one, up to this."""
 AHEAD_DIVISOR = 8
 """So many times as often looks may take place while a step is in flight, where most of them cost nothing."""
-REST_STEPS = 4
-"""Where no guess can pay."""
+REST_STEPS = 24
+"""Where no guess can pay in batches of this size: to find that out again takes a part of short steps."""
 FIRST_RECALL_STEPS, LAST_RECALL_STEPS = 32, 512
 """Before all are looked at again for what scouts have found, where too few had a guess."""
 
@@ -29,13 +29,15 @@ class Lookout:
         self._search_steps = FIRST_SEARCH_STEPS
         self._recall_steps = FIRST_RECALL_STEPS
         self._is_recalled = False
+        self._rests_with: int | None = None
+        """Rows."""
         self._goes_on = False
         """Guesses were made in the step before, or waited for."""
 
-    def begin_step(self) -> Reach | None:
-        """Of the looks in this step, if there are any."""
+    def begin_step(self, num_rows: int) -> Reach | None:
+        """Of the looks in this step, of about so many rows, if there are any."""
         self._num_steps += 1
-        is_due = self._num_steps >= self._next_look
+        is_due = self._num_steps >= self._next_look or num_rows != (self._rests_with or num_rows)
         if self._is_recalled or (self._goes_on and is_due):
             return Reach.ALL
         if is_due:
@@ -52,9 +54,9 @@ class Lookout:
         self._search_steps = FIRST_SEARCH_STEPS
         self._next_look = min(self._next_look, max(self._earliest_look, self._num_steps + FIRST_SEARCH_STEPS))
 
-    def rest(self) -> None:
-        """No guess can pay now."""
-        self._next_look = self._num_steps + REST_STEPS
+    def rest(self, num_rows: int) -> None:
+        """No guess can pay now, with so many rows."""
+        self._next_look, self._rests_with = self._num_steps + REST_STEPS, num_rows
         self._goes_on = self._is_recalled = False
 
     def looked(
@@ -63,6 +65,7 @@ class Lookout:
         """What came of it: whether anyone has a guess, whether guesses are made, and whether they would be, were all
         like those that were looked at. `search_steps`: from one look to the next, so that they take little of the time.
         `is_ahead`: a step was in flight meanwhile."""
+        self._rests_with = None
         if pays:
             self._search_steps = FIRST_SEARCH_STEPS
         if reach is not Reach.FOUND or not pays:

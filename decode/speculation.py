@@ -15,7 +15,7 @@ from .draft_policy import DraftPolicy
 from .lookout import Lookout
 from .speculator import EngineProposer, Experience, Kind, Proposer, Reach, Speculator
 
-NOTED_S, MOST_UNNOTED = 0.008, 16
+NOTED_S, MOST_UNNOTED = 0.02, 24
 """Of plain steps, once some are known, one is noted in about so much time, and one in so many at least: noting takes a
 part of short ones."""
 MOST_CHANGES = 4
@@ -92,14 +92,14 @@ class Speculation:
         if not self._num_tokens:
             return
         self.is_looking = False
-        reach = self._lookout.begin_step()
+        reach = self._lookout.begin_step(num_rows)
         if reach is None:
             return
         experience, self._policy = self._experience, self._policies[has_grammar()]
         least, is_probe = self._policy.least_rate(num_rows, self._num_tokens)
         if least >= 1 or not (is_probe or experience.best_rate >= least):
             if self._policy.knows(num_rows):
-                self._lookout.rest()
+                self._lookout.rest(num_rows)
             return
         experience.least_rate, experience.reach = least, reach
         experience.scouts = self._lookout.scouts(num_rows)
@@ -190,5 +190,6 @@ class Speculation:
         """What a step without prompts took."""
         policy = self._policies[step.has_grammar]
         policy.record(step)
-        if step.part is Part.NONE and policy.knows(step.num_rows):
-            self._note_every = min(MOST_UNNOTED, 1 + int(NOTED_S / step.elapsed_s))
+        if step.part is Part.NONE:
+            is_known = policy.knows(step.num_rows)
+            self._note_every = min(MOST_UNNOTED, 1 + int(NOTED_S / step.elapsed_s)) if is_known else 1

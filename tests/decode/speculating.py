@@ -38,7 +38,7 @@ class Always(DraftPolicy):
 class Everyone(Lookout):
     """Is looked at in every step."""
 
-    def begin_step(self) -> Reach:
+    def begin_step(self, num_rows: int) -> Reach:
         return Reach.ALL
 
     def scouts(self, num_rows: int) -> tuple[int, int]:
