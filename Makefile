@@ -15,8 +15,9 @@ CLIENTS_STAMP = $(CLIENTS_VENV)/.installed
 PIP_INSTALL = -m pip install --disable-pip-version-check --progress-bar on
 PIP = $(BIN)/python $(PIP_INSTALL)
 
-# Several workers run at once in the tests: each with torch's default of all cores, they would starve each other.
-PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest
+# Several workers run at once in the tests: each with torch's default of all cores, they would starve each other. And
+# those that have several threads would, as they wait for one another, hold the cores that these wait for.
+PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-passive} $(BIN)/python -m pytest
 
 DEFAULT = not gpu and not multi_gpu and not slow and not interpreter
 FIRST = tests/system tests/bench tests/launch tests/deploy tests/decode

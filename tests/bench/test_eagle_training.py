@@ -24,11 +24,10 @@ from isthmus.bench.eagle_training.trainer import Length, rate_at
 from isthmus.bench.train_eagle import main
 from isthmus.engine.config import ModelConfig
 from isthmus.engine.eagle.config import EagleConfig
+from isthmus.tests.bench.small_model import save_small_model
 from isthmus.tests.engine import tiny
 from isthmus.tests.engine.eagle_reference import Reference
-from isthmus.tests.router.edge import byte_tokenizer
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 NUM_GUESSES = 3
 DRAFT_VOCAB_SIZE = 200
@@ -277,16 +276,8 @@ def test_steps_of_an_engine_that_guesses(guesses: dict[int, list[int]], length: 
 
 @pytest.fixture(scope="module")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with a tokenizer, whose layers add nothing: what follows depends on the last token alone."""
-    model = tiny.reference_model({**CONFIG, "initializer_range": 0.5})
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
-                parameter.zero_()
-    folder = tiny.save(model, tmp_path_factory.mktemp("model"))
-    backend = byte_tokenizer()._backend
-    PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|im_end|>").save_pretrained(folder)
-    return folder
+    folder = tmp_path_factory.mktemp("model")
+    return save_small_model(folder, {**CONFIG, "initializer_range": 0.5}, idle_layers=True)
 
 
 def test_training_lowers_the_loss_and_our_engine_agrees(

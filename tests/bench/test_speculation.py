@@ -1,4 +1,4 @@
-"""The decoder that is measured, on a clock of its own and against text drawn elsewhere; tables of the demo model."""
+"""The decoder that is measured, on a clock of its own and against text drawn elsewhere; tables of a small one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,6 +16,7 @@ from isthmus.decode.decoded_step import Part
 from isthmus.decode.sampler import Sampler
 from isthmus.engine.plan import Draw, Plan, Result, Row, SequenceSeed
 from isthmus.launch.demo_model import cache_dir
+from isthmus.tests.bench.small_model import save_small_model
 from isthmus.tests.engine import tiny
 from isthmus.tests.helpers import demo_model_path
 from isthmus.text.resolve import resolve
@@ -287,11 +288,16 @@ def table(text: str) -> list[list[str]]:
     return [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
 
 
-def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--batches", "2", "--temperatures", "0", "--tasks", "edit", "--tokens", "10", "--random-rounds", "0"]
+@pytest.fixture(scope="module")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_small_model(tmp_path_factory.mktemp("model"), idle_layers=True))
+
+
+def test_the_table(small_model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--batches", "2", "--temperatures", "0", "--tasks", "edit", "--tokens", "40", "--random-rounds", "0"]
     threads = ["--threads", str(torch.get_num_threads())]
     methods = ["--methods", "ngram", "first-layers", "--fixed", "--control"]
-    main(["--model", str(demo_model_path()), *methods, *options, *threads])
+    main(["--model", small_model, *methods, *options, *threads])
     found = table(capsys.readouterr().out)
     names = ("off", "off again", "ngram", "first-layers")
     assert [line[:4] for line in found] == [["edit", "0", "2", name] for name in names]
@@ -310,9 +316,9 @@ def test_methods_that_need_a_model(methods: list[str], message: str, capsys: pyt
     assert message in capsys.readouterr().err
 
 
-def test_the_table_of_samplers(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_of_samplers(small_model: str, capsys: pytest.CaptureFixture[str]) -> None:
     threads = ["--threads", str(torch.get_num_threads())]
-    main(["--model", str(demo_model_path()), "--sampler", "--sampler-batch", "1", "--guesses", "2", *threads])
+    main(["--model", small_model, "--sampler", "--sampler-batch", "1", "--guesses", "2", *threads])
     found = table(capsys.readouterr().out)
     assert [line[1] for line in found][:2] == ["greedy", "defaults"]
     assert all(float(line[4]) == 3 for line in found)

@@ -4,6 +4,11 @@ starts one), and compiled, on a GPU."""
 import pytest
 from isthmus.kernels.dispatch import INTERPRETED
 
+if INTERPRETED:
+    from isthmus.tests.kernels import quick_interpreter
+
+    quick_interpreter.remember()
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:

@@ -208,7 +208,7 @@ def test_reference_of_special_cases():
 def test_steps_interpreted(num_distinct, prompt_len, repetition_first):
     check_steps(
         "cpu",
-        num_steps=12,
+        num_steps=6,
         prompt_len=prompt_len,
         num_distinct=num_distinct,
         repetition_first=repetition_first,

@@ -21,6 +21,7 @@ from isthmus.wire.worker_link import name_in
 
 BYTES = byte_tokenizer()
 TOPOLOGIES = {"aggregated": {"num_prefill": 0}, "1P1D": {"num_prefill": 1}}
+NUM_ASKS = 16
 
 
 def tokenizer(vocab_size: int) -> Tokenizer:
@@ -82,7 +83,7 @@ def assert_clean(questions: list[Ask], answers: list[list[list[int]]]) -> None:
 
 @pytest.mark.parametrize("load", ["tiny", "fake"])
 def test_no_output_has_a_phrase_and_every_path_gives_the_same(load: str, request: pytest.FixtureRequest) -> None:
-    questions = asks(1, 24, ignore_eos=load == "fake")
+    questions = asks(1, NUM_ASKS, ignore_eos=load == "fake")
     free = Ask([7, 8, 9], SamplingParams(seed=3, max_tokens=40))
     make = request.getfixturevalue("tiny") if load == "tiny" else fake()
     answers = []
@@ -98,7 +99,8 @@ def test_no_output_has_a_phrase_and_every_path_gives_the_same(load: str, request
     assert answers[0] == answers[1]
     unbanned = [replace(ask, params=msgspec.structs.replace(ask.params, banned_strings=())) for ask in questions]
     with LocalCluster(make, num_prefill=0, max_num_seqs=60) as cluster:
-        assert sum(a != b for a, b in zip(cluster.ask(unbanned, eos_ids=(EOS,)), answers[0], strict=True)) > 10
+        free_answers = cluster.ask(unbanned, eos_ids=(EOS,))
+    assert sum(a != b for a, b in zip(free_answers, answers[0], strict=True)) > NUM_ASKS / 2
 
 
 def test_logprobs_are_those_of_the_tokens_released(tiny: Callable[[str], Loaded]) -> None:

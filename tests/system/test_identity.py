@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from isthmus.tests.local_cluster import Ask, LocalCluster
-from isthmus.tests.oracle import TINY, Reference, demo_reference, make_tiny
+from isthmus.tests.oracle import BLOCK_SIZE, TINY, Reference, demo_reference, make_tiny
 from isthmus.text.resolve import resolve
 from isthmus.text.tokenizer import Tokenizer
 from isthmus.wire.sampling import SamplingParams
@@ -20,6 +20,8 @@ SPREAD = {
     "2P2D over zmq": {"num_prefill": 2, "num_decode": 2, "transport": "zmq"},
 }
 CHUNKS = {"16": 16, "64": 64, "whole": 512}
+NUM_TOKENS = BLOCK_SIZE
+"""So every output goes on in another block than it begins in."""
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def references(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Reference]
     return {name: make_tiny(name, tmp_path_factory.mktemp("model")) for name in TINY}
 
 
-def asks(vocab_size: int, num_tokens: int = 24) -> list[Ask]:
+def asks(vocab_size: int, num_tokens: int = NUM_TOKENS) -> list[Ask]:
     """Prompts of many lengths, some that begin alike, greedy and sampled, with several choices."""
     rng = random.Random(11)
     common = [rng.randrange(vocab_size) for _ in range(100)]
@@ -120,20 +122,17 @@ def demo() -> Reference:
 DEMO_PROMPTS = [
     "The capital of France is",
     "1 2 3 5 8 13 21",
-    "An isthmus is a narrow strip of land that joins two larger ones. " * 8 + "The best known",
-    "An isthmus is a narrow strip of land that joins two larger ones. " * 8 + "In short:",
+    "An isthmus is a narrow strip of land that joins two larger ones. " * 5 + "The best known",
+    "An isthmus is a narrow strip of land that joins two larger ones. " * 5 + "In short:",
 ]
 
 
 DEMO_PATHS = [
     ("aggregated", "16"),
-    ("aggregated", "64"),
-    ("aggregated", "whole"),
-    ("1P1D over shm", "16"),
     ("1P1D over zmq", "64"),
     ("2P2D over shm", "whole"),
-    ("2P2D over zmq", "64"),
 ]
+"""Every number of workers, chunk and transport once: tiny models are run on every combination."""
 
 
 @pytest.mark.parametrize(("topology", "chunk"), DEMO_PATHS)
@@ -155,5 +154,5 @@ def test_the_judge_notices_a_wrong_token(tmp_path: Path) -> None:
         ((output,),) = cluster.ask([ask])
     reference.check(ask.prompt_ids, output, ask.params)
     wrong = [*output[:-1], (output[-1] + 1) % 384]
-    with pytest.raises(AssertionError, match="token 23 of 24"):
+    with pytest.raises(AssertionError, match="token 15 of 16"):
         reference.check(ask.prompt_ids, wrong, ask.params)

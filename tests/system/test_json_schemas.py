@@ -37,6 +37,7 @@ class Writer:
 
     def write(self, schema: Schema, seed: int) -> str:
         rng, vocab_size, eos_ids = random.Random(seed), self.tokenizer.vocab_size, self.tokenizer.eos_ids
+        eos = sorted(eos_ids)
         bans = TokenBans.of(SamplingParams(), eos_ids, eos_ids, vocab_size)
         grammar = self.compiler.compile(Guidance("json_schema", json.dumps(schema)))
         guide, output = Guide(grammar, bans, (), self.masks), []
@@ -44,7 +45,7 @@ class Writer:
             words = guide.mask().result()
             assert guide.error is None
             bits = np.unpackbits(words.view(np.uint8), bitorder="little")
-            if any(bits[token_id] for token_id in eos_ids):
+            if bits[eos].any():
                 return self.tokenizer.decode(output)
             output.append(self.choose(bits, rng, impatient=len(output) > PATIENCE))
             guide.advance(output[-1:])
@@ -52,11 +53,15 @@ class Writer:
 
     def choose(self, bits: np.ndarray, rng: random.Random, *, impatient: bool) -> int:
         """A token whose bit is set."""
-        closing = next((token_id for token_id in self.closing if bits[token_id]), None)
-        if impatient and closing is not None:
-            return closing
-        short = [token_id for token_id in self.short if bits[token_id]]
-        return rng.choice(short if impatient and short else bits.nonzero()[0].tolist())
+        if impatient:
+            closing = next((token_id for token_id in self.closing if bits[token_id]), None)
+            if closing is not None:
+                return closing
+            short = [token_id for token_id in self.short if bits[token_id]]
+            if short:
+                return rng.choice(short)
+        allowed = bits.view(bool).nonzero()[0]
+        return int(allowed[rng.randrange(len(allowed))])
 
 
 @pytest.fixture(scope="module")

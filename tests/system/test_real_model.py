@@ -14,7 +14,7 @@ from isthmus.tests.serving import Serve, serving
 from isthmus.text.resolve import resolve
 from isthmus.text.tokenizer import Tokenizer
 
-LONG = "An isthmus is a narrow strip of land that joins two larger ones. " * 12
+LONG = "An isthmus is a narrow strip of land that joins two larger ones. " * 6
 PROMPTS = ["The capital of France is", LONG + "In short,", LONG + "The best known one is", "def add(a, b):\n"]
 NUM_TOKENS = 16
 

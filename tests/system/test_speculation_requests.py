@@ -114,7 +114,7 @@ def test_grammars_on_the_engine_for_gpus(models: Models, guided: Outputs, monkey
 
 @pytest.fixture(scope="module")
 def banned(models: Models) -> Outputs:
-    return plainly(models, phrases.asks(1, 24))
+    return plainly(models, phrases.asks(1, phrases.NUM_ASKS))
 
 
 @pytest.mark.parametrize(("method", "topology"), SOME_PATHS)
@@ -132,7 +132,7 @@ def test_banned_strings(
         return rows
 
     monkeypatch.setattr(Sequence, "_accept_all", note)
-    asks = phrases.asks(1, 24)
+    asks = phrases.asks(1, phrases.NUM_ASKS)
     outputs, stats = guessing(models, asks, method, topology)
     assert outputs == banned
     phrases.assert_clean(asks, outputs)
@@ -235,9 +235,9 @@ def test_clients_that_leave(models: Models, stayed: Outputs, method: str, topolo
 def crowding_asks() -> list[Ask]:
     rng = random.Random(9)
     prompts = [[rng.randrange(384) for _ in range(rng.choice((3, 15, 30)))] for _ in range(10)] + [[4, 5] * 8] * 4
-    params = SamplingParams(temperature=0.7, max_tokens=60, ignore_eos=True, mirostat_mode=2, repetition_penalty=1.1)
+    params = SamplingParams(temperature=0.7, max_tokens=40, ignore_eos=True, mirostat_mode=2, repetition_penalty=1.1)
     asks = [Ask(prompt, msgspec.structs.replace(params, seed=number)) for number, prompt in enumerate(prompts)]
-    return asks[:-4] + [Ask(ask.prompt_ids, SamplingParams(temperature=0, seed=1, max_tokens=60)) for ask in asks[-4:]]
+    return asks[:-4] + [Ask(ask.prompt_ids, SamplingParams(temperature=0, seed=1, max_tokens=40)) for ask in asks[-4:]]
 
 
 @pytest.fixture(scope="module")
