@@ -82,26 +82,32 @@ class Tracing:
         span = self._spans.pop(exchange, None)
         if span is None:
             return
+        ended_ns = exchange.ended_ns
         if span.is_recording():
-            self._describe(span, exchange)
-        span.end(exchange.ended_ns)
+            # Stages are measured from a moment before their request's text begins: none ends after the request.
+            ended_ns = max(ended_ns, self._describe(span, exchange))
+        span.end(ended_ns)
 
-    def _describe(self, span: "Span", exchange: Exchange) -> None:
+    def _describe(self, span: "Span", exchange: Exchange) -> int:
+        """When its last stage ended, Unix nanoseconds; 0 without stages."""
         span.update_name(f"{exchange.method} {exchange.route}".strip())
         span.set_attributes(http_attributes(exchange))
         if exchange.status >= 500 or exchange.outcome == "error":
             span.set_status(self._trace.StatusCode.ERROR)
         if exchange.text is not None:
             span.set_attributes(generation_attributes(exchange, exchange.text, self._model))
-            self._add_stages(span, exchange, exchange.text)
+            return self._add_stages(span, exchange, exchange.text)
+        return 0
 
-    def _add_stages(self, parent: "Span", exchange: Exchange, text: TextStream) -> None:
-        within = self._trace.set_span_in_context(parent)
+    def _add_stages(self, parent: "Span", exchange: Exchange, text: TextStream) -> int:
+        within, ended_ns = self._trace.set_span_in_context(parent), 0
         for stage in stages_of(exchange, text):
             span = self._tracer.start_span(
                 stage.name, context=within, attributes=stage.attributes, start_time=stage.start_ns
             )
             span.end(stage.end_ns)
+            ended_ns = max(ended_ns, stage.end_ns)
+        return ended_ns
 
     def close(self) -> None:
         """Sends what has not been sent yet."""

@@ -103,6 +103,7 @@ def test_a_request_is_a_span_with_its_stages(monkeypatch: pytest.MonkeyPatch) ->
     assert edge.stages() == [
         ("queue", 500_000_000), ("prefill", 250_000_000), ("transfer", 125_000_000), ("decode", 2_000_000_000),
     ]  # fmt: skip
+    assert span.end_time == max(s.end_time for s in edge.spans), "though its stages seem to last longer"
     prefill, transfer, decode = (s for s in edge.spans if s.name in ("prefill", "transfer", "decode"))
     assert prefill.end_time == transfer.start_time
     assert prefill.attributes is not None
