@@ -249,22 +249,21 @@ def test_for_too_few_guesses_not_all_are_asked_time_and_again(monkeypatch: pytes
     assert 3 < other.num_looks - before < 10
 
 
-def test_all_are_asked_at_once_where_that_pays_if_others_are_like_scouts() -> None:
+def test_all_are_asked_at_once_where_that_pays_if_others_are_like_scouts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three of 32 are too few to guess for, but then all others have a guess, too."""
     proposers = [Classified(0) for _ in range(32)]
     waiting = iter(proposers)
     speculation = speculation_of(lambda: next(waiting))
     speculation._lookout = Lookout()
-    policy = speculation._policies[0]
     asked: list[int] = []
 
     def lengths(rates: Sequence[float], limits: Sequence[int], num_rows: int) -> list[int]:
         asked.append(len(rates))
         return [4 if len(rates) > 16 else 0] * len(rates)
 
-    policy.lengths = lengths  # type: ignore[method-assign]
+    monkeypatch.setattr(speculation._policies[0], "lengths", lengths)
     speculators = [begun(speculation) for _ in proposers]
-    while not asked or len(asked) < 2:
+    while len(asked) < 2:
         planned(speculation, speculators)
     assert 0 < asked[0] < 8
     assert asked[1] == 32
