@@ -168,17 +168,19 @@ class Replay:
     def __init__(self, texts: Sequence[Sequence[int]]) -> None:
         self._texts = texts
         self._text: Sequence[int] | None = None
+        self._place = 0
 
     def look(self, tokens: Sequence[int]) -> int | None:
-        """See speculator.Proposer."""
-        return 0
-
-    def propose(self, tokens: Sequence[int], count: int) -> tuple[int, ...]:
         """See speculator.Proposer."""
         if self._text is None:
             start = list(tokens)
             self._text = next((text for text in self._texts if list(text[: len(start)]) == start), ())
-        return tuple(self._text[len(tokens) : len(tokens) + count])
+        self._place = len(tokens)
+        return 0
+
+    def propose(self, count: int) -> tuple[int, ...]:
+        """See speculator.Proposer."""
+        return tuple(self._text[self._place : self._place + count]) if self._text else ()
 
     def forget(self, num_tokens: int) -> None:
         """It guesses by place."""

@@ -19,12 +19,16 @@ class Acceptance:
         self._general, self._below = general, below
         self._num_right = 0.0
         self._num_judged = 0.0
+        self._as_below: float | None = None
+        """The rate as those above take it: of when something was learnt here last, as all are asked in each step."""
 
     @property
     def rate(self) -> float:
         expected = FIRST_RATE if self._general is None else self._general.rate
-        if self._below is not None:
-            expected = max(expected, self._below.rate)
+        if (below := self._below) is not None:
+            if below._as_below is None:
+                below._as_below = below.rate
+            expected = max(expected, below._as_below)
         rate = (self._num_right + PRIOR_WEIGHT * expected) / (self._num_judged + PRIOR_WEIGHT)
         return min(max(rate, BOUNDS[0]), BOUNDS[1])
 
@@ -34,3 +38,4 @@ class Acceptance:
         self._num_judged = DECAY * self._num_judged + num_right + (num_right < num_drafts)
         if self._general is not None:
             self._general.learn(num_drafts, num_right)
+        self._as_below = None

@@ -26,6 +26,10 @@ MOST_SEARCH_STEPS = 64
 NUM_RATES = 20
 RATES = [step / NUM_RATES for step in range(1, NUM_RATES)]
 """That are told apart."""
+NEAREST = [RATES[0], *RATES, RATES[-1]]
+"""Of them, by NUM_RATES times a rate."""
+Kind = tuple[float, int]
+"""Of rows: which of RATES, and how many guesses they may have."""
 
 
 class DraftPolicy:
@@ -68,7 +72,8 @@ class DraftPolicy:
             return False
         if num_looked is None and costs.guesses.is_curious:
             return True
-        groups = _groups(rates, limits, 1 if num_looked is None else num_rows / num_looked)
+        each = 1 if num_looked is None else num_rows / num_looked
+        groups = {kind: count * each for kind, count in Counter(_kinds(rates, limits)).items()}
         return _choose(groups, num_rows, costs, bar)[0] > 0
 
     def lengths(self, rates: Sequence[float], limits: Sequence[int], num_rows: int) -> list[int]:
@@ -77,14 +82,17 @@ class DraftPolicy:
         bar, guesses = costs.bar, costs.guesses
         if not any(limits) or bar is None:
             return [0] * len(rates)
-        most, gain = _choose(_groups(rates, limits), num_rows, costs, bar)
+        kinds = _kinds(rates, limits)
+        groups = Counter(kinds)
+        most, gain = _choose(groups, num_rows, costs, bar)
         if most:
             guesses.probe_steps, guesses.promise = FIRST_PROBE_STEPS, gain
         elif guesses.is_curious:
             guesses.probe_steps = min(2 * guesses.probe_steps, costs.rarest_probe_steps(PROBE_GUESSES))
             return _one_of(limits)
         guesses.longest_tried = max(guesses.longest_tried, most)
-        return [_longest(_about_rate(rate), min(limit, most)) for rate, limit in zip(rates, limits, strict=True)]
+        lengths = {kind: _outcome(*kind, most)[0] for kind in groups}
+        return [lengths[kind] for kind in kinds]
 
     def knows(self, num_rows: int) -> bool:
         """What a plain step takes."""
@@ -126,16 +134,14 @@ def _one_of(limits: Sequence[int]) -> list[int]:
     return lengths
 
 
-def _groups(rates: Sequence[float], limits: Sequence[int], each: float = 1) -> dict[tuple[float, int], float]:
-    """How many rows have about this rate, and this limit, where each stands for so many."""
-    return {key: count * each for key, count in Counter(zip(map(_about_rate, rates), limits, strict=True)).items()}
+def _kinds(rates: Sequence[float], limits: Sequence[int]) -> list[Kind]:
+    """Of each row."""
+    return [(NEAREST[int(rate * NUM_RATES + 0.5)], limit) for rate, limit in zip(rates, limits, strict=True)]
 
 
-def _choose(
-    groups: Mapping[tuple[float, int], float], num_rows: int, costs: DraftCosts, bar: float
-) -> tuple[int, float]:
-    """The most guesses of a row with which a step of `num_rows`, some of which are in `groups`, gives most tokens a
-    second, and how many times as many as without; 0 if no number gives `bar` times as many."""
+def _choose(groups: Mapping[Kind, float], num_rows: int, costs: DraftCosts, bar: float) -> tuple[int, float]:
+    """The most guesses of a row with which a step of `num_rows`, of which there are so many of each kind, gives most
+    tokens a second, and how many times as many as without; 0 if no number gives `bar` times as many."""
     best, best_gain, plain_s = 0, bar, costs.plain_s
     if plain_s is None:
         return best, best_gain
@@ -143,9 +149,9 @@ def _choose(
     while most // 2 < longest:
         num_guesses, num_tokens = 0.0, float(num_rows)
         for (rate, limit), count in groups.items():
-            length = _longest(rate, min(limit, most))
+            length, num_right = _outcome(rate, limit, most)
             num_guesses += count * length
-            num_tokens += count * _expected(rate, length)
+            num_tokens += count * num_right
         gain = num_tokens / num_rows / costs.slowdown(round(num_guesses), plain_s) if num_guesses else 0.0
         if gain > best_gain:
             best, best_gain = most, gain
@@ -154,17 +160,7 @@ def _choose(
 
 
 @cache
-def _longest(rate: float, limit: int) -> int:
-    """The most guesses of which the last is likely enough to be right."""
-    return max(1, min(limit, math.floor(math.log(LEAST_RATE) / math.log(rate)))) if limit else 0
-
-
-@cache
-def _expected(rate: float, count: int) -> float:
-    """Of `count` guesses, how many are right."""
-    return rate * (1 - rate**count) / (1 - rate)
-
-
-def _about_rate(rate: float) -> float:
-    """That of RATES which is nearest."""
-    return RATES[min(max(1, round(rate * NUM_RATES)), NUM_RATES - 1) - 1]
+def _outcome(rate: float, limit: int, most: int) -> tuple[int, float]:
+    """Of a row: how many guesses it has, so many that the last is likely enough to be right, and how many are."""
+    length = min(limit, most, max(1, math.floor(math.log(LEAST_RATE) / math.log(rate))))
+    return length, rate * (1 - rate**length) / (1 - rate)

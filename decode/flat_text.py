@@ -18,6 +18,8 @@ class FlatText:
 
     def __init__(self, tokens: Sequence[int]) -> None:
         self._text = _characters(tokens)
+        self._found = 0, 0, 0
+        """The last copy: its end and the text's, and how many tokens were alike."""
 
     def __len__(self) -> int:
         return len(self._text)
@@ -28,6 +30,7 @@ class FlatText:
     def shorten(self, num_tokens: int) -> None:
         """To the first `num_tokens`."""
         self._text = self._text[:num_tokens]
+        self._found = 0, 0, 0
 
     def find(self) -> tuple[int, int]:
         """As NgramIndex.find."""
@@ -36,7 +39,10 @@ class FlatText:
         for size in (LONG, SHORT):
             start = text.rfind(text[-size:], 0, last) if last >= size else -1
             if start >= 0:
-                return start + size, self._alike(start + size - 1, last)
+                position = start + size
+                num_alike = self._alike(position, size)
+                self._found = position, len(text), num_alike
+                return position, num_alike
         return 0, 0
 
     def after(self, position: int, count: int) -> tuple[int, ...]:
@@ -46,8 +52,15 @@ class FlatText:
             found += self._text[position : position + count - len(found)]
         return tuple(map(ord, found))
 
-    def _alike(self, one: int, other: int) -> int:
-        text, count = self._text, 0
+    def _alike(self, position: int, size: int) -> int:
+        """Of a copy of the last `size` tokens, or more, that ends before `position`. Where the text has gone on as the
+        last copy did, only what is new is compared."""
+        text = self._text
+        last, end, num_alike = self._found
+        num_new = len(text) - end
+        if num_alike and position - last == num_new and (num_new <= size or text[last:position] == text[end:]):
+            return min(num_alike + num_new, LONGEST)
+        count, one, other = size, position - 1, len(text) - 1
         while count < LONGEST and count <= one and text[one - count] == text[other - count]:
             count += 1
         return count

@@ -27,22 +27,6 @@ class NgramProposer:
     def look(self, tokens: Sequence[int]) -> int | None:
         """Class of the guess of what follows `tokens`, which begin with those it was given before: 0 … len(CLASSES),
         the higher the surer; None if it has none."""
-        _, num_alike = self._find(tokens)
-        return bisect_right(CLASSES, num_alike) if num_alike else None
-
-    def propose(self, tokens: Sequence[int], count: int) -> tuple[int, ...]:
-        """At most `count` tokens that may follow."""
-        position, num_alike = self._find(tokens)
-        return self._text.after(position, count) if num_alike and self._text is not None else ()
-
-    def forget(self, num_tokens: int) -> None:
-        """The tokens after the first `num_tokens` were taken back."""
-        if self._text is not None and len(self._text) > num_tokens:
-            self._text.shorten(num_tokens)
-        self._num_looked = -1
-
-    def _find(self, tokens: Sequence[int]) -> tuple[int, int]:
-        """As NgramIndex.find."""
         if len(tokens) != self._num_looked:
             text = self._text = self._text or FlatText(tokens)
             text.extend(tokens[len(text) :])
@@ -50,4 +34,16 @@ class NgramProposer:
             self._num_looks += 1
             if self._num_looks >= INDEXED_LOOKS and len(tokens) >= INDEXED_TOKENS and isinstance(text, FlatText):
                 self._text = NgramIndex(tokens)
-        return self._found
+        num_alike = self._found[1]
+        return bisect_right(CLASSES, num_alike) if num_alike else None
+
+    def propose(self, count: int) -> tuple[int, ...]:
+        """At most `count` tokens that may follow those it looked at last."""
+        position, num_alike = self._found
+        return self._text.after(position, count) if num_alike and self._text is not None else ()
+
+    def forget(self, num_tokens: int) -> None:
+        """The tokens after the first `num_tokens` were taken back."""
+        if self._text is not None and len(self._text) > num_tokens:
+            self._text.shorten(num_tokens)
+        self._found, self._num_looked = (0, 0), -1

@@ -429,7 +429,7 @@ class DecodeScheduler:
         """Guesses of its next tokens, as many as there are blocks for: they take none from anybody."""
         if sequence.speculator is None or not sequence.speculator.wanted or sequence.pending:
             return ()
-        drafts = sequence.speculator.propose(sequence.tokens, sequence.max_drafts)
+        drafts = sequence.speculator.propose(sequence.max_drafts)
         size = self.pool.block_size
         end = sequence.num_planned + 1
         end += size * (sequence.num_planned < sequence.num_shared * size)  # take_copy gives up a block

@@ -12,6 +12,7 @@ from itertools import zip_longest
 from ..wire.sampling import SamplingParams
 from .decoded_step import DecodedStep, Part
 from .draft_policy import DraftPolicy
+from .guess_costs import PROBE_GUESSES
 from .lookout import Lookout
 from .speculator import EngineProposer, Experience, Kind, Proposer, Reach, Speculator
 
@@ -62,8 +63,10 @@ class Speculation:
         """Plain steps."""
         self.is_looking = False
         """For guesses, in the step that is being planned."""
-        self._has_looked = self._waits = self._had_drafts = False
-        """For the step that is being planned: guesses were looked for, or waited for; the step before had some."""
+        self._has_looked = self._waits = False
+        """For the step that is being planned: guesses were looked for, or waited for."""
+        self._num_last_drafts = 0
+        """Guesses of the step before."""
         self.num_drafts = 0
         """Rows that had guesses."""
         self.num_draft_tokens = 0
@@ -111,7 +114,11 @@ class Speculation:
 
     def awaits(self, rows: Rows) -> bool:
         """Whether a step is to wait for the one in flight, of whose rows the last token is not known yet, as guesses
-        of what comes then pay. If not, this one has none."""
+        of what comes then pay. If not, this one has none. Nobody is looked at while they are made: nothing is known
+        that was not when the one in flight got its own."""
+        if self._num_last_drafts > PROBE_GUESSES:
+            self._waits = True
+            return True
         start_s = self._clock()
         found = self._look(rows)
         self._waits = self._policy.pays(found.rates, found.limits, len(rows))
@@ -134,11 +141,11 @@ class Speculation:
 
     def end_step(self, num_drafts: int) -> Part:
         """A step is planned, with so many guesses."""
-        if not (self._has_looked or self._had_drafts or num_drafts):
+        if not (self._has_looked or self._num_last_drafts or num_drafts):
             return Part.NONE
-        waited = self._waits or self._had_drafts or num_drafts > 0
+        waited = self._waits or self._num_last_drafts > 0 or num_drafts > 0
         part = Part.WAITED if waited else Part.LOOKED
-        self._had_drafts = num_drafts > 0
+        self._num_last_drafts = num_drafts
         self._has_looked = self._waits = False
         return part
 

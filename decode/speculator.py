@@ -27,8 +27,9 @@ class Proposer(Protocol):
         """The class of the guesses that it would make now, those of one class being right about as often; None if it
         would make none."""
 
-    def propose(self, tokens: Sequence[int], count: int) -> tuple[int, ...]:
-        """At most `count` guesses of what follows `tokens`; all `DRAFT` if the engine makes them."""
+    def propose(self, count: int) -> tuple[int, ...]:
+        """At most `count` guesses of what follows the tokens that were looked at last; all `DRAFT` if the engine makes
+        them."""
 
     def forget(self, num_tokens: int) -> None:
         """The tokens after the first `num_tokens` were taken back."""
@@ -40,7 +41,7 @@ class EngineProposer:
     def look(self, tokens: Sequence[int]) -> int | None:
         return 0
 
-    def propose(self, tokens: Sequence[int], count: int) -> tuple[int, ...]:
+    def propose(self, count: int) -> tuple[int, ...]:
         return (DRAFT,) * count
 
     def forget(self, num_tokens: int) -> None:
@@ -96,8 +97,8 @@ class Speculator:
         self._own: dict[int, Acceptance] = {}
         self._class: int | None = None
         self._had_guess = False
-        self._unmade: tuple[int, int, tuple[int, ...]] | None = None
-        """Class, place and tokens of a guess that may never be made: what comes tells how good it was all the same."""
+        self._unmade: tuple[int, int] | None = None
+        """Class and place of the last guess, which may never be made: what comes tells how good it was all the same."""
         self.limit = limit
         self.wanted = 0
         """Guesses of the next step, as far as they pay."""
@@ -111,18 +112,18 @@ class Speculator:
         self._judge_unmade(tokens)
         self._class = found = self._proposer.look(tokens)
         if found is not None:
-            self._unmade = found, len(tokens), self._proposer.propose(tokens, self.limit)
+            self._unmade = found, len(tokens)
         rate = 0.0 if found is None else self._acceptance(found).rate
         self._had_guess = rate >= self._experience.least_rate
         return rate if self._had_guess else 0.0
 
-    def propose(self, tokens: Sequence[int], limit: int) -> tuple[int, ...]:
-        """Guesses of what follows `tokens`, at most `limit` and no more than are wanted, once."""
+    def propose(self, limit: int) -> tuple[int, ...]:
+        """Guesses of what follows the tokens of the last look, at most `limit` and no more than are wanted, once."""
         count, self.wanted = min(self.wanted, limit), 0
         if count <= 0:
             return ()
         self._unmade = None
-        return self._proposer.propose(tokens, count)
+        return self._proposer.propose(count)
 
     def learn(self, num_drafts: int, num_right: int) -> None:
         """What came of the last guesses."""
@@ -138,9 +139,10 @@ class Speculator:
         """As far as what it guessed has come."""
         if self._unmade is None:
             return
-        (of, start, guess), self._unmade = self._unmade, None
-        came = tokens[start : start + len(guess)]
-        if not came or DRAFT in guess:
+        (of, start), self._unmade = self._unmade, None
+        came = tokens[start : start + self.limit]
+        guess = self._proposer.propose(len(came))
+        if not guess or guess[0] == DRAFT:
             return
         num_right = next((i for i, pair in enumerate(zip(guess, came, strict=False)) if pair[0] != pair[1]), len(came))
         self._acceptance(of).learn(len(came), num_right)

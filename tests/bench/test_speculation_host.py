@@ -44,9 +44,9 @@ def test_texts_come_as_they_are(guides: Guides, wrong_every: int) -> None:
     known = texts("abc")
     params = SamplingParams(max_tokens=NUM_TOKENS, ignore_eos=True, guidance=Guidance("regex", "[a-d]*"))
     requests = [Request(prompt, params) for prompt in known]
-    knowing = Knowing([[*prompt, *text] for prompt, text in known.items()], wrong_every)
+    whole = [[*prompt, *text] for prompt, text in known.items()]
     plain = decoder(known, guides, None).run(requests, len(known))
-    guessed = decoder(known, guides, speculation_of(lambda: knowing)).run(requests, len(known))
+    guessed = decoder(known, guides, speculation_of(lambda: Knowing(whole, wrong_every))).run(requests, len(known))
     assert plain.outputs == guessed.outputs == list(known.values())
     assert (guessed.steps.num_steps < plain.steps.num_steps) == (wrong_every != 1)
     assert (guessed.steps.num_accepted == guessed.steps.num_guesses) == (wrong_every == 0)

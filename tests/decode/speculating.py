@@ -45,7 +45,7 @@ class Everyone(Lookout):
         return 1, 0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Knowing:
     """Guesses from texts that are known, but for one token in `wrong_every`, which is another one of the vocabulary. At
     a text's end it says `after_end`, which may well come if nothing stops it."""
@@ -53,13 +53,15 @@ class Knowing:
     texts: Sequence[Sequence[int]]
     wrong_every: int = 0
     after_end: int = 0
+    tokens: Sequence[int] = ()
 
     def look(self, tokens: Sequence[int]) -> int | None:
+        self.tokens = list(tokens)
         return 0
 
-    def propose(self, tokens: Sequence[int], count: int) -> tuple[int, ...]:
-        size = len(tokens)
-        known = next((text for text in self.texts if list(text[:size]) == list(tokens)), ())
+    def propose(self, count: int) -> tuple[int, ...]:
+        size = len(self.tokens)
+        known = next((text for text in self.texts if list(text[:size]) == self.tokens), ())
         right = (*known[size : size + count], *(self.after_end,) * count)[:count]
         return tuple(self._said(token, size + i) for i, token in enumerate(right))
 

@@ -34,6 +34,11 @@ def guesses_of(tokens: Sequence[int], count: int) -> tuple[int, ...]:
     return tuple(loop[i % len(loop)] for i in range(count)) if num_alike else ()
 
 
+def proposed(proposer: NgramProposer, tokens: Sequence[int], count: int) -> tuple[int, ...]:
+    proposer.look(tokens)
+    return proposer.propose(count)
+
+
 KINDS = pytest.mark.parametrize("kind", [FlatText, NgramIndex])
 
 
@@ -67,7 +72,7 @@ def test_incremental_is_from_scratch(text: list[int], steps: list[list[int] | in
             tokens += step
         fresh = NgramProposer()
         assert proposer.look(tokens) == fresh.look(tokens)
-        assert proposer.propose(tokens, 6) == fresh.propose(tokens, 6)
+        assert proposer.propose(6) == fresh.propose(6)
 
 
 def test_a_long_text_that_is_looked_at_often_is_put_in_an_index() -> None:
@@ -76,7 +81,7 @@ def test_a_long_text_that_is_looked_at_often_is_put_in_an_index() -> None:
     text = [rng.randrange(12) for _ in range(INDEXED_TOKENS + 2 * INDEXED_LOOKS)]
     long, short = NgramProposer(), NgramProposer()
     for size in range(INDEXED_TOKENS, len(text) + 1):
-        assert long.propose(text[:size], 5) == guesses_of(text[:size], 5)
+        assert proposed(long, text[:size], 5) == guesses_of(text[:size], 5)
     for size in range(1, 2 * INDEXED_LOOKS):
         short.look(text[:size])
     assert (type(long._text), type(short._text)) == (NgramIndex, FlatText)
@@ -84,25 +89,25 @@ def test_a_long_text_that_is_looked_at_often_is_put_in_an_index() -> None:
 
 def test_a_longer_copy_is_better_than_a_later_one() -> None:
     copied = [1, 2, 3, 4, 5, 6]
-    assert NgramProposer().propose([*copied, 7, 9, 4, 5, 6, 8, *copied], 1) == (7,)
+    assert proposed(NgramProposer(), [*copied, 7, 9, 4, 5, 6, 8, *copied], 1) == (7,)
 
 
 def test_of_copies_that_are_as_long_the_last_one_counts() -> None:
-    assert NgramProposer().propose([1, 2, 3, 7, 1, 2, 3, 8, 1, 2, 3], 2) == (8, 1)
+    assert proposed(NgramProposer(), [1, 2, 3, 7, 1, 2, 3, 8, 1, 2, 3], 2) == (8, 1)
 
 
 @pytest.mark.parametrize("period", [1, 2, 3, 5])
 def test_loops_go_on(period: int) -> None:
     loop = list(range(10, 10 + period))
     endless = loop * 40
-    assert NgramProposer().propose(endless[:17], 12) == tuple(endless[17:29])
+    assert proposed(NgramProposer(), endless[:17], 12) == tuple(endless[17:29])
 
 
 @pytest.mark.parametrize("text", [[1], [1, 1], [1, 1, 1], [1, 2, 1, 2], list(range(50))])
 def test_where_nothing_comes_again_nothing_is_guessed(text: list[int]) -> None:
     proposer = NgramProposer()
     assert proposer.look(text) is None
-    assert proposer.propose(text, 4) == ()
+    assert proposer.propose(4) == ()
 
 
 def test_the_more_is_alike_the_higher_the_class() -> None:
@@ -154,7 +159,7 @@ def test_a_token_costs_the_same_at_any_length(length: int) -> None:
     for _ in range(num_tokens):
         tokens.append(rng.randrange(50))
         proposer.look(tokens)
-        proposer.propose(tokens, 4)
+        proposer.propose(4)
     assert tokens.num_read == num_tokens
     assert index._tokens.num_read <= num_tokens * (4 * LONGEST + 8)
     assert len(index._short) + len(index._long) - num_entries <= 2 * num_tokens

@@ -82,7 +82,7 @@ def always(clock: VirtualClock) -> Speculation:
 
 
 class Wrong(EngineProposer):
-    def propose(self, tokens: Sequence[int], count: int) -> tuple[int, ...]:
+    def propose(self, count: int) -> tuple[int, ...]:
         return (0,) * count
 
 

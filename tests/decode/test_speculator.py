@@ -7,6 +7,7 @@ import pytest
 from isthmus.decode.acceptance import Acceptance
 from isthmus.decode.decoded_step import Part
 from isthmus.decode.draft_policy import MOST_SEARCH_STEPS
+from isthmus.decode.guess_costs import PROBE_GUESSES
 from isthmus.decode.lookout import LAST_RECALL_STEPS, NUM_SCOUTS, REST_STEPS, SCOUTED_STEPS, Lookout
 from isthmus.decode.ngram_proposer import NgramProposer
 from isthmus.decode.speculation import Speculation
@@ -30,7 +31,7 @@ class Classified:
         self.num_looks += 1
         return self.of
 
-    def propose(self, tokens: Sequence[int], count: int) -> tuple[int, ...]:
+    def propose(self, count: int) -> tuple[int, ...]:
         return tuple(range(count))
 
     def forget(self, num_tokens: int) -> None:
@@ -54,7 +55,7 @@ def planned(speculation: Speculation, speculators: Sequence[Speculator | None], 
     """How many tokens are guessed of each in the next step."""
     speculation.begin_step(len(speculators))
     speculation.prepare([(one, TOKENS) for one in speculators], budget)
-    return [0 if one is None else len(one.propose(TOKENS, 100)) for one in speculators]
+    return [0 if one is None else len(one.propose(100)) for one in speculators]
 
 
 @pytest.mark.parametrize(("asked", "limit"), [(None, 4), (1, 1), (4, 4), (16, 4)])
@@ -79,11 +80,11 @@ def test_no_more_than_tokens_may_come() -> None:
     speculator = begun(speculation)
     speculation.begin_step(1)
     speculation.prepare([(speculator, TOKENS)], 100)
-    assert speculator.propose(TOKENS, 2) == (0, 1)
-    assert speculator.propose(TOKENS, 2) == (), "what was wanted was wanted once"
+    assert speculator.propose(2) == (0, 1)
+    assert speculator.propose(2) == (), "what was wanted was wanted once"
     speculation.begin_step(1)
     speculation.prepare([(speculator, TOKENS)], 100)
-    assert speculator.propose(TOKENS, 0) == ()
+    assert speculator.propose(0) == ()
 
 
 def test_who_has_no_guess_makes_none() -> None:
@@ -163,7 +164,7 @@ def test_guesses_that_are_made_are_not_judged_twice() -> None:
     speculator = Speculator(Classified(), 4, experience)
     before = rate(speculator)
     speculator.wanted = 2
-    assert len(speculator.propose(TOKENS, 4)) == 2
+    assert len(speculator.propose(4)) == 2
     assert speculator.look([*TOKENS, 0, 1]) == before, "until it is told what came of them"
 
 
@@ -294,6 +295,20 @@ def test_all_wait_for_guesses_that_pay_or_nobody(pays: bool, monkeypatch: pytest
     assert [one.wanted for one in speculators if one is not None] == [4 * pays] * 2
 
 
+@pytest.mark.parametrize(("num_drafts", "num_looks"), [(8, 1), (PROBE_GUESSES, 2)])
+def test_after_guesses_that_pay_all_wait_unlooked(num_drafts: int, num_looks: int) -> None:
+    """Nothing new is known while they are in flight; after a try it is looked whether one pays."""
+    proposers = [Classified(), Classified()]
+    makers = iter(proposers)
+    speculation = speculation_of(lambda: next(makers))
+    speculators = [begun(speculation), begun(speculation)]
+    assert planned(speculation, speculators) == [4, 4]
+    speculation.end_step(num_drafts)
+    speculation.begin_step(2)
+    assert speculation.awaits([(one, TOKENS) for one in speculators])
+    assert [one.num_looks for one in proposers] == [num_looks] * 2
+
+
 def test_what_part_it_had_in_a_step() -> None:
     speculation = speculation_of(Classified)
     one, none = begun(speculation), speculation_of(lambda: Classified(None))
@@ -320,5 +335,5 @@ def test_tokens_that_were_taken_back_are_forgotten() -> None:
 def test_proposers(make: type[Proposer], guesses: tuple[int, ...]) -> None:
     proposer, tokens = make(), [9, 8, 1, 2, 3, 4, 5, 9, 8, 1]
     assert proposer.look(tokens) == 0
-    assert proposer.propose(tokens, 3) == guesses
-    assert proposer.propose(tokens, 0) == ()
+    assert proposer.propose(3) == guesses
+    assert proposer.propose(0) == ()
