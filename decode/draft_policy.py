@@ -116,7 +116,9 @@ class DraftPolicy:
 
     def _guesses_of(self, number: int) -> GuessCosts:
         if number not in self._guesses:
-            self._guesses[number] = GuessCosts(self._slopes, self._guesses_of(number - 1) if number > 1 else None)
+            self._guesses[number] = GuessCosts(
+                number, self._slopes, self._guesses_of(number - 1) if number > 1 else None
+            )
         return self._guesses[number]
 
 

@@ -8,7 +8,6 @@ the longer they go on.
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import median
 
 from .draft_account import DraftAccount
 from .running_median import RunningMedian
@@ -54,21 +53,31 @@ class Overhead:
 
 @dataclass(slots=True)
 class Slopes:
-    """What one more guess adds, in seconds: about the same in all batches, where it is known from several numbers."""
+    """What one more guess adds, in seconds, by octaves of batch sizes: known of those that had several numbers."""
 
     _known: dict[int, float] = field(default_factory=dict)
-    value: float | None = None
 
-    def add(self, of: int, known: Sequence[tuple[int, float]]) -> None:
+    def learn(self, octave: int, known: Sequence[tuple[int, float]]) -> None:
+        """Of numbers of guesses, what they added."""
         (low, at_low), (high, at_high) = min(known), max(known)
-        self._known[of] = max(0.0, (at_high - at_low) / (high - low))
-        self.value = median(self._known.values())
+        self._known[octave] = max(0.0, (at_high - at_low) / (high - low))
+
+    def value(self, octave: int) -> float | None:
+        """That of the next smaller batches that is known is taken to be for one guess of each row: so it is on a GPU,
+        and where it is more, as on a CPU, a step or two with guesses show it."""
+        if not self._known:
+            return None
+        nearest = max((one for one in self._known if one <= octave), default=None)
+        if nearest is None:
+            return self._known[min(self._known)]
+        return self._known[nearest] * 2.0 ** (nearest - octave)
 
 
 @dataclass(slots=True)
 class GuessCosts:
     """Of batches of about the same size, in seconds: what guesses add is learnt of all of them together."""
 
+    octave: int
     slopes: Slopes
     """Of all batches."""
     below: "GuessCosts | None" = None
@@ -99,10 +108,10 @@ class GuessCosts:
         return self.quiet_steps >= self.probe_steps and self.account.may_try
 
     def added_s(self, num_guesses: int) -> float:
-        """Between two numbers that are known on the line between them; for fewer or more than any as other batches'
-        slope says. Where none is known one guess fewer counts for half of what they on average took, one more for a
+        """Between two numbers that are known on the line between them; for fewer or more than any as the slope says.
+        Where none is known one guess fewer counts for half of what they on average took, one more of each row for a
         quarter: so they are tried where that pays. Nothing where no number is known."""
-        return _on_line(self._expected, num_guesses, self.slopes.value)
+        return self._on(self._expected, num_guesses)
 
     @property
     def _expected(self) -> list[tuple[int, float]]:
@@ -120,10 +129,10 @@ class GuessCosts:
         if self._num_learnt % LEARNT_STEPS == 0 or not self._line:
             self.version += 1
         self._added.setdefault(about(num_guesses), RunningMedian(NUM_SAMPLES)).add(max(0.0, added_s))
-        self._line = _line(self._added, self.slopes.value)
-        known = [(count, one.value) for count, one in self._added.items() if len(one) >= KNOWN_SAMPLES]
+        known = sorted((count, one.value) for count, one in self._added.items() if len(one) >= KNOWN_SAMPLES)
         if len(known) > 1:
-            self.slopes.add(id(self), known)
+            self.slopes.learn(self.octave, known)
+        self._line = sorted([*known, *self._presumed(known)])
 
     def wait(self, longer_s: float) -> None:
         """A step that waited, and had none."""
@@ -137,32 +146,33 @@ class GuessCosts:
             self.overhead.fade()
             self.version += 1
 
+    def _presumed(self, known: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+        """By numbers of which little is known: what few steps say counts for less than what the others let expect, if
+        it is more than that. A number of guesses is not given up for one step that was held up."""
+        few = [(count, one.least, len(one)) for count, one in self._added.items() if len(one) < KNOWN_SAMPLES]
+        if not known:
+            return [(count, least * weight / KNOWN_SAMPLES) for count, least, weight in few]
+        presumed = [(count, least, weight, self._on(known, count)) for count, least, weight in few]
+        return [
+            (count, min(least, (expected + weight * least) / (1 + weight)))
+            for count, least, weight, expected in presumed
+        ]
 
-def _line(added: dict[int, RunningMedian], slope: float | None) -> list[tuple[int, float]]:
-    """What few steps say counts only where nothing more is known, and for less, or where it is less than that lets
-    expect: a number of guesses is not given up for one step that was held up."""
-    known = sorted((count, one.value) for count, one in added.items() if len(one) >= KNOWN_SAMPLES)
-    others = [(count, one) for count, one in added.items() if len(one) < KNOWN_SAMPLES]
-    if not known:
-        return sorted((count, one.least * len(one) / KNOWN_SAMPLES) for count, one in others)
-    lower = [(count, one.least) for count, one in others if one.least < _on_line(known, count, slope)]
-    return sorted([*known, *lower])
-
-
-def _on_line(line: Sequence[tuple[int, float]], number: int, slope: float | None) -> float:
-    """See `GuessCosts.added_s`."""
-    if not line:
-        return 0.0
-    index = bisect_left(line, (number, 0.0))
-    if index == 0:
-        high, at_high = line[0]
-        return at_high * (1 + number / high) / 2 if slope is None else max(0.0, at_high - slope * (high - number))
-    low, at_low = line[index - 1]
-    if index == len(line):
-        return at_low + (number - low) * (at_low / low / 4 if slope is None else slope)
-    high, at_high = line[index]
-    part = (number - low) / (high - low)
-    return (1 - part) * at_low + part * at_high
+    def _on(self, line: Sequence[tuple[int, float]], number: int) -> float:
+        """See `added_s`."""
+        if not line:
+            return 0.0
+        index, slope = bisect_left(line, (number, 0.0)), self.slopes.value(self.octave)
+        if index == 0:
+            high, at_high = line[0]
+            return at_high * (1 + number / high) / 2 if slope is None else max(0.0, at_high - slope * (high - number))
+        low, at_low = line[index - 1]
+        if index == len(line):
+            slope = at_low / low / 4 / 2 ** (self.octave - 1) if slope is None else slope
+            return at_low + (number - low) * slope
+        high, at_high = line[index]
+        part = (number - low) / (high - low)
+        return (1 - part) * at_low + part * at_high
 
 
 def about(number: int) -> int:

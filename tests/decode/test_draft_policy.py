@@ -9,7 +9,7 @@ from isthmus.decode.decoded_step import DecodedStep, Part
 from isthmus.decode.draft_account import FIRST_CREDIT, LOSS_SHARE, MOST_CREDIT
 from isthmus.decode.draft_costs import REFRESH_STEPS, SURE_REFRESH_STEPS
 from isthmus.decode.draft_policy import LOOK_SHARE, MOST_SEARCH_STEPS, DraftPolicy
-from isthmus.decode.guess_costs import FIRST_PROBE_STEPS, KNOWN_SAMPLES, LAST_PROBE_STEPS
+from isthmus.decode.guess_costs import FIRST_PROBE_STEPS, KNOWN_SAMPLES, LAST_PROBE_STEPS, PROBE_GUESSES
 from isthmus.decode.plain_steps import KNOWN_SAMPLES as FIRST_PLAIN_STEPS
 
 PLAIN_S = 0.01
@@ -17,7 +17,8 @@ PLAIN_S = 0.01
 
 @dataclass
 class World:
-    """Each guess adds `guess_s` to a step, and `wait_s` to that after it; of all guesses `right` are right."""
+    """Each guess adds `guess_s` to a step, one more of a row `turn_s`, and any `wait_s` to the step after it; of all
+    guesses `right` are right."""
 
     guess_s: float
     plain_s: float = PLAIN_S
@@ -25,6 +26,7 @@ class World:
     right: float | None = None
     """None: as many as `rate` says."""
     wait_s: float = 0.0
+    turn_s: float = 0.0
     had_guesses: bool = False
     elapsed_s: float = 0.0
     num_tokens: float = 0.0
@@ -34,7 +36,7 @@ class World:
         wanted = self.policy.lengths([rate] * num_rows, [limit] * num_rows, num_rows)
         num_guesses, before = sum(wanted), self.had_guesses
         self.had_guesses = num_guesses > 0
-        elapsed_s = self.plain_s + self.guess_s * num_guesses + self.wait_s * before
+        elapsed_s = self.plain_s + self.guess_s * num_guesses + self.turn_s * max(wanted) + self.wait_s * before
         right = sum(expected(rate, count) for count in wanted) if self.right is None else self.right * num_guesses
         part = Part.WAITED if num_guesses or before else Part.NONE
         self.policy.record(DecodedStep(num_rows, elapsed_s, num_guesses, num_guesses, right, part))
@@ -239,6 +241,26 @@ def test_what_guesses_add_in_smaller_batches_is_expected_of_larger_ones() -> Non
     tried = made(world.steps(FIRST_PROBE_STEPS, num_rows=8, limit=1))
     fresh = World(1.5 * PLAIN_S)
     assert tried == 0 < made(fresh.steps(FIRST_PROBE_STEPS, num_rows=8, limit=1))
+
+
+@pytest.mark.parametrize("size", [8, 32])
+def test_where_all_rows_are_guessed_for_as_fast_as_one_that_is_found_out(size: int) -> None:
+    """As on a GPU: in a small batch one more guess is one more of each row."""
+    world = World(0.0, turn_s=0.3 * PLAIN_S)
+    world.steps(60, limit=4, rate=0.95)
+    steps = world.steps(60, num_rows=size, limit=4, rate=0.95)
+    assert made(steps[30:]) >= 25
+    assert steps[-1] == [4] * size
+
+
+@pytest.mark.parametrize("guess_s", [0.05 * PLAIN_S, 0.1 * PLAIN_S, 0.2 * PLAIN_S])
+def test_that_guesses_of_all_rows_take_long_is_seen_at_once(guess_s: float) -> None:
+    """As on a CPU, where a batch of one row lets expect far too little; a few guesses had been tried before."""
+    world = World(guess_s)
+    world.steps(60, limit=4, rate=0.95)
+    world.steps(1000, num_rows=32, limit=4, rate=0.1)
+    steps = world.steps(300, num_rows=32, limit=4, rate=0.7)
+    assert sum(sum(wanted) > PROBE_GUESSES for wanted in steps) <= 2
 
 
 def test_who_waits_for_guesses_of_a_larger_batch_does_not_pay() -> None:

@@ -24,19 +24,19 @@ class VirtualClock:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """ms, of so many rows, guesses, and rows with guesses."""
+    """ms, of so many rows, guesses, and the most of a row, or rows with guesses."""
 
-    device: Callable[[int, int], float]
+    device: Callable[[int, int, int], float]
     launch: Callable[[int, int], float]
     apply: Callable[[int], float]
 
 
 GPU = Costs(
-    device=lambda rows, guesses: (0.31 + 0.019 * rows) if not guesses else 0.5 + 0.03 * min(rows, 16),
+    device=lambda rows, _, most: 0.08 * most + 0.03 * min(rows, 16) + 0.18 if most else 0.31 + 0.019 * rows,
     launch=lambda rows, guessing: 0.13 + 0.01 * rows + (0.05 + 0.013 * guessing if guessing else 0.0),
     apply=lambda rows: 0.07 + 0.0065 * rows,
 )
-CPU = Costs(device=lambda rows, guesses: 40.0 + 6.0 * (rows + guesses), launch=lambda *_: 0.2, apply=lambda _: 0.1)
+CPU = Costs(device=lambda rows, guesses, _: 40.0 + 6.0 * (rows + guesses), launch=lambda *_: 0.2, apply=lambda _: 0.1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +74,9 @@ class VirtualGpu:
             del self._writing[seq_id]
 
     def launch(self, plan: Plan) -> VirtualStep:
-        rows, guesses = len(plan.rows), sum(row.num_drafts for row in plan.rows)
-        self.clock.now += MS * self._noisy(self.costs.launch(rows, sum(row.num_drafts > 0 for row in plan.rows)))
-        takes = MS * self._noisy(self.costs.device(rows, guesses))
+        rows, guesses = len(plan.rows), [row.num_drafts for row in plan.rows]
+        self.clock.now += MS * self._noisy(self.costs.launch(rows, sum(map(bool, guesses))))
+        takes = MS * self._noisy(self.costs.device(rows, sum(guesses), max(guesses)))
         self._busy_until = max(self._busy_until, self.clock.now) + takes
         return VirtualStep(plan, [token for row in plan.rows for token in self._draw(row)], self._busy_until, self)
 
