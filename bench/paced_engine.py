@@ -5,12 +5,10 @@ when the one before it ends. What is left of a turn is what the host takes.
 """
 
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..engine.guesses import followed
-from ..engine.plan import NOT_DRAWN, Plan, Result, Row, SequenceSeed
-from ..text.grammar_masks import allows
+from ..engine.plan import Plan, Result
+from .known_texts import KnownTexts
 
 SPIN_S = 1e-4
 """Before the end of a wait, as sleep may be late by about so much."""
@@ -29,29 +27,16 @@ class _Step:
 
 
 @dataclass(slots=True)
-class PacedEngine:
-    num_blocks: int
-    block_size: int
-    texts: Mapping[tuple[int, ...], Sequence[int]]
-    """By their prompts, what is written after them."""
+class PacedEngine(KnownTexts):
     step_s: float
     guesses_s: float
     """What a step takes longer that has guesses."""
-    overlaps: bool = True
     waited_s: float = 0.0
     """By the host, for steps: what remains of the time it worked."""
-    _writing: dict[int, Sequence[int]] = field(default_factory=dict)
-    _busy_until: float = 0.0
-
-    def admit(self, seed: SequenceSeed) -> None:
-        self._writing[seed.seq_id] = self.texts[tuple(seed.prompt_ids)]
-
-    def retire(self, *seq_ids: int) -> None:
-        for seq_id in seq_ids:
-            del self._writing[seq_id]
+    _busy_until: float = field(init=False, default=0.0)
 
     def launch(self, plan: Plan) -> _Step:
-        tokens = [token for row in plan.rows for token in self._draw(row)]
+        tokens = self.drawn(plan)
         takes_s = self.step_s + self.guesses_s * any(row.num_drafts for row in plan.rows)
         self._busy_until = max(self._busy_until, time.monotonic()) + takes_s
         return _Step(plan, tokens, self._busy_until, self)
@@ -63,19 +48,3 @@ class PacedEngine:
         while time.monotonic() < ready_at:
             pass
         self.waited_s += time.monotonic() - start_s
-
-    def _draw(self, row: Row) -> list[int]:
-        """Raises AssertionError where a mask does not let come what is to come."""
-        guesses: tuple[int, ...] = ()
-        draws = row.draws
-        if row.num_drafts:
-            found = followed(row, row.token_ids[1:])
-            guesses, draws = tuple(found.token_ids), found.draws
-        drawn: list[int] = []
-        for index, draw in enumerate(draws):
-            is_made = index == 0 or (index <= len(guesses) and drawn[-1] == guesses[index - 1])
-            drawn.append(self._writing[row.seq_id][draw.position] if is_made else NOT_DRAWN)
-            if index <= len(guesses) and draw.mask is not None:
-                words = draw.mask.result()
-                assert not is_made or allows(words, drawn[-1]), "a token that its mask does not let come"
-        return drawn

@@ -53,7 +53,7 @@ class Worker:
     _decoder: BatchDecoder = field(init=False)
 
     def __post_init__(self) -> None:
-        self._engine = VirtualGpu(self.clock, self.costs, random.Random(1), overlaps=self.costs is GPU)
+        self._engine = VirtualGpu(1024, 16, {}, self.clock, self.costs, random.Random(1), overlaps=self.costs is GPU)
         self._decoder = BatchDecoder(self._engine, 32, 512, self.speculation, clock=self.clock)
 
     def pace(self, rounds: Sequence[Texts]) -> float:

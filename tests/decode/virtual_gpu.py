@@ -5,10 +5,11 @@ other. What steps take varies at random, and some are held up.
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from isthmus.engine.plan import NOT_DRAWN, Plan, Result, Row, SequenceSeed
+from isthmus.bench.known_texts import KnownTexts
+from isthmus.engine.plan import Plan, Result
 
 MS = 1e-3
 HELD_UP, NOISE = 0.005, 0.03
@@ -52,33 +53,20 @@ class VirtualStep:
 
 
 @dataclass(slots=True)
-class VirtualGpu:
-    """See plan.Engine. On a CPU `launch` returns when the step is done."""
+class VirtualGpu(KnownTexts):
+    """On a CPU `launch` returns when the step is done."""
 
     clock: VirtualClock
     costs: Costs
     rng: random.Random
-    texts: Mapping[tuple[int, ...], Sequence[int]] = field(default_factory=dict)
-    """By their prompts, what is written after them."""
-    overlaps: bool = True
-    num_blocks: int = 1024
-    block_size: int = 16
-    _writing: dict[int, Sequence[int]] = field(default_factory=dict)
-    _busy_until: float = 0.0
-
-    def admit(self, seed: SequenceSeed) -> None:
-        self._writing[seed.seq_id] = self.texts[tuple(seed.prompt_ids)]
-
-    def retire(self, *seq_ids: int) -> None:
-        for seq_id in seq_ids:
-            del self._writing[seq_id]
+    _busy_until: float = field(init=False, default=0.0)
 
     def launch(self, plan: Plan) -> VirtualStep:
         rows, guesses = len(plan.rows), [row.num_drafts for row in plan.rows]
         self.clock.now += MS * self._noisy(self.costs.launch(rows, sum(map(bool, guesses))))
         takes = MS * self._noisy(self.costs.device(rows, sum(guesses), max(guesses)))
         self._busy_until = max(self._busy_until, self.clock.now) + takes
-        return VirtualStep(plan, [token for row in plan.rows for token in self._draw(row)], self._busy_until, self)
+        return VirtualStep(plan, self.drawn(plan), self._busy_until, self)
 
     def finish(self, step: VirtualStep) -> None:
         takes = self._noisy(self.costs.apply(len(step.plan.rows)))
@@ -87,13 +75,3 @@ class VirtualGpu:
     def _noisy(self, takes: float) -> float:
         held_up = 2 * self.rng.random() if self.rng.random() < HELD_UP else 0.0
         return takes * (1 + held_up + abs(self.rng.gauss(0, NOISE)))
-
-    def _draw(self, row: Row) -> list[int]:
-        if not row.draws:  # a part of a prompt
-            return []
-        text, guesses = self._writing[row.seq_id], row.token_ids[1 : 1 + row.num_drafts]
-        drawn: list[int] = []
-        for index, draw in enumerate(row.draws):
-            is_made = index == 0 or (drawn[-1] >= 0 and drawn[-1] == guesses[index - 1])
-            drawn.append(text[draw.position] if is_made and draw.position < len(text) else NOT_DRAWN)
-        return drawn
