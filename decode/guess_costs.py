@@ -5,6 +5,7 @@ There they also cost the steps around their own: that is measured, too, and coun
 the longer they go on.
 """
 
+import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -132,7 +133,7 @@ class GuessCosts:
         known = sorted((count, one.value) for count, one in self._added.items() if len(one) >= KNOWN_SAMPLES)
         if len(known) > 1:
             self.slopes.learn(self.octave, known)
-        self._line = sorted([*known, *self._presumed(known)])
+        self._line = self._with_few(known)
 
     def wait(self, longer_s: float) -> None:
         """A step that waited, and had none."""
@@ -146,17 +147,23 @@ class GuessCosts:
             self.overhead.fade()
             self.version += 1
 
-    def _presumed(self, known: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-        """By numbers of which little is known: what few steps say counts for less than what the others let expect, if
-        it is more than that. A number of guesses is not given up for one step that was held up."""
-        few = [(count, one.least, len(one)) for count, one in self._added.items() if len(one) < KNOWN_SAMPLES]
+    def _with_few(self, known: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+        """Those, and numbers of which little is known: none takes longer than a larger one, as a number of guesses is
+        not given up for one step that was held up."""
+        line, least_above = list[tuple[int, float]](), math.inf
+        for count, one in sorted(self._added.items(), reverse=True):
+            is_known = len(one) >= KNOWN_SAMPLES
+            value = one.value if is_known else min(self._of_few(count, one, known), least_above)
+            least_above = min(least_above, value)
+            line.append((count, value))
+        return line[::-1]
+
+    def _of_few(self, count: int, one: RunningMedian, known: Sequence[tuple[int, float]]) -> float:
+        """What few steps say counts for less than what the others let expect, if it is more than that."""
+        weight, least = len(one), one.least
         if not known:
-            return [(count, least * weight / KNOWN_SAMPLES) for count, least, weight in few]
-        presumed = [(count, least, weight, self._on(known, count)) for count, least, weight in few]
-        return [
-            (count, min(least, (expected + weight * least) / (1 + weight)))
-            for count, least, weight, expected in presumed
-        ]
+            return weight * least / KNOWN_SAMPLES
+        return min(least, (self._on(known, count) + weight * least) / (1 + weight))
 
     def _on(self, line: Sequence[tuple[int, float]], number: int) -> float:
         """See `added_s`."""
