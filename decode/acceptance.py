@@ -15,7 +15,7 @@ class Acceptance:
 
     def __init__(self, general: "Acceptance | None" = None, below: "Acceptance | None" = None) -> None:
         """What is expected beforehand is `general`, the rate of others, or that of guesses `below`, which are not as
-        sure, if that is higher."""
+        sure, if that is higher and any were judged."""
         self._general, self._below = general, below
         self._num_right = 0.0
         self._num_judged = 0.0
@@ -25,7 +25,10 @@ class Acceptance:
     @property
     def rate(self) -> float:
         expected = FIRST_RATE if self._general is None else self._general.rate
-        if (below := self._below) is not None:
+        below = self._below
+        while below is not None and not below._num_judged:
+            below = below._below
+        if below is not None:
             if below._as_below is None:
                 below._as_below = below.rate
             expected = max(expected, below._as_below)

@@ -77,7 +77,8 @@ class Experience:
         """Of guesses of a class, for requests of a kind."""
         found = self._acceptances.get((kind, of))
         if found is None:
-            found = self._acceptances[kind, of] = Acceptance(below=self._acceptances.get((kind, of - 1)))
+            below = self.acceptance(kind, of - 1) if of else None
+            found = self._acceptances[kind, of] = Acceptance(below=below)
         return found
 
     @property
@@ -160,6 +161,8 @@ class Speculator:
         return (self._number + self._number // num_groups) % num_groups == group
 
     def _acceptance(self, of: int) -> Acceptance:
-        if of not in self._own:
-            self._own[of] = Acceptance(self._experience.acceptance(self._kind, of), self._own.get(of - 1))
-        return self._own[of]
+        found = self._own.get(of)
+        if found is None:
+            below = self._acceptance(of - 1) if of else None
+            found = self._own[of] = Acceptance(self._experience.acceptance(self._kind, of), below)
+        return found

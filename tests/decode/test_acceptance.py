@@ -73,3 +73,14 @@ def test_surer_guesses_are_expected_to_be_right_as_often_at_least() -> None:
         learning.learn(4, 0)
     assert learning.rate < 0.2
     assert sure.rate > 0.9, "they are not held against the others"
+
+
+def test_of_less_sure_guesses_only_what_was_judged_counts() -> None:
+    """Else a sequence would go on expecting what others had not found out when it began."""
+    general, generally_less_sure = Acceptance(), Acceptance()
+    less_sure = Acceptance(generally_less_sure)
+    surer = Acceptance(general, less_sure)
+    assert surer.rate == FIRST_RATE
+    for _ in range(50):
+        general.learn(1, 0)
+    assert surer.rate == pytest.approx(general.rate)

@@ -11,7 +11,7 @@ from isthmus.decode.guess_costs import PROBE_GUESSES
 from isthmus.decode.lookout import LAST_RECALL_STEPS, NUM_SCOUTS, REST_STEPS, SCOUTED_STEPS, Lookout
 from isthmus.decode.ngram_proposer import NgramProposer
 from isthmus.decode.speculation import Speculation
-from isthmus.decode.speculator import EngineProposer, Experience, Proposer, Reach, Speculator
+from isthmus.decode.speculator import USUAL, EngineProposer, Experience, Proposer, Reach, Speculator
 from isthmus.engine.plan import DRAFT
 from isthmus.tests.decode.speculating import speculation_of
 from isthmus.wire.sampling import Guidance, SamplingParams
@@ -127,6 +127,14 @@ def test_each_class_of_guesses_is_known_by_itself() -> None:
     assert rate(Speculator(good, 4, experience)) > 0.9
     assert rate(Speculator(bad, 4, experience)) < 0.2
     assert experience.best_rate > 0.9
+
+
+def test_a_class_expects_what_those_below_it_show_whichever_was_met_first() -> None:
+    experience = Experience()
+    surer, less_sure = experience.acceptance(USUAL, 3), experience.acceptance(USUAL, 1)
+    for _ in range(50):
+        less_sure.learn(4, 4)
+    assert surer.rate == pytest.approx(less_sure.rate)
 
 
 def test_each_kind_of_request_is_known_by_itself() -> None:
