@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from .decoded_step import DecodedStep, Part
-from .guess_costs import FIRST_PROBE_STEPS, LAST_PROBE_STEPS, NUM_SAMPLES, GuessCosts
+from .guess_costs import FIRST_PROBE_STEPS, KNOWN_SAMPLES, LAST_PROBE_STEPS, NUM_SAMPLES, GuessCosts
 from .plain_steps import PlainSteps
 from .running_median import RunningMedian
 
@@ -33,13 +33,14 @@ class DraftCosts:
     plain: PlainSteps
     now: int = 0
     """Steps of the worker."""
-    refused_at: int | None = None
-    """When the engine last left guesses out of such batches, then."""
+    refused_at: int = 0
+    num_refused: int = 0
+    """When the engine last left guesses out of such batches, and how many times in a row."""
     usual_guessing: RunningMedian = field(default_factory=partial(RunningMedian, NUM_SAMPLES))
     usual_waiting: RunningMedian = field(default_factory=partial(RunningMedian, NUM_SAMPLES))
     least_rate: float = 1.0
-    """As last reckoned, of a gain and a version of what guesses cost."""
-    reckoned: tuple[float, int] | None = None
+    """As last reckoned, of a gain, a version of what guesses cost, and about what a plain step takes."""
+    reckoned: tuple[float, int, int] | None = None
 
     @property
     def is_known(self) -> bool:
@@ -58,7 +59,9 @@ class DraftCosts:
 
     @property
     def _is_refused(self) -> bool:
-        return self.refused_at is not None and self.now - self.refused_at < LAST_PROBE_STEPS
+        if not self.num_refused:
+            return False
+        return self.now - self.refused_at < min(2**self.num_refused, LAST_PROBE_STEPS)
 
     @property
     def plain_s(self) -> float | None:
@@ -82,12 +85,12 @@ class DraftCosts:
         guesses, plain_s = self.guesses, self.plain_s
         guesses.account.earn(step.num_steps)
         if step.num_drafts:
-            self.refused_at = None if step.num_tried else self.now
+            self.refused_at, self.num_refused = self.now, 0 if step.num_tried else self.num_refused + 1
         if step.part is Part.NONE and not step.num_drafts:
             self.plain.add(self.size, step.elapsed_s, self.now, self._stale_steps)
         elif plain_s is not None and (step.num_drafts or step.part is Part.WAITED):
             payer = guesses if step.num_drafts or waits_for is None else waits_for
-            payer.account.settle(step, self._spent_s(step), plain_s)
+            payer.account.settle(step, self._spent_s(step, plain_s), plain_s)
             if not step.num_tried:
                 payer.wait(min(step.elapsed_s, HELD_UP * plain_s) - plain_s)
         if step.num_tried:
@@ -102,8 +105,9 @@ class DraftCosts:
             return None
         return step.elapsed_s - plain_s
 
-    def _spent_s(self, step: DecodedStep) -> float:
+    def _spent_s(self, step: DecodedStep, plain_s: float) -> float:
         """But for what held it up, which has to do with something else."""
         usual = self.usual_guessing if step.num_drafts else self.usual_waiting
         usual.add(step.elapsed_s)
-        return min(step.elapsed_s, HELD_UP * usual.value)
+        most_s = HELD_UP * usual.value if len(usual) >= KNOWN_SAMPLES else FIRST_HELD_UP * plain_s
+        return min(step.elapsed_s, most_s)

@@ -23,6 +23,8 @@ LOOK_SHARE = 0.004
 """Of the time, that looks may take: steps are short where a small model runs on a GPU."""
 MOST_SEARCH_STEPS = 64
 """From one look to the next, though a first one, which reads a prompt, took long."""
+PLAIN_PARTS = 10
+"""What pays is reckoned anew when a plain step takes a tenth longer or shorter."""
 NUM_RATES = 20
 RATES = [step / NUM_RATES for step in range(1, NUM_RATES)]
 """That are told apart."""
@@ -51,9 +53,10 @@ class DraftPolicy:
         if bar is None:
             return 1.0, False
         if guesses.is_curious:
-            return LEAST_RATE, True
-        if costs.reckoned != (bar, guesses.version):
-            costs.least_rate, costs.reckoned = _least_rate(limit, num_rows, costs, bar), (bar, guesses.version)
+            return 0.0, True
+        known = bar, guesses.version, round(PLAIN_PARTS * math.log(costs.plain_s or 1.0))
+        if costs.reckoned != known:
+            costs.least_rate, costs.reckoned = _least_rate(limit, num_rows, costs, bar), known
         return costs.least_rate, False
 
     def search_steps(self, num_rows: int, look_s: float) -> int:

@@ -23,6 +23,8 @@ PROBE_GUESSES = 2
 """Of one row."""
 RECKON_STEPS, LEARNT_STEPS = 64, 8
 """Without guesses and with, after which it is reckoned anew what pays."""
+OLD_STEPS = 512
+"""With guesses: what numbers added that none of them had is measured anew."""
 OVERHEAD_DECAY = 0.8
 """Of what waiting cost, from one step with guesses to the next."""
 LEAST_S = 1e-5
@@ -63,6 +65,9 @@ class Slopes:
         (low, at_low), (high, at_high) = min(known), max(known)
         self._known[octave] = max(0.0, (at_high - at_low) / (high - low))
 
+    def forget(self, octave: int) -> None:
+        self._known.pop(octave, None)
+
     def value(self, octave: int) -> float | None:
         """That of the next smaller batches that is known is taken to be for one guess of each row: so it is on a GPU,
         and where it is more, as on a CPU, a step or two with guesses show it."""
@@ -102,6 +107,8 @@ class GuessCosts:
     """Of those, numbers and what they added, where that is known, or less than the others let expect."""
     _num_learnt: int = 0
     """Steps with guesses."""
+    _learnt_at: dict[int, int] = field(default_factory=dict)
+    """By those numbers, when that was last."""
 
     @property
     def is_curious(self) -> bool:
@@ -129,10 +136,15 @@ class GuessCosts:
         self._num_learnt += 1
         if self._num_learnt % LEARNT_STEPS == 0 or not self._line:
             self.version += 1
-        self._added.setdefault(about(num_guesses), RunningMedian(NUM_SAMPLES)).add(max(0.0, added_s))
+            self._forget_old()
+        number = about(num_guesses)
+        self._added.setdefault(number, RunningMedian(NUM_SAMPLES)).add(max(0.0, added_s))
+        self._learnt_at[number] = self._num_learnt
         known = sorted((count, one.value) for count, one in self._added.items() if len(one) >= KNOWN_SAMPLES)
         if len(known) > 1:
             self.slopes.learn(self.octave, known)
+        elif self._num_learnt > OLD_STEPS:
+            self.slopes.forget(self.octave)
         self._line = self._with_few(known)
 
     def wait(self, longer_s: float) -> None:
@@ -146,6 +158,11 @@ class GuessCosts:
         if self.overhead.spent_s and before // RECKON_STEPS != self.quiet_steps // RECKON_STEPS:
             self.overhead.fade()
             self.version += 1
+
+    def _forget_old(self) -> None:
+        """A number that was given up as too dear is never measured otherwise."""
+        for number in [one for one, at in self._learnt_at.items() if self._num_learnt - at > OLD_STEPS]:
+            del self._added[number], self._learnt_at[number]
 
     def _with_few(self, known: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
         """Those, and numbers of which little is known: none takes longer than a larger one, as a number of guesses is

@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from .guidance import Guides
     from .phrase_ban import PhraseBans
 
+REFUSED_STEPS = 1024
+"""Beside prompts, before guesses are tried there again of which the engine left out all."""
 WAITING_SHARE = 8
 """A step is not planned ahead of the one in flight where one in so many sequences could not be in it."""
 
@@ -112,8 +114,8 @@ class DecodeScheduler:
         self._num_steps = 0
         self._waits_since: float | None = None
         """The next step has waited for the one in flight."""
-        self._guesses_beside_prompts = True
-        """Until the engine leaves all out there."""
+        self._guess_beside_prompts_at = 0
+        """From which step on: later each time that the engine leaves all out there."""
         self._credit: Credit | None = None
         self._seen_blocks = 0
         self._meter = StepMeter()
@@ -212,7 +214,7 @@ class DecodeScheduler:
         if in_flight is not None and self._many_wait():
             self._wait(now)
             return None
-        if self._computes_prompts and not self._guesses_beside_prompts:
+        if self._computes_prompts and self._num_steps < self._guess_beside_prompts_at:
             self._speculation.skip_step()
         else:
             self._speculation.begin_step(len(self._running), self._has_grammar)
@@ -248,8 +250,8 @@ class DecodeScheduler:
             num_steps = self._speculation.notes(flight.part, len(flight.decoding))
             if num_steps:
                 self._speculation.record(flight.decoded(result, elapsed_s, num_steps))
-        if flight.chunks and flight.num_drafts:
-            self._guesses_beside_prompts = result.token_ids.count(NOT_TRIED) < flight.num_drafts
+        if flight.chunks and flight.num_drafts and result.token_ids.count(NOT_TRIED) == flight.num_drafts:
+            self._guess_beside_prompts_at = self._num_steps + REFUSED_STEPS
         rows: list[TokenRow | None] = []
         for prompt, num_tokens in flight.chunks:
             prompt.pending -= 1
@@ -407,7 +409,7 @@ class DecodeScheduler:
         return any(prompt.state is PromptState.PREFILLING for prompt in self._prompts.values())
 
     def _has_grammar(self) -> bool:
-        return any(one.guide is not None for one in self._running)
+        return any(one.guide is not None and not one.guide.holds_up for one in self._running)
 
     def _awaits_guesses(self) -> bool:
         """Whether guesses will pay in a step after the one in flight: then all wait for that, and else nobody."""

@@ -19,6 +19,8 @@ from .speculator import EngineProposer, Experience, Kind, Proposer, Reach, Specu
 NOTED_S, MOST_UNNOTED = 0.02, 24
 """Of plain steps, once some are known, one is noted in about so much time, and one in so many at least: noting takes a
 part of short ones."""
+MOST_LOOKED = 48
+"""Steps with looks and no guesses in a row, of which none is noted: then one is, for all of them."""
 MOST_CHANGES = 4
 """A step whose batch is not the one before's also takes what coming and going takes, so that it is not noted: unless so
 many in a row are like that."""
@@ -188,7 +190,7 @@ class Speculation:
             self._note_every = 1
             return 0
         self._num_changes = 0
-        if self._num_unnoted < self._note_every or part is Part.LOOKED:
+        if self._num_unnoted < (MOST_LOOKED if part is Part.LOOKED else self._note_every):
             return 0
         count, self._num_unnoted = self._num_unnoted, 0
         return count

@@ -82,15 +82,12 @@ class ModelProposer(DeviceProposer):
         progress = self._progress
         if progress is None:
             return {row.seq_id for row in rows}
-        missing: list[Row] = []
-        for row in rows:
-            lacking = progress.missing(row)
-            if lacking is not None and sum(len(one.token_ids) for one in (*missing, lacking)) <= CATCH_UP_TOKENS:
-                missing.append(lacking)
-        if missing:
+        room = CATCH_UP_TOKENS
+        while missing := _missing(progress, rows, room):
             self._compute(missing)
             for row in missing:
                 progress.computed(row)
+                room -= len(row.token_ids)
         return {row.seq_id for row in rows if progress.is_ready(row)}
 
     def upload(self, parity: int, rows: Sequence[Row]) -> None:
@@ -155,3 +152,14 @@ class ModelProposer(DeviceProposer):
         nothing = torch.zeros(0, dtype=torch.int64, device=self._runtime.device)
         self._model.hidden(F.embedding(inputs.token_ids, self._model.embedding), nothing, attention)
         self._runtime.mark()()
+
+
+def _missing(progress: DraftProgress, rows: Sequence[Row], room: int) -> list[Row]:
+    """What rows lack, as many tokens as there is room for."""
+    missing: list[Row] = []
+    for row in rows:
+        lacking = progress.missing(row)
+        if lacking is not None and len(lacking.token_ids) <= room:
+            room -= len(lacking.token_ids)
+            missing.append(lacking)
+    return missing

@@ -1,5 +1,6 @@
 """How many tokens are guessed, in worlds where steps and guesses take what they take."""
 
+import math
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
@@ -111,6 +112,46 @@ def test_a_first_step_that_was_held_up_ends_nothing() -> None:
     world.steps(FIRST_PLAIN_STEPS + 1)
     world.guess_s = 0.0005
     assert made(world.steps(1500)) > 300
+
+
+@pytest.mark.parametrize("part", ["guesses", "waited"])
+def test_one_step_of_a_size_that_is_not_known_yet_does_not_close_the_account(part: str) -> None:
+    """Nor does it where others of that octave know what guesses take."""
+    world = World(0.05 * PLAIN_S)
+    world.steps(200, num_rows=7)
+    for _ in range(FIRST_PLAIN_STEPS):
+        world.policy.record(DecodedStep(5, PLAIN_S))
+    count = 8 * (part == "guesses")
+    world.policy.record(DecodedStep(5, 500 * PLAIN_S, count, count, 0, Part.WAITED))
+    assert made(world.steps(1000, num_rows=7)) > 500
+
+
+@pytest.mark.parametrize("limit", [4, 16])
+def test_a_number_that_was_dear_for_a_while_is_measured_again(limit: int) -> None:
+    """It was given up, and so not measured otherwise."""
+    world = World(0.05 * PLAIN_S)
+    most = max(world.steps(300, rate=0.95, limit=limit))
+    world.plain_s = 3 * PLAIN_S
+    while max(world.step(rate=0.95, limit=limit)) == max(most):
+        pass
+    world.plain_s = PLAIN_S
+    world.steps(4000, rate=0.95, limit=limit)
+    assert most in world.steps(100, rate=0.95, limit=limit)
+
+
+def test_what_pays_is_reckoned_anew_where_plain_steps_change() -> None:
+    """Nobody looks for guesses that are not right often enough, so it must be found out without any."""
+    policy = DraftPolicy()
+    for _ in range(FIRST_PLAIN_STEPS + 1):
+        policy.record(DecodedStep(1, PLAIN_S))
+    for _ in range(3 * KNOWN_SAMPLES):
+        policy.record(DecodedStep(1, 3 * PLAIN_S, 2, 2, 2, Part.WAITED))
+    policy.record(DecodedStep(1, PLAIN_S, part=Part.WAITED))
+    before, _ = policy.least_rate(1, 2)
+    for _ in range(SURE_REFRESH_STEPS // 8):
+        policy.record(DecodedStep(1, 8 * PLAIN_S, num_steps=8))
+    after, is_probe = policy.least_rate(1, 2)
+    assert is_probe or after < before
 
 
 def test_a_time_that_is_past_is_forgotten() -> None:
@@ -295,6 +336,17 @@ def test_never_more_than_there_may_be(guess_s: float) -> None:
     assert world.policy.lengths([], [], 3) == []
 
 
+def test_a_try_is_for_whoever_has_a_guess() -> None:
+    """Also for one who was hardly ever right: how else is it found out that this has changed?"""
+    policy = DraftPolicy()
+    for _ in range(FIRST_PLAIN_STEPS + 6):
+        policy.record(DecodedStep(1, PLAIN_S, num_steps=LAST_PROBE_STEPS // 8))
+    policy.record(DecodedStep(1, 9 * PLAIN_S, 2, 2, 0, Part.WAITED))
+    for _ in range(8):
+        policy.record(DecodedStep(1, PLAIN_S, num_steps=LAST_PROBE_STEPS // 8))
+    assert policy.least_rate(1, 4) == (0.0, True)
+
+
 def test_tries_are_within_limits() -> None:
     world = World(PLAIN_S)
     for _ in range(3 * FIRST_PROBE_STEPS):
@@ -304,7 +356,7 @@ def test_tries_are_within_limits() -> None:
 @pytest.mark.parametrize("num_rows", [1, 4])
 @pytest.mark.parametrize("rate", [0.8, 0.95])
 def test_where_the_engine_tries_nothing(num_rows: int, rate: float) -> None:
-    """It leaves guesses out of such batches: nor are they made, but for a try now and then."""
+    """It leaves guesses out of such batches: nor are they made, but for a try now and then, ever more rarely."""
     world, asked, steps = World(0.0), 0, 4 * LAST_PROBE_STEPS
     for _ in range(steps):
         wanted = world.policy.lengths([rate] * num_rows, [4] * num_rows, num_rows)
@@ -313,7 +365,15 @@ def test_where_the_engine_tries_nothing(num_rows: int, rate: float) -> None:
             world.policy.record(DecodedStep(num_rows, 1.2 * PLAIN_S, 16, part=Part.WAITED))
         else:
             world.policy.record(DecodedStep(num_rows, PLAIN_S))
-    assert 1 < asked <= 1 + steps / LAST_PROBE_STEPS
+    assert 1 < asked <= math.log2(LAST_PROBE_STEPS) + steps / LAST_PROBE_STEPS
+
+
+def test_one_request_that_may_have_none_does_not_end_those_of_others() -> None:
+    """An engine leaves out all guesses of a step for one row."""
+    world = World(0.0)
+    world.steps(20)
+    world.policy.record(DecodedStep(1, PLAIN_S, 8, part=Part.WAITED))
+    assert made(world.steps(20)) >= 16
 
 
 def test_where_the_engine_tries_nothing_in_a_batch_that_was_never_measured() -> None:

@@ -1,7 +1,7 @@
 """Which steps without guesses are noted: enough to know what they take, and none that takes more for another reason."""
 
 from isthmus.decode.decoded_step import DecodedStep, Part
-from isthmus.decode.speculation import MOST_CHANGES, MOST_UNNOTED, NOTED_S, Speculation
+from isthmus.decode.speculation import MOST_CHANGES, MOST_LOOKED, MOST_UNNOTED, NOTED_S, Speculation
 from isthmus.decode.speculator import EngineProposer
 
 STEP_S = 0.001
@@ -46,3 +46,9 @@ def test_what_waited_is_recorded_by_itself_and_what_looked_counts_with_the_next(
     assert noted(speculation, [8] * 3, Part.LOOKED) == [0, 0, 0]
     assert noted(speculation, [8]) == [num_untold + 4]
     assert noted(speculation, [8] * 3, Part.WAITED) == [1, 1, 1]
+
+
+def test_where_every_step_looks_time_goes_on() -> None:
+    """What is learnt of the time is else never learnt again: when to try, and what plain steps take."""
+    speculation = Speculation(EngineProposer, 4)
+    assert sum(noted(speculation, [8] * (4 * MOST_LOOKED), Part.LOOKED)) == 4 * MOST_LOOKED
