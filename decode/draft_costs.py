@@ -34,8 +34,8 @@ class DraftCosts:
     now: int = 0
     """Steps of the worker."""
     refused_at: int = 0
-    num_refused: int = 0
-    """When the engine last left guesses out of such batches, and how many times in a row."""
+    refused_steps: int = 0
+    """When the engine last left guesses out of such batches; not asked for so long, which doubles each time."""
     usual_guessing: RunningMedian = field(default_factory=partial(RunningMedian, NUM_SAMPLES))
     usual_waiting: RunningMedian = field(default_factory=partial(RunningMedian, NUM_SAMPLES))
     least_rate: float = 1.0
@@ -59,9 +59,7 @@ class DraftCosts:
 
     @property
     def _is_refused(self) -> bool:
-        if not self.num_refused:
-            return False
-        return self.now - self.refused_at < min(2**self.num_refused, LAST_PROBE_STEPS)
+        return self.now - self.refused_at < self.refused_steps
 
     @property
     def plain_s(self) -> float | None:
@@ -85,7 +83,8 @@ class DraftCosts:
         guesses, plain_s = self.guesses, self.plain_s
         guesses.account.earn(step.num_steps)
         if step.num_drafts:
-            self.refused_at, self.num_refused = self.now, 0 if step.num_tried else self.num_refused + 1
+            longer = min(max(2, 2 * self.refused_steps), LAST_PROBE_STEPS)
+            self.refused_at, self.refused_steps = self.now, 0 if step.num_tried else longer
         if step.part is Part.NONE and not step.num_drafts:
             self.plain.add(self.size, step.elapsed_s, self.now, self._stale_steps)
         elif plain_s is not None and (step.num_drafts or step.part is Part.WAITED):
