@@ -33,7 +33,7 @@ class Costs:
 
 
 GPU = Costs(
-    device=lambda rows, _, most: 0.08 * most + 0.03 * min(rows, 16) + 0.18 if most else 0.31 + 0.019 * rows,
+    device=lambda rows, _, most: max(0.31 + 0.019 * rows, (0.08 * most + 0.03 * min(rows, 16) + 0.18) * (most > 0)),
     launch=lambda rows, guessing: 0.13 + 0.01 * rows + (0.05 + 0.013 * guessing if guessing else 0.0),
     apply=lambda rows: 0.07 + 0.0065 * rows,
 )
