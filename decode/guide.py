@@ -79,10 +79,15 @@ class Guide:
         return self._mask
 
     @property
+    def takes_long(self) -> bool:
+        """The mask before this one did."""
+        return self._automaton.is_slow
+
+    @property
     def holds_up(self) -> bool:
         """The mask is not there yet and, as the one before it took long, may not be for a while: a step with this
         sequence in it would keep the others waiting."""
-        return self._automaton.is_slow and not self._mask.is_done
+        return self.takes_long and not self._mask.is_done
 
     @property
     def finished(self) -> bool:

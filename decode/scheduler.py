@@ -116,6 +116,10 @@ class DecodeScheduler:
         """The next step has waited for the one in flight."""
         self._guess_beside_prompts_at = 0
         """From which step on: later each time that the engine leaves all out there."""
+        self._has_begun = False
+        """To plan the next step."""
+        self._done: tuple[Flight, Result, float] | None = None
+        """The last step, and what it took, if speculation is yet to be told."""
         self._credit: Credit | None = None
         self._seen_blocks = 0
         self._meter = StepMeter()
@@ -211,16 +215,11 @@ class DecodeScheduler:
         assert in_flight is (self._flights[-1].plan if self._flights else None)
         assert len(self._flights) < 2, "two plans are in flight"
         self._now = now
-        if in_flight is not None and self._many_wait():
+        self._begin_step()
+        if in_flight is not None and (self._awaits_guesses() or self._many_wait()):
             self._wait(now)
             return None
-        if self._computes_prompts and self._num_steps < self._guess_beside_prompts_at:
-            self._speculation.skip_step()
-        else:
-            self._speculation.begin_step(len(self._running), self._has_grammar)
-        if in_flight is not None and self._awaits_guesses():
-            self._wait(now)
-            return None
+        self._has_begun = False
         flight = Flight(now if self._waits_since is None else self._waits_since)
         self._waits_since = None
         plannable = [one for one in self._running if one.plannable]
@@ -246,10 +245,8 @@ class DecodeScheduler:
         flight = self._flights.popleft()
         assert flight.plan is plan, "plans are applied in the order they were made"
         elapsed_s = self._meter.record(flight.start_s, now, flight.num_prompt_tokens)
-        if flight.decodes_only and elapsed_s > 0:
-            num_steps = self._speculation.notes(flight.part, len(flight.decoding))
-            if num_steps:
-                self._speculation.record(flight.decoded(result, elapsed_s, num_steps))
+        self._note()
+        self._done = flight, result, elapsed_s
         if flight.chunks and flight.num_drafts and result.token_ids.count(NOT_TRIED) == flight.num_drafts:
             self._guess_beside_prompts_at = self._num_steps + REFUSED_STEPS
         rows: list[TokenRow | None] = []
@@ -408,8 +405,31 @@ class DecodeScheduler:
     def _computes_prompts(self) -> bool:
         return any(prompt.state is PromptState.PREFILLING for prompt in self._prompts.values())
 
+    def _begin_step(self) -> None:
+        """Once for each, while the one before it is in flight, if any is: what is done then takes no time of a step
+        that waits."""
+        if self._has_begun:
+            return
+        self._has_begun = True
+        self._note()
+        if self._computes_prompts and self._num_steps < self._guess_beside_prompts_at:
+            self._speculation.skip_step()
+        else:
+            self._speculation.begin_step(len(self._running), self._has_grammar)
+
+    def _note(self) -> None:
+        """Tells speculation of the last step."""
+        if self._done is None:
+            return
+        (flight, result, elapsed_s), self._done = self._done, None
+        if flight.decodes_only and elapsed_s > 0:
+            num_steps = self._speculation.notes(flight.part, len(flight.decoding))
+            if num_steps:
+                self._speculation.record(flight.decoded(result, elapsed_s, num_steps))
+
     def _has_grammar(self) -> bool:
-        return any(one.guide is not None and not one.guide.holds_up for one in self._running)
+        """Whether any has one that will be in the next step."""
+        return any(one.is_guided for one in self._running)
 
     def _awaits_guesses(self) -> bool:
         """Whether guesses will pay in a step after the one in flight: then all wait for that, and else nobody."""

@@ -125,6 +125,13 @@ class Sequence:
         return self.guide is not None and self.guide.holds_up
 
     @property
+    def is_guided(self) -> bool:
+        """It has a grammar, and will have its mask in time for the next step."""
+        if self.guide is None:
+            return False
+        return not (self.guide.takes_long if self.pending else self.guide.holds_up)
+
+    @property
     def needs_last_token(self) -> bool:
         """Its next row can only be planned once no token of it is in flight: its grammar or its bans read it, or it is
         not known how many guesses are right."""

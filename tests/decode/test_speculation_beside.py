@@ -1,21 +1,26 @@
 """Guesses of some beside others who can have none: prompts being computed, and sequences that wait for their masks."""
 
 import random
-from collections.abc import Sequence
+import typing
 from dataclasses import dataclass, field
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from isthmus.bench.batch_decoder import BatchDecoder, Request
 from isthmus.decode import scheduler
-from isthmus.decode.scheduler import DecodeScheduler
+from isthmus.decode.guidance import Guides
+from isthmus.decode.sequence import Sequence
 from isthmus.decode.speculator import EngineProposer
-from isthmus.engine.block_pool import BlockPool
 from isthmus.engine.plan import NOT_TRIED, Plan
+from isthmus.tests.decode.guided_sim import TOKENS, vocabulary
+from isthmus.tests.decode.router_sim import VOCAB
 from isthmus.tests.decode.speculating import speculation_of
-from isthmus.tests.decode.virtual_gpu import CPU, VirtualClock, VirtualGpu
-from isthmus.wire.sampling import SamplingParams
+from isthmus.tests.decode.virtual_gpu import CPU, GPU, VirtualClock, VirtualGpu, VirtualStep
+from isthmus.text.grammar_cache import GrammarCache
+from isthmus.text.grammar_compiler import GrammarCompiler
+from isthmus.wire.sampling import Guidance, SamplingParams
 
 REFUSED_STEPS = 8
 
@@ -52,16 +57,66 @@ def test_an_engine_that_tries_none_beside_prompts_is_asked_again_later(monkeypat
     assert all(after - before >= REFUSED_STEPS for before, after in pairwise(places))
 
 
-MASKS = [((), False), ((True,), False), ((False,), True), ((True, False), True)]
-"""Whether sequences wait for them, and whether a step then has a grammar."""
+MASKS = [
+    (None, 0, False),
+    (SimpleNamespace(takes_long=True, holds_up=True), 0, False),
+    (SimpleNamespace(takes_long=True, holds_up=False), 0, True),
+    (SimpleNamespace(takes_long=False, holds_up=False), 0, True),
+    (SimpleNamespace(takes_long=True, holds_up=False), 1, False),
+    (SimpleNamespace(takes_long=False, holds_up=False), 1, True),
+]
+"""A sequence's grammar, its tokens in flight, and whether the next step has a grammar because of it."""
 
 
-@pytest.mark.parametrize(("waiting", "has_grammar"), MASKS)
-def test_who_waits_for_a_mask_is_in_no_step(
-    waiting: Sequence[bool], has_grammar: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """So it doesn't make one a step with a grammar, of which other things are known."""
-    decodes = DecodeScheduler(BlockPool(8, 4), epoch="d", max_num_seqs=4, max_num_batched_tokens=64, max_model_len=16)
-    running = [SimpleNamespace(guide=None), *(SimpleNamespace(guide=SimpleNamespace(holds_up=one)) for one in waiting)]
-    monkeypatch.setattr(decodes, "_running", running)
-    assert decodes._has_grammar() == has_grammar
+@pytest.mark.parametrize(("guide", "pending", "is_guided"), MASKS)
+def test_who_waits_for_a_mask_is_in_no_step(guide: Any, pending: int, is_guided: bool) -> None:
+    """So it doesn't make one a step with a grammar, of which other things are known. While its last token is in flight
+    it is known of its mask only how long the one before took."""
+    sequence: Any = SimpleNamespace(guide=guide, pending=pending)
+    assert vars(Sequence)["is_guided"].__get__(sequence) == is_guided
+
+
+@dataclass(slots=True)
+class Telling(VirtualGpu):
+    """Notes when steps are launched and when they end, as `happened`."""
+
+    happened: list[str] = field(init=False, default_factory=list)
+
+    def launch(self, plan: Plan) -> VirtualStep:
+        self.happened.append("launched")
+        return VirtualGpu.launch(self, plan)
+
+    def finish(self, step: VirtualStep) -> None:
+        self.happened.append("ended")
+        VirtualGpu.finish(self, step)
+
+
+@dataclass(slots=True)
+class Looking:
+    """Finds no guess."""
+
+    happened: list[str]
+
+    def look(self, tokens: typing.Sequence[int]) -> int | None:
+        self.happened.append("looked")
+        return None
+
+    def propose(self, count: int) -> tuple[int, ...]:
+        raise AssertionError
+
+    def forget(self, num_tokens: int) -> None: ...
+
+
+def test_within_a_grammar_guesses_are_looked_for_while_a_step_is_in_flight() -> None:
+    """A step there waits for the one before it, and so for all that is done between the two."""
+    text, clock = [TOKENS.index(b"a")] * 40, VirtualClock()
+    engine = Telling(64, 16, {(1, 2, 3): text}, clock, GPU, random.Random(1))
+    guides = Guides(GrammarCache(GrammarCompiler(vocabulary)), VOCAB, num_threads=1)
+    params = SamplingParams(max_tokens=40, ignore_eos=True, guidance=Guidance("regex", "a{40}"))
+    speculation = speculation_of(lambda: Looking(engine.happened))
+    decoder = BatchDecoder(engine, 1, 64, speculation, guides, clock=clock)
+    assert decoder.run([Request((1, 2, 3), params)], 1).outputs == [text]
+    guides.close()
+    before = [one for one, after in pairwise(engine.happened) if after == "looked"]
+    assert len(before) > 30
+    assert set(before) == {"launched"}
