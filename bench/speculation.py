@@ -11,8 +11,7 @@ speculation costs there.
 import argparse
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -26,12 +25,13 @@ from ..engine.speculation_config import Method, SpeculationConfig
 from ..launch.config import ModelOptions
 from ..launch.model import find_model
 from ..text.tokenizer import Tokenizer
-from .batch_decoder import BatchDecoder, Request, Run, Steps, run_all
+from .batch_decoder import BatchDecoder, Request, Steps
 from .report import command_line, cpu_model, versions
 from .sampled_text import TASKS
 from .sampler_share import HEADER as SAMPLER_HEADER
 from .sampler_share import measure_shares
 from .speculation_engines import EngineMaker
+from .speculation_rounds import Case, Measured, measure
 from .speculation_tasks import RANDOM_TEMPERATURE, Asker
 
 METHODS: tuple[Method, ...] = ("ngram", "first-layers")
@@ -44,51 +44,11 @@ MIN_ROOM_TOKENS = 64
 """For answers to random prompts and those that show what drawing takes."""
 MIN_REQUESTS = 2
 """Of a case, at any batch: a task's kinds of prompt."""
-MOST_ROUNDS = 128
-"""Of a case."""
 WARM_TOKENS = 12
 HEADER = (
     "| prompts | T | batch | method | tok/s a sequence | ms a step | tokens a row | guessed a row | right | "
     "right a guessing row | ÷ off | lowest, highest two rounds | ÷ idle | ≥ 1 ÷ 1.03 | same output |\n|" + 15 * "---|"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    task: str
-    temperature: float
-    batch: int
-    least_rounds: int
-    requests: Callable[[int], Sequence[Request]]
-    """Of a round, by its number."""
-
-
-@dataclass(slots=True)
-class Measured:
-    """Of one method in one case."""
-
-    rounds: list[Steps] = field(default_factory=list)
-    outputs: list[list[int]] = field(default_factory=list)
-
-    def add(self, run: Run) -> None:
-        self.rounds.append(run.steps)
-        self.outputs += run.outputs
-
-    @property
-    def steps(self) -> Steps:
-        return sum(self.rounds, Steps())
-
-    def ratios(self, other: "Measured") -> list[float]:
-        """Of paces, of two rounds at a time, in which the two took turns in one order and in the other: who comes first
-        has the machine in another state. A round that was held up, by whatever else the machine does, makes one of
-        them an outlier."""
-        return [pace_ratio(mine, its) for mine, its in zip(self._pairs, other._pairs, strict=True)]
-
-    @property
-    def _pairs(self) -> list[Steps]:
-        """Sums of two rounds; one that is left alone by an odd number counts only where it is the only one."""
-        rounds = self.rounds
-        return [a + b for a, b in zip(rounds[::2], rounds[1::2], strict=False)] or rounds
 
 
 def cases(asker: Asker, options: argparse.Namespace) -> Iterator[Case]:
@@ -104,66 +64,36 @@ def _same(requests: Sequence[Request], number: int) -> Sequence[Request]:
     return requests
 
 
-def warm(decoders: dict[str, BatchDecoder], asker: Asker, batches: Sequence[int]) -> None:
+def warm(decoders: Sequence[BatchDecoder], asker: Asker, batches: Sequence[int]) -> None:
     """Every size of step has run, and what guesses cost is known of it, before anything is measured."""
-    for decoder, batch in product(decoders.values(), batches):
+    for decoder, batch in product(decoders, batches):
         decoder.run(asker.requests("edit", batch, 0.0, WARM_TOKENS), batch)
 
 
-def measure(
-    case: Case, decoders: dict[str, BatchDecoder], *, backwards: bool, least_s: float = 0.0
-) -> dict[str, Measured]:
-    """Of each method, by name; they take turns in one order, then in the other: step by step, or, where an engine
-    launches its next step ahead, round by round. Rounds go on until the first has been measured for `least_s`, as
-    often in one order as in the other."""
-    found = {name: Measured() for name in decoders}
-    first = next(iter(found.values()))
-    while _goes_on(len(first.rounds), case.least_rounds, first.steps.elapsed_s, least_s):
-        requests = case.requests(len(first.rounds))
-        names = list(reversed(decoders) if backwards else decoders)
-        turns = [decoders[name].turns(requests, case.batch) for name in names]
-        overlap = any(decoder.engine.overlaps for decoder in decoders.values())
-        runs = [run_all([one])[0] for one in turns] if overlap else run_all(turns)
-        for name, run in zip(names, runs, strict=True):
-            found[name].add(run)
-        backwards = not backwards
-    return found
-
-
-def _goes_on(num_rounds: int, least: int, elapsed_s: float, least_s: float) -> bool:
-    if num_rounds < least:
-        return True
-    return least_s > 0 and num_rounds < MOST_ROUNDS and (num_rounds % 2 == 1 or elapsed_s < least_s)
-
-
-def lines(case: Case, found: dict[str, Measured]) -> Iterator[str]:
-    """Of the table, a line a method; `off` is the first. Ratios are medians of `Measured.ratios`."""
-    off = found["off"]
+def lines(case: Case, off: Measured, found: Mapping[str, Measured]) -> Iterator[str]:
+    """Of the table, a line a method. Ratios are medians of `Measured.ratios`."""
+    yield f"{_begun(case, 'off', off.steps)} | | | | | | | | |"
     for name, one in found.items():
-        steps = one.steps
-        what = f"{case.task} | {case.temperature:g} | {case.batch} | {name}"
-        pace = f"{steps.tokens_per_s:.1f} | {1e3 * steps.step_s:.2f} | {share(steps.num_tokens, steps.num_rows)}"
-        if name == "off":
-            yield f"| {what} | {pace} | | | | | | | | |"
-            continue
+        steps, ratio = one.steps, median(one.ratios)
         guessed, right = share(steps.num_guesses, steps.num_rows), share(steps.num_accepted, steps.num_guesses)
-        right_a_row, ratios = share(steps.num_accepted, steps.num_drafts), one.ratios(off)
+        right_a_row = share(steps.num_accepted, steps.num_drafts)
         resting = found.get(idle(name))
-        own = "–" if resting is None else f"{median(one.ratios(resting)):.2f} ×"
-        spread = f"{min(ratios):.2f} {max(ratios):.2f}" if len(ratios) > 1 else "–"
-        met = "met" if median(ratios) * MAX_SLOWDOWN >= 1 else "missed"
-        compared = f"{median(ratios):.3f} × | {spread} | {own} | {met}"
+        own = "–" if resting is None else f"{ratio / median(resting.ratios):.2f} ×"
+        spread = f"{min(one.ratios):.2f} {max(one.ratios):.2f}" if len(one.ratios) > 1 else "–"
+        met = "met" if ratio * MAX_SLOWDOWN >= 1 else "missed"
+        compared = f"{ratio:.3f} × | {spread} | {own} | {met}"
         same = f"{num_same(one.outputs, off.outputs)} of {len(off.outputs)}"
-        yield f"| {what} | {pace} | {guessed} | {right} | {right_a_row} | {compared} | {same} |"
+        yield f"{_begun(case, name, steps)} | {guessed} | {right} | {right_a_row} | {compared} | {same} |"
+
+
+def _begun(case: Case, name: str, steps: Steps) -> str:
+    what = f"| {case.task} | {case.temperature:g} | {case.batch} | {name}"
+    return f"{what} | {steps.tokens_per_s:.1f} | {1e3 * steps.step_s:.2f} | {share(steps.num_tokens, steps.num_rows)}"
 
 
 def idle(method: str) -> str:
     """Its engine, when nobody has guesses."""
     return f"{method}, idle"
-
-
-def pace_ratio(mine: Steps, other: Steps) -> float:
-    return mine.tokens_per_s / other.tokens_per_s if other.tokens_per_s else 0.0
 
 
 def share(part: float, whole: float) -> str:
@@ -176,22 +106,22 @@ def num_same(outputs: Sequence[Sequence[int]], others: Sequence[Sequence[int]]) 
 
 def compare(maker: EngineMaker, asker: Asker, options: argparse.Namespace) -> None:
     """Prints the table, line by line."""
-    caches, off = not options.idle, SpeculationConfig()
-    decoders = {"off": maker.decoder(off, caches=caches)}
+    caches, no_guesses = not options.idle, SpeculationConfig()
+    off, others = maker.decoder(no_guesses, caches=caches), dict[str, BatchDecoder]()
     if options.control:
-        decoders["off again"] = maker.decoder(off, caches=caches)
+        others["off again"] = maker.decoder(no_guesses, caches=caches)
     for method in options.methods:
-        decoders[method] = maker.decoder(config_of(method, options), fixed=options.fixed, caches=caches)
+        others[method] = maker.decoder(config_of(method, options), fixed=options.fixed, caches=caches)
         if options.idle:
-            decoders[idle(method)] = maker.around(decoders[method].engine, None, caches=False)
-    warm(decoders, asker, options.batches)
+            others[idle(method)] = maker.around(others[method].engine, None, caches=False)
+    warm([off, *others.values()], asker, options.batches)
     settle()
     print(f"\n{HEADER}", flush=True)
     for number, case in enumerate(cases(asker, options)):
-        found = measure(case, decoders, backwards=number % 2 == 1, least_s=options.seconds)
-        for line in lines(case, found):
+        plain, found = measure(case, off, others, backwards=number % 2 == 1, least_s=options.seconds)
+        for line in lines(case, plain, found):
             print(line, flush=True)
-    for decoder in decoders.values():
+    for decoder in (off, *others.values()):
         decoder.check()
 
 

@@ -10,7 +10,8 @@ from isthmus.bench.batch_decoder import BatchDecoder, Request, Run, Steps, Turns
 from isthmus.bench.fixed_speculation import FixedSpeculation
 from isthmus.bench.sampled_text import Law, sample_texts
 from isthmus.bench.sampler_share import Replay, Stopwatch, TimedEngine, TimedSampler
-from isthmus.bench.speculation import Case, Measured, lines, main, measure
+from isthmus.bench.speculation import lines, main
+from isthmus.bench.speculation_rounds import Case, Measured, measure
 from isthmus.bench.speculation_tasks import Asker
 from isthmus.decode.decoded_step import Part
 from isthmus.decode.sampler import Sampler
@@ -197,12 +198,16 @@ def test_the_sampler_is_timed_where_nothing_but_tokens_is_computed(checkpoint: P
     assert engine.total.masks_s == 0
 
 
-def measured(*paces: float) -> Measured:
-    """A round at each pace, in tokens a second."""
+def measured(*paces: float, off: Sequence[float] = ()) -> Measured:
+    """A round at each pace, in tokens a second, beside one `off` of 10 or these."""
     one = Measured()
-    for pace in paces:
-        one.add(Run([[1, 2], [3]], Steps(10, 10, 10, 10 / pace, 10 / pace, 8, 20, 5)))
+    for pace, its in zip(paces, off or [10] * len(paces), strict=True):
+        one.add(Run([[1, 2], [3]], at_pace(pace)), at_pace(its))
     return one
+
+
+def at_pace(pace: float) -> Steps:
+    return Steps(10, 10, 10, 10 / pace, 10 / pace, 8, 20, 5)
 
 
 @pytest.mark.parametrize(("pace", "ratio", "verdict"), [(9.8, "0.980", "met"), (9.6, "0.960", "missed")])
@@ -211,8 +216,8 @@ def test_a_line_of_the_table(pace: float, ratio: str, verdict: str) -> None:
     off, slow = measured(*[10] * 7), measured(pace, pace, 3, 3, pace, pace, 1)
     slow.outputs[2] = [1, 5]
     case = Case("chat", 0.7, 1, 0, lambda _: [])
-    found = {"off": off, "ngram": slow, "ngram, idle": measured(5, 5, 1.5, 1.5, 5, 5, 1)}
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines(case, found)]
+    found = {"ngram": slow, "ngram, idle": measured(5, 5, 1.5, 1.5, 5, 5, 1)}
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines(case, off, found)]
     assert cells[0][:6] == ["chat", "0.7", "1", "off", "10.0", "100.00"]
     assert cells[1][7:10] == ["2.00", "0.25", "0.62"]
     assert cells[1][10:] == [f"{ratio} ×", f"0.30 {pace / 10:.2f}", f"{pace / 5:.2f} ×", verdict, "13 of 14"]
@@ -221,51 +226,72 @@ def test_a_line_of_the_table(pace: float, ratio: str, verdict: str) -> None:
 
 def test_who_comes_first_in_a_round_makes_no_difference() -> None:
     """Though the first takes half as long: in every other round it is the other one."""
-    assert measured(20, 10, 20, 10, 20).ratios(measured(10, 20, 10, 20, 10)) == pytest.approx([1, 1])
-    assert measured(9).ratios(measured(10)) == [0.9]
+    assert measured(20, 10, 20, 10, 20, off=[10, 20, 10, 20, 10]).ratios == pytest.approx([1, 1])
+    assert measured(9).ratios == [0.9]
 
 
-@pytest.mark.parametrize(
-    ("overlaps", "there", "back"),
-    [
-        (False, ["off", "ngram"] * 2, ["ngram", "off"] * 2),
-        (True, ["off"] * 2 + ["ngram"] * 2, ["ngram"] * 2 + ["off"] * 2),
-    ],
-)
-def test_methods_take_turns(overlaps: bool, there: list[str], back: list[str]) -> None:
-    """Step by step, or round by round where a step is launched ahead of the one before it."""
+@dataclass
+class Named(BatchDecoder):
+    """Takes two turns of a second, slower by a hundredth of it each time that any does."""
+
+    name: str = ""
+    order: list[str] = field(default_factory=list)
+
+    def turns(self, requests: Sequence[Request], batch: int) -> Turns:
+        elapsed_s = 0.0
+        for _ in range(2):
+            self.order.append(self.name)
+            elapsed_s += 1 + len(self.order) / 100
+            yield
+        return Run([], Steps(2, 2, 2, elapsed_s, elapsed_s))
+
+
+def named(order: list[str], *, overlaps: bool) -> dict[str, BatchDecoder]:
+    """They note their turns in `order`."""
+    names = ("off", "ngram", "eagle")
+    return {name: Named(ClockEngine(Clock(), overlaps), 1, 8, name=name, order=order) for name in names}
+
+
+def test_methods_take_turns_step_by_step() -> None:
     order: list[str] = []
-
-    @dataclass
-    class Named(BatchDecoder):
-        name: str = ""
-
-        def turns(self, requests: Sequence[Request], batch: int) -> Turns:
-            for _ in range(2):
-                order.append(self.name)
-                yield
-            return Run([], Steps())
-
-    decoders: dict[str, BatchDecoder] = {
-        name: Named(ClockEngine(Clock(), overlaps), 1, 8, name=name) for name in ("off", "ngram")
-    }
-    measure(Case("chat", 0, 1, 3, lambda _: []), decoders, backwards=False)
-    measure(Case("chat", 0, 1, 1, lambda _: []), decoders, backwards=True)
+    others = named(order, overlaps=False)
+    off = others.pop("off")
+    measure(Case("chat", 0, 1, 3, lambda _: []), off, others, backwards=False)
+    measure(Case("chat", 0, 1, 1, lambda _: []), off, others, backwards=True)
+    there, back = ["off", "ngram", "eagle"] * 2, ["eagle", "ngram", "off"] * 2
     assert order == there + back + there + back
+
+
+def test_where_steps_are_launched_ahead_each_round_is_between_two_without_speculation() -> None:
+    """A machine whose pace drifts makes none look slower."""
+    order: list[str] = []
+    others = named(order, overlaps=True)
+    off = others.pop("off")
+    plain, found = measure(Case("chat", 0, 1, 2, lambda _: []), off, others, backwards=False)
+    there, back = ["off", "ngram", "off", "eagle", "off"], ["off", "eagle", "off", "ngram", "off"]
+    assert order == [name for name in (*there, *back) for _ in range(2)]
+    assert [len(one.rounds) for one in (plain, *found.values())] == [2, 2, 2]
+    for one in found.values():
+        assert one.ratios == pytest.approx([1.0])
+        assert one.off[0].num_steps == 4, "of both"
 
 
 @pytest.mark.parametrize(("least", "seconds", "expected"), [(1, 0.0, 1), (3, 0.0, 3), (1, 1.0, 2), (3, 4.5, 6)])
 def test_rounds_go_on_for_a_while(least: int, seconds: float, expected: int) -> None:
-    """As many in one order as in the other, where it is time that counts."""
+    """As many in one order as in the other, where it is time that counts; of who took least."""
 
-    class Slow(BatchDecoder):
+    @dataclass
+    class Taking(BatchDecoder):
+        seconds: float = 0.0
+
         def turns(self, requests: Sequence[Request], batch: int) -> Turns:
             yield
-            return Run([], Steps(num_steps=1, elapsed_s=0.9))
+            return Run([], Steps(num_steps=1, elapsed_s=self.seconds))
 
-    decoders: dict[str, BatchDecoder] = {"off": Slow(ClockEngine(Clock(), overlaps=True), 1, 8)}
-    found = measure(Case("chat", 0, 1, least, lambda _: []), decoders, backwards=False, least_s=seconds)
-    assert len(found["off"].rounds) == expected
+    off, quick = (Taking(ClockEngine(Clock(), overlaps=True), 1, 8, seconds=seconds) for seconds in (2.0, 0.9))
+    case = Case("chat", 0, 1, least, lambda _: [])
+    plain, _ = measure(case, off, {"quick": quick}, backwards=False, least_s=seconds)
+    assert len(plain.rounds) == expected
 
 
 def test_requests() -> None:
