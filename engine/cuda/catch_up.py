@@ -1,5 +1,6 @@
 """When a head that follows the model catches up with what was left for later (see Backlog): before its sequence is
-guessed for, where the backlog is full, and when a sequence ends or is copied."""
+guessed for, where the backlog is full, and when a sequence ends or is copied. Who has ended goes before anybody else,
+who may have his blocks already."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,6 +23,8 @@ class CatchUp:
         self._follower, self._runtime = follower, runtime
         length = follower.backlog.length
         self._lag = Lag(num_slots, length)
+        self._ended: list[int] = []
+        """Slots of sequences that have ended, and that nobody has taken since."""
         most = max(1, min(num_slots, MAX_TOKENS // length))
         self._sizes = [*(1 << i for i in range((most - 1).bit_length())), most]
         self._slots = torch.full((most,), -1, dtype=torch.int32, device=runtime.device)
@@ -35,25 +38,43 @@ class CatchUp:
             run()
             self._graphs[size] = self._runtime.capture(run)
 
+    def end(self, slots: Sequence[int]) -> None:
+        """Their sequences have ended. What they left is followed soon: at the latest by `settle`, which must come
+        before their slots are taken or their blocks told anything."""
+        self._ended += slots
+
+    def settle(self) -> None:
+        """Of all that have ended."""
+        if self._ended:
+            ended, self._ended = self._ended, []
+            self._catch_up(ended)
+
     def later(self, slots: np.ndarray) -> None:
         """The next step leaves a token of each of these behind."""
+        if self._lag.is_full:
+            self.settle()
         due = self._lag.add(slots)
         if len(due):
             self._run(due)
 
     def now(self, slots: Sequence[int] | np.ndarray) -> None:
         """What comes next needs all that was left of these."""
-        if not len(slots):
-            return
-        due = self._lag.of(np.asarray(slots, np.int64))
-        self._lag.clear(due)
-        self._run(due)
+        self.settle()
+        if len(slots):
+            self._catch_up(slots)
 
     def all(self) -> bool:
         """Of every sequence; whether there was any."""
+        had_ended = bool(self._ended)
+        self.settle()
         due = self._lag.slots
         self.now(due)
-        return bool(len(due))
+        return had_ended or bool(len(due))
+
+    def _catch_up(self, slots: Sequence[int] | np.ndarray) -> None:
+        due = self._lag.of(np.asarray(slots, np.int64))
+        self._lag.clear(due)
+        self._run(due)
 
     def _run(self, due: np.ndarray) -> None:
         most = self._sizes[-1]

@@ -186,7 +186,7 @@ class CudaEngine:
             logprobs = self._drawing.measure(placed, grid.num_tokens, rest)
         tokens = self._readback.take(parity, grid.num_tokens + len(rest_draws))
         order, guesses = draw_order(plan, is_single, grid)
-        return Step(
+        step = Step(
             plan,
             self._runtime.mark(),
             tokens,
@@ -201,6 +201,9 @@ class CudaEngine:
             computed.facts,
             eager,
         )
+        if self._head is not None:
+            self._head.settle()
+        return step
 
     def _compute(self, parity: int, grid: Grid, chunks: Sequence[Row], rest: Sequence[Draw]) -> Computed:
         """Stores all KV and draws for `grid`; `rest` is drawn later."""
@@ -330,6 +333,8 @@ class CudaEngine:
     @torch.inference_mode()
     def admit(self, seed: SequenceSeed) -> None:
         """Raises ValueError where the request names what is not in the vocabulary, or cannot be done."""
+        if self._head is not None:
+            self._head.settle()
         slot = self._sequences.admit(seed.seq_id)
         try:
             self._drawing.admit(slot, seed)
@@ -348,3 +353,5 @@ class CudaEngine:
         for seq_id in seq_ids:
             self._drawing.retire(self._sequences.retire(seq_id), seq_id)
             self._guessing.retire(seq_id)
+        if self._head is not None and not self._sequences.num_admitted:
+            self._head.settle()

@@ -85,7 +85,7 @@ class FollowingHead:
 
     def begin(self, slots: np.ndarray, chunks: Sequence[Row], *, has_guesses: bool) -> None:
         """`slots`, int [N], of the rows that are drawn for: without guesses they lag. All others are followed at once,
-        for which their sequences must not lag."""
+        for which their sequences must not lag, nor any that has ended."""
         if chunks:
             self._catch_up.now([self._sequences.slot(row.seq_id) for row in chunks if row.seq_id in self._sequences])
         if has_guesses:
@@ -124,9 +124,14 @@ class FollowingHead:
     # Between steps.
 
     def retire(self, slots: Sequence[int]) -> None:
-        """Their sequences end, and their blocks may be found by others."""
-        self._catch_up.now(slots)
+        """Their sequences end, and their blocks may be found by others. `settle` must come before their slots are
+        taken, and soon: after the next step, or now if none will."""
+        self._catch_up.end(slots)
         self._has_ended = True
+
+    def settle(self) -> None:
+        """Nothing is left to follow of who has ended."""
+        self._catch_up.settle()
 
     def before_reads(self) -> None:
         """Of blocks, aside."""
@@ -135,6 +140,7 @@ class FollowingHead:
 
     def before_writes(self) -> None:
         """Of blocks, aside."""
+        self._catch_up.settle()
         if self._has_ended:
             self._runtime.hold_aside()
             self._has_ended = False

@@ -19,6 +19,11 @@ class Lag:
         """Slots of steps that `_has_some` has yet to be told of: next to nothing is done in most steps."""
 
     @property
+    def is_full(self) -> bool:
+        """Some sequence may have no room for one more."""
+        return self._num_steps == self._length
+
+    @property
     def slots(self) -> np.ndarray:
         """Of sequences that have some."""
         return np.flatnonzero(self._told())
@@ -31,7 +36,7 @@ class Lag:
         """One more token of each of these, each slot once; the array is kept. The slots that must be caught up with
         before that: all that have some, where one may have no room."""
         due = _NOTHING
-        if self._num_steps == self._length:
+        if self.is_full:
             due = self.slots
             self.clear(due)
             self._num_steps = 0

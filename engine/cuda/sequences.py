@@ -38,6 +38,10 @@ class Sequences:
         self._free.append(slot)
         return slot
 
+    @property
+    def num_admitted(self) -> int:
+        return len(self._slots)
+
     def __contains__(self, seq_id: int) -> bool:
         """Whether it is admitted."""
         return seq_id in self._slots

@@ -233,6 +233,26 @@ def test_who_has_ended_while_others_go_on(headed: Headed, make: Callable[..., Cu
         assert_by_the_book(headed, other, 1)
 
 
+def test_who_has_ended_is_followed_behind_the_next_step(
+    headed: Headed, make: Callable[..., CudaEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which need not wait for it; at once where there will be none."""
+    engine, others, followed = make(headed), range(32, 48), list[list[int]]()
+    monkeypatch.setattr(engine._head._catch_up, "_run", lambda due: followed.append(list(due)))
+    with Writer(engine, prompt(9, seed=3), others, seq_id=1) as other:
+        other.compute(0, 8, 50)
+        with Writer(engine, prompt(7)) as sequence:
+            sequence.compute(0, 6, 50)
+            other.step(0)
+            sequence.step(0)
+            slots = [engine._sequences.slot(one.seq_id) for one in (sequence, other)]
+            followed.clear()
+        assert not followed
+        other.step(0)
+        assert followed == [slots[:1]]
+    assert followed == [[slot] for slot in slots]
+
+
 @pytest.mark.parametrize("what", ["blocks", "hidden"])
 def test_who_has_ended_is_followed_before_its_blocks_are_written(
     headed: Headed, make: Callable[..., CudaEngine], what: str
