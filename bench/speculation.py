@@ -14,8 +14,8 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
+from math import inf
 from pathlib import Path
-from statistics import median
 
 import torch
 
@@ -31,7 +31,7 @@ from .sampled_text import TASKS
 from .sampler_share import HEADER as SAMPLER_HEADER
 from .sampler_share import measure_shares
 from .speculation_engines import EngineMaker
-from .speculation_rounds import Case, Measured, measure
+from .speculation_rounds import Case, Measured, Until, measure
 from .speculation_tasks import RANDOM_TEMPERATURE, Asker
 
 METHODS: tuple[Method, ...] = ("ngram", "first-layers")
@@ -74,14 +74,15 @@ def lines(case: Case, off: Measured, found: Mapping[str, Measured]) -> Iterator[
     """Of the table, a line a method. Ratios are medians of `Measured.ratios`."""
     yield f"{_begun(case, 'off', off.steps)} | | | | | | | | |"
     for name, one in found.items():
-        steps, ratio = one.steps, median(one.ratios)
+        steps, ratio = one.steps, one.ratio
         guessed, right = share(steps.num_guesses, steps.num_rows), share(steps.num_accepted, steps.num_guesses)
         right_a_row = share(steps.num_accepted, steps.num_drafts)
         resting = found.get(idle(name))
-        own = "–" if resting is None else f"{ratio / median(resting.ratios):.2f} ×"
+        own = "–" if resting is None else f"{ratio / resting.ratio:.2f} ×"
         spread = f"{min(one.ratios):.2f} {max(one.ratios):.2f}" if len(one.ratios) > 1 else "–"
         met = "met" if ratio * MAX_SLOWDOWN >= 1 else "missed"
-        compared = f"{ratio:.3f} × | {spread} | {own} | {met}"
+        error = f" ± {one.error:.3f}" if len(one.ratios) > 1 else ""
+        compared = f"{ratio:.3f}{error} × | {spread} | {own} | {met}"
         same = f"{num_same(one.outputs, off.outputs)} of {len(off.outputs)}"
         yield f"{_begun(case, name, steps)} | {guessed} | {right} | {right_a_row} | {compared} | {same} |"
 
@@ -117,8 +118,9 @@ def compare(maker: EngineMaker, asker: Asker, options: argparse.Namespace) -> No
     warm([off, *others.values()], asker, options.batches)
     settle()
     print(f"\n{HEADER}", flush=True)
+    until = Until(options.precision, options.most_rounds)
     for number, case in enumerate(cases(asker, options)):
-        plain, found = measure(case, off, others, backwards=number % 2 == 1, least_s=options.seconds)
+        plain, found = measure(case, off, others, backwards=number % 2 == 1, until=until)
         for line in lines(case, plain, found):
             print(line, flush=True)
     for decoder in (off, *others.values()):
@@ -172,9 +174,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--temperatures", type=float, nargs="+", default=(0.0, 0.7))
     parser.add_argument("--tasks", nargs="+", default=tuple(TASKS), choices=tuple(TASKS))
     parser.add_argument("--tokens", type=int, default=64, help="of each answer, at most")
-    parser.add_argument("--repeats", type=int, default=1, help="of each task")
+    parser.add_argument("--repeats", type=int, default=1, help="of each task, at least")
     parser.add_argument(
-        "--seconds", type=float, default=0.0, help="of each case and method at least, in as many rounds as that takes"
+        "--precision", type=float, default=inf, help="rounds go on until this is the standard error of every ratio"
+    )
+    parser.add_argument(
+        "--most-rounds", type=int, default=Until().most_rounds, help="of a case, if --precision is given"
     )
     parser.add_argument("--random-rounds", type=int, default=4, help="of random prompts; 0 leaves them out")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
@@ -206,7 +211,7 @@ def quick(options: argparse.Namespace) -> argparse.Namespace:
         "temperatures": (0.0,),
         "tasks": ("edit", "json"),
         "tokens": 24,
-        "seconds": 0.0,
+        "precision": inf,
         "random_rounds": 1,
     }
     return argparse.Namespace(**{**vars(options), **changes, "sampler_batch": 8})

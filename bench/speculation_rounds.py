@@ -4,14 +4,16 @@ A machine's pace drifts by more than what is to be told apart. So engines that l
 take turns step by step, have a round without speculation before each round of a method and after it.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from statistics import median
 
 from .batch_decoder import BatchDecoder, Request, Run, Steps, run_all
 
-MOST_ROUNDS = 128
-"""Of a case."""
+DEVIATIONS = 1.4826 * 1.2533
+"""Of what is normally distributed: standard errors of the median of n samples, in median deviations / sqrt n."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +50,43 @@ class Measured:
         held up, by whatever else the machine does, makes one of them an outlier."""
         return [pace_ratio(mine, its) for mine, its in zip(_pairs(self.rounds), _pairs(self.off), strict=True)]
 
+    @property
+    def ratio(self) -> float:
+        return median(self.ratios)
+
+    @property
+    def error(self) -> float:
+        """Of the ratio: a standard error, by how far the ratios lie apart; infinite where there is but one."""
+        ratios, ratio = self.ratios, self.ratio
+        if len(ratios) < 2:
+            return math.inf
+        return DEVIATIONS * median(abs(one - ratio) for one in ratios) / math.sqrt(len(ratios))
+
+
+@dataclass(frozen=True, slots=True)
+class Until:
+    """Rounds go on: an even number of them, where they are more than the least."""
+
+    precision: float = math.inf
+    """The error of every ratio is to be no more than this,"""
+    most_rounds: int = 24
+    """if that takes no more of them."""
+
+    def is_reached(self, found: Sequence[Measured], num_rounds: int) -> bool:
+        if self.precision == math.inf:
+            return True
+        return num_rounds % 2 == 0 and (
+            num_rounds >= self.most_rounds or all(one.error <= self.precision for one in found)
+        )
+
 
 def measure(
-    case: Case, off: BatchDecoder, others: Mapping[str, BatchDecoder], *, backwards: bool, least_s: float = 0.0
+    case: Case, off: BatchDecoder, others: Mapping[str, BatchDecoder], *, backwards: bool, until: Until = Until()
 ) -> tuple[Measured, dict[str, Measured]]:
-    """Of `off` and of each other method, by name. Rounds go on until each has been measured for `least_s`, an even
-    number of them."""
+    """Of `off` and of each other method, by name."""
     plain, found = Measured(), {name: Measured() for name in others}
     overlap = any(decoder.engine.overlaps for decoder in (off, *others.values()))
-    while _goes_on(case, [plain, *found.values()], least_s):
+    while len(plain.rounds) < case.least_rounds or not until.is_reached(list(found.values()), len(plain.rounds)):
         requests = case.requests(len(plain.rounds))
         turns = _between if overlap else _step_by_step
         first, beside, runs = turns(requests, case.batch, off, list(others.values()), backwards=backwards)
@@ -90,14 +120,6 @@ def _between(
         plain.append(off.run(requests, batch))
     beside = [before.steps + after.steps for before, after in pairwise(plain)]
     return plain[0], beside[::order], runs[::order]
-
-
-def _goes_on(case: Case, found: Sequence[Measured], least_s: float) -> bool:
-    num_rounds = len(found[0].rounds)
-    if num_rounds < case.least_rounds:
-        return True
-    is_short = min(one.steps.elapsed_s for one in found) < least_s
-    return least_s > 0 and num_rounds < MOST_ROUNDS and (num_rounds % 2 == 1 or is_short)
 
 
 def _pairs(rounds: Sequence[Steps]) -> Sequence[Steps]:

@@ -1,8 +1,11 @@
 """The decoder that is measured, on a clock of its own and against text drawn elsewhere; tables of a small one."""
 
+import math
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import mean, stdev
 
 import pytest
 import torch
@@ -11,7 +14,7 @@ from isthmus.bench.fixed_speculation import FixedSpeculation
 from isthmus.bench.sampled_text import Law, sample_texts
 from isthmus.bench.sampler_share import Replay, Stopwatch, TimedEngine, TimedSampler
 from isthmus.bench.speculation import lines, main
-from isthmus.bench.speculation_rounds import Case, Measured, measure
+from isthmus.bench.speculation_rounds import Case, Measured, Until, measure
 from isthmus.bench.speculation_tasks import Asker
 from isthmus.decode.decoded_step import Part
 from isthmus.decode.sampler import Sampler
@@ -220,7 +223,7 @@ def test_a_line_of_the_table(pace: float, ratio: str, verdict: str) -> None:
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines(case, off, found)]
     assert cells[0][:6] == ["chat", "0.7", "1", "off", "10.0", "100.00"]
     assert cells[1][7:10] == ["2.00", "0.25", "0.62"]
-    assert cells[1][10:] == [f"{ratio} ×", f"0.30 {pace / 10:.2f}", f"{pace / 5:.2f} ×", verdict, "13 of 14"]
+    assert cells[1][10:] == [f"{ratio} ± 0.000 ×", f"0.30 {pace / 10:.2f}", f"{pace / 5:.2f} ×", verdict, "13 of 14"]
     assert cells[2][12] == "–", "it has no engine of its own"
 
 
@@ -276,21 +279,32 @@ def test_where_steps_are_launched_ahead_each_round_is_between_two_without_specul
         assert one.off[0].num_steps == 4, "of both"
 
 
-@pytest.mark.parametrize(("least", "seconds", "expected"), [(1, 0.0, 1), (3, 0.0, 3), (1, 1.0, 2), (3, 4.5, 6)])
-def test_rounds_go_on_for_a_while(least: int, seconds: float, expected: int) -> None:
-    """As many in one order as in the other, where it is time that counts; of who took least."""
+def test_how_well_a_ratio_is_known() -> None:
+    """As medians of normally distributed ratios lie apart."""
+    rng, deviation, num_pairs = random.Random(1), 0.02, 25
+    paces = [[10 * rng.gauss(1, deviation) for _ in range(num_pairs)] for _ in range(400)]
+    many = [measured(*(pace for pace in some for _ in range(2))) for some in paces]
+    apart = stdev(one.ratio for one in many)
+    assert mean(one.error for one in many) == pytest.approx(apart, rel=0.1)
+    assert measured(9).error == math.inf
 
-    @dataclass
-    class Taking(BatchDecoder):
-        seconds: float = 0.0
 
+ROUNDS = [(1, math.inf, 1), (3, math.inf, 3), (1, 0.1, 4), (7, 0.1, 8), (1, 0.0, 12), (20, 0.0, 20)]
+
+
+@pytest.mark.parametrize(("least", "precision", "expected"), ROUNDS)
+def test_rounds_go_on_until_ratios_are_known(least: int, precision: float, expected: int) -> None:
+    """As many in one order as in the other, and not for ever."""
+    rng = random.Random(1)
+
+    class Varying(BatchDecoder):
         def turns(self, requests: Sequence[Request], batch: int) -> Turns:
             yield
-            return Run([], Steps(num_steps=1, elapsed_s=self.seconds))
+            return Run([], at_pace(rng.uniform(9.9, 10.1)))
 
-    off, quick = (Taking(ClockEngine(Clock(), overlaps=True), 1, 8, seconds=seconds) for seconds in (2.0, 0.9))
+    off, other = (Varying(ClockEngine(Clock(), overlaps=True), 1, 8) for _ in range(2))
     case = Case("chat", 0, 1, least, lambda _: [])
-    plain, _ = measure(case, off, {"quick": quick}, backwards=False, least_s=seconds)
+    plain, _ = measure(case, off, {"other": other}, backwards=False, until=Until(precision, 12))
     assert len(plain.rounds) == expected
 
 
