@@ -210,6 +210,8 @@ class BatchDecoder:
         done = flying if self.engine.overlaps else ahead
         if done is not None:
             self._scheduler.apply(done.step.plan, done.step.result(), self.clock())
+        if ahead is not None:
+            ahead.step.draw()
         self._flying = ahead if self.engine.overlaps else None
         num_tokens = self._carry_out()
         self._num_leaving = num_open - len(self._open) if self.engine.overlaps else 0

@@ -1,7 +1,7 @@
 """An engine without a model that writes down texts it knows, at the pace of a GPU: steps take a set time, nothing else.
 
-As on a GPU, `launch` asks for masks and holds guesses against grammars before it returns, and the step begins then, or
-when the one before it ends. What is left of a turn is what the host takes.
+As on a GPU, a step begins when it is launched, or when the one before it ends; masks are asked for, and guesses held
+against grammars, while it computes. What is left of a turn is what the host takes.
 """
 
 import time
@@ -14,14 +14,21 @@ SPIN_S = 1e-4
 """Before the end of a wait, as sleep may be late by about so much."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Step:
     plan: Plan
-    tokens: list[int]
-    ready_at: float
     engine: "PacedEngine"
+    tokens: list[int] | None = None
+    ready_at: float = 0.0
+
+    def draw(self) -> None:
+        if self.tokens is None:
+            self.tokens = self.engine.drawn(self.plan)
+            self.ready_at = self.engine.end_step()
 
     def result(self) -> Result:
+        self.draw()
+        assert self.tokens is not None
         self.engine.wait_until(self.ready_at)
         return Result(self.tokens)
 
@@ -36,10 +43,17 @@ class PacedEngine(KnownTexts):
     _busy_until: float = field(init=False, default=0.0)
 
     def launch(self, plan: Plan) -> _Step:
-        tokens = self.drawn(plan)
         takes_s = self.step_s + self.guesses_s * any(row.num_drafts for row in plan.rows)
         self._busy_until = max(self._busy_until, time.monotonic()) + takes_s
-        return _Step(plan, tokens, self._busy_until, self)
+        step = _Step(plan, self)
+        if not plan.waits_for_tokens:
+            step.draw()
+        return step
+
+    def end_step(self) -> float:
+        """When the step that was launched last is done, whose masks are there now."""
+        self._busy_until = max(self._busy_until, time.monotonic())
+        return self._busy_until
 
     def wait_until(self, ready_at: float) -> None:
         start_s = time.monotonic()

@@ -139,6 +139,9 @@ class _OfPlan:
     plan: Plan
     inner: Handle
 
+    def draw(self) -> None:
+        self.inner.draw()
+
     def result(self) -> Any:
         return self.inner.result()
 

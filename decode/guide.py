@@ -1,9 +1,11 @@
 """One sequence and its grammar: what may come next, and after guesses of it."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from llguidance import LLMatcher
 
+from ..text.grammar_compiler import Words
 from ..text.grammar_masks import allows
 from .automaton import Automaton
 from .mask_batch import Task
@@ -78,6 +80,10 @@ class Guide:
         say that what is drawn does not count."""
         return self._mask
 
+    def next_mask(self) -> "NextMask":
+        """What may come after the next token."""
+        return NextMask(self)
+
     @property
     def takes_long(self) -> bool:
         """The mask before this one did."""
@@ -116,3 +122,14 @@ class Guide:
         task.token_ids += self._untold
         self._untold = []
         return task
+
+
+@dataclass(frozen=True, slots=True)
+class NextMask:
+    """Of a draw whose token before is in flight: as plan.Mask, once the guide has been told that token. Where the
+    output has ended before, what is drawn does not count."""
+
+    guide: Guide
+
+    def result(self) -> Words:
+        return self.guide.mask().result()

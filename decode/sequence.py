@@ -133,9 +133,10 @@ class Sequence:
 
     @property
     def needs_last_token(self) -> bool:
-        """Its next row can only be planned once no token of it is in flight: its grammar or its bans read it, or it is
-        not known how many guesses are right."""
-        return self.guide is not None or self.ban is not None or bool(self.num_drafts)
+        """Its next row can only be planned once no token of it is in flight: its bans read it, its grammar may take
+        long, or it is not known how many guesses are right."""
+        takes_long = self.guide is not None and self.guide.takes_long
+        return takes_long or self.ban is not None or bool(self.num_drafts)
 
     @property
     def max_drafts(self) -> int:
@@ -170,7 +171,7 @@ class Sequence:
         """The newest token and guesses of those after it, and a draw after each."""
         token = IN_FLIGHT if self.pending else self.tokens[-1]
         position = self.num_output + self.pending
-        first, start = self._draw(position, None if self.guide is None else self.guide.mask()), self.num_planned
+        first, start = self._draw(position, self._next_mask()), self.num_planned
         self.num_planned += 1 + len(drafts)
         self.num_drafts = len(drafts)
         self.pending += 1
@@ -191,6 +192,11 @@ class Sequence:
             look_ahead=self._look_ahead if is_guided and is_open else None,
             history=self.tokens if is_open else (),
         )
+
+    def _next_mask(self) -> Mask | None:
+        if self.guide is None:
+            return None
+        return self.guide.next_mask() if self.pending else self.guide.mask()
 
     def _draw(self, position: int, mask: Mask | None = None) -> Draw:
         bans = self.limits.bans_at(position)
@@ -219,7 +225,8 @@ class Sequence:
         self.pending -= 1
         self.num_drafts = 0
         self.num_planned -= num_wrong
-        self.num_computed += has_row
+        # What a grammar ended has no last token, of which the step after may have computed KV.
+        self.num_computed = min(self.num_computed + has_row, len(self.tokens))
         rows = [] if self.ended else self._accept_all(made)
         self._commit(pool)
         return _joined(rows)

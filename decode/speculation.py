@@ -124,7 +124,8 @@ class Speculation:
         start_s = self._clock()
         found = self._look(rows)
         self._waits = self._policy.pays(found.rates, found.limits, len(rows))
-        self._looked(found, len(rows), start_s, is_ahead=True, pays=self._waits)
+        # Within a grammar the host has masks to make meanwhile.
+        self._looked(found, len(rows), start_s, is_ahead=self._policy is self._policies[False], pays=self._waits)
         self.is_looking = self._waits
         return self._waits
 

@@ -54,7 +54,7 @@ class Draw:
     epoch: int = 0
     """How often the request was rewound before this draw: noise after a rewind is not the noise before it."""
     mask: Mask | None = None
-    """Asked for just before sampling. None: all are allowed."""
+    """Asked for just before sampling, and not before `Handle.draw`. None: all are allowed."""
     bans: tuple[int, ...] = ()
     """Tokens that may not come either, each once; if the mask leaves no others, they may."""
 
@@ -130,6 +130,11 @@ class Plan:
         return sum(len(row.token_ids) for row in self.rows)
 
     @property
+    def waits_for_tokens(self) -> bool:
+        """Some masks follow from tokens that are in flight."""
+        return any(row.draws and row.draws[0].mask is not None and row.token_ids[0] == IN_FLIGHT for row in self.rows)
+
+    @property
     def draws(self) -> list[Draw]:
         """All draws, rows first, in the order of `Result.token_ids`."""
         parts: tuple[Row | ShippedDraw, ...] = (*self.rows, *self.shipped)
@@ -166,6 +171,10 @@ class Handle(Protocol):
 
     @property
     def plan(self) -> Plan: ...
+
+    def draw(self) -> None:
+        """Masks may be asked for: the plan before has been applied, so that those that follow from its tokens are
+        known. Called before anything else is told the engine; if nobody does, then or with `result`."""
 
     def result(self) -> Result:
         """Waits for the step. Called exactly once."""

@@ -39,6 +39,8 @@ class Done:
     plan: Plan
     outcome: Result
 
+    def draw(self) -> None: ...
+
     def result(self) -> Result:
         return self.outcome
 

@@ -237,6 +237,8 @@ class Worker:
             done = [handle for handle in (step, None if role.engine.overlaps else ahead) if handle]
             for handle in done:
                 role.scheduler.apply(handle.plan, handle.result(), now())
+            if ahead:
+                ahead.draw()
             step = ahead if role.engine.overlaps else None
             role.carry_out(self._send)
             resting = not (plan or done)

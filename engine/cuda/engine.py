@@ -2,10 +2,11 @@
 
 Most steps are replays of captured graphs (`step_sizes` says which), from the embedding to the drawn tokens; the others
 are launched kernel by kernel. Either way `launch` returns at once: the tokens a step draws stay on the device, where
-the next step takes them from, and a copy of them is waited for in `Handle.result`.
+the next step takes them from, and a copy of them is waited for in `Handle.result`. Of a step whose masks follow from
+tokens in flight the model's part is launched, and drawing in `Handle.draw`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -39,7 +40,7 @@ from .readback import Readback
 from .row_inputs import RowInputs
 from .runtime import Runtime
 from .sequences import Sequences
-from .step import Step
+from .step import LaunchedStep, Step
 from .step_sizes import Ladder, StepSize
 
 
@@ -118,6 +119,8 @@ class CudaEngine:
         self._guessing = Guessing(runtime, self._inputs, self._drawing, self._captured, proposer)
         self._num_steps = 0
         self._has_aside = False
+        self._undrawn: LaunchedStep | None = None
+        """The last step, where its masks may not have been asked for."""
 
     def _follow_with(self, head: EagleHead, max_blocks: int) -> FollowingHead:
         pool = self._pools.head
@@ -156,7 +159,8 @@ class CudaEngine:
     # Steps.
 
     @torch.inference_mode()
-    def launch(self, plan: Plan) -> Step:
+    def launch(self, plan: Plan) -> LaunchedStep:
+        self._draw_last()
         if self._has_aside:
             self._runtime.join_aside()
             self._has_aside = False
@@ -171,7 +175,33 @@ class CudaEngine:
         grid = self._guessing.grid(singles, chunks)
         rest_draws = [draw for row in chunks for draw in row.draws]
         rest_draws += [draw for part in plan.shipped for draw in part.draws]
-        computed = self._compute(parity, grid, chunks, rest_draws)
+        compute = self._begin(parity, grid, chunks, rest_draws)
+        step = LaunchedStep(plan, partial(self._draw, plan, parity, is_single, grid, chunks, rest_draws, compute))
+        if plan.waits_for_tokens:
+            self._undrawn = step
+        else:
+            step.draw()
+        return step
+
+    def _draw_last(self) -> None:
+        """What is told from now on comes after all of the last step."""
+        if self._undrawn is not None:
+            self._undrawn.draw()
+            self._undrawn = None
+
+    @torch.inference_mode()
+    def _draw(
+        self,
+        plan: Plan,
+        parity: int,
+        is_single: Sequence[bool],
+        grid: Grid,
+        chunks: Sequence[Row],
+        rest_draws: Sequence[Draw],
+        compute: Callable[[], Computed],
+    ) -> Step:
+        """What is left of a step once its masks may be asked for."""
+        computed = compute()
         wanted = [row for row in chunks if needs_logits(row)]
         logits = computed.logits
         kept = {row.seq_id: to_host(self._runtime, logits[i]) for i, row in enumerate(wanted) if row.keep_logits}
@@ -187,7 +217,6 @@ class CudaEngine:
         tokens = self._readback.take(parity, grid.num_tokens + len(rest_draws))
         order, guesses = draw_order(plan, is_single, grid)
         step = Step(
-            plan,
             self._runtime.mark(),
             tokens,
             order,
@@ -205,53 +234,73 @@ class CudaEngine:
             self._head.settle()
         return step
 
-    def _compute(self, parity: int, grid: Grid, chunks: Sequence[Row], rest: Sequence[Draw]) -> Computed:
-        """Stores all KV and draws for `grid`; `rest` is drawn later."""
+    def _begin(self, parity: int, grid: Grid, chunks: Sequence[Row], rest: Sequence[Draw]) -> Callable[[], Computed]:
+        """Launches what need not wait for masks; what it gives launches the rest, stores all KV and draws for `grid`.
+        `rest` is drawn later."""
         if not grid.rows and not chunks:
-            self._drawing.prepare(grid, rest)
-            return Computed(self._captured.chunk_logits[:0])
+            return partial(self._compute_nothing, grid, rest)
         tokens = self._rows.grid(grid)
         if chunks:
             tokens = np.concatenate((tokens, self._rows.chunks(parity, chunks)), axis=1)
         if self._head is not None:
             self._head.begin(tokens[1, : len(grid.rows)], chunks, has_guesses=grid.num_turns > 1)
-        lengths = [len(row.token_ids) for row in chunks]
-        given, has_masks = StepSize(grid.stride, sum(lengths), grid.num_turns - 1), grid.has_masks
-        size = self._captured.fit(given, len(chunks), has_masks=has_masks)
+        given = StepSize(grid.stride, sum(len(row.token_ids) for row in chunks), grid.num_turns - 1)
+        size = self._captured.fit(given, len(chunks), has_masks=grid.has_masks)
         if size is None or any(row.num_scored or row.pooling for row in chunks):
-            self._drawing.prepare(grid, rest)
-            return self._launch_kernels(parity, grid, chunks, tokens, given)
+            return partial(self._launch_kernels, parity, grid, chunks, rest, tokens, given)
         self._inputs.upload(parity, tokens, given, size)
-        if has_masks and size in self._captured.halves:
-            return self._compute_while_masks_are_made(parity, grid, rest, size)
+        if not grid.has_masks or size not in self._captured.halves:
+            return partial(self._replay, parity, grid, chunks, rest, size)
+        if grid.asking:  # what is guessed here needs the first masks before
+            return partial(self._guess_and_replay, parity, grid, rest, size)
+        compute, _ = self._captured.halves[size]
+        compute()
+        return partial(self._replay_draws, grid, rest, size)
+
+    def _compute_nothing(self, grid: Grid, rest: Sequence[Draw]) -> Computed:
+        self._drawing.prepare(grid, rest)
+        return Computed(self._captured.chunk_logits[:0])
+
+    def _replay(self, parity: int, grid: Grid, chunks: Sequence[Row], rest: Sequence[Draw], size: StepSize) -> Computed:
+        """A captured step whose inputs were uploaded, but for masks and edits."""
         self._drawing.prepare(grid, rest)
         proposed = self._guessing.propose(parity, grid, size)
         needing = [index for index, row in enumerate(chunks) if needs_logits(row)]
         if chunks:
+            lengths = [len(row.token_ids) for row in chunks]
             self._captured.chunk_inputs.upload(parity, lengths, size.num_single, needing)
         self._captured.steps[size]()
         return Computed(self._captured.chunk_logits[: len(needing)], proposed)
 
-    def _compute_while_masks_are_made(self, parity: int, grid: Grid, rest: Sequence[Draw], size: StepSize) -> Computed:
-        """Of a step whose inputs were uploaded, but for masks and edits; as `_compute`. Only what is guessed here needs
-        the first masks before."""
+    def _guess_and_replay(self, parity: int, grid: Grid, rest: Sequence[Draw], size: StepSize) -> Computed:
+        """As `_replay`, in two halves, of rows within grammars whose guesses are made here."""
+        self._drawing.prepare(grid, rest)
+        proposed = self._guessing.propose(parity, grid, size)
         compute, draw = self._captured.halves[size]
-        proposed = None
-        if grid.asking:
-            self._drawing.prepare(grid, rest)
-            proposed = self._guessing.propose(parity, grid, size)
-            compute()
-        else:
-            compute()
-            self._drawing.prepare(grid, rest)
+        compute()
         self._guessing.follow(grid, size, proposed)
         draw()
         return Computed(self._captured.chunk_logits[:0], proposed)
 
+    def _replay_draws(self, grid: Grid, rest: Sequence[Draw], size: StepSize) -> Computed:
+        """The second half of a captured step: the model computes the first while masks are made."""
+        self._drawing.prepare(grid, rest)
+        self._guessing.follow(grid, size, None)
+        _, draw = self._captured.halves[size]
+        draw()
+        return Computed(self._captured.chunk_logits[:0])
+
     def _launch_kernels(
-        self, parity: int, grid: Grid, chunks: Sequence[Row], tokens: np.ndarray, size: StepSize
+        self,
+        parity: int,
+        grid: Grid,
+        chunks: Sequence[Row],
+        rest: Sequence[Draw],
+        tokens: np.ndarray,
+        size: StepSize,
     ) -> Computed:
-        """As `_compute`, kernel by kernel."""
+        """A step that is not captured, kernel by kernel."""
+        self._drawing.prepare(grid, rest)
         self._inputs.upload(parity, tokens, size, size)
         proposed = self._guessing.propose(parity, grid, size)
         described, wanted, num_logits = None, None, grid.num_tokens
@@ -333,6 +382,7 @@ class CudaEngine:
     @torch.inference_mode()
     def admit(self, seed: SequenceSeed) -> None:
         """Raises ValueError where the request names what is not in the vocabulary, or cannot be done."""
+        self._draw_last()
         if self._head is not None:
             self._head.settle()
         slot = self._sequences.admit(seed.seq_id)
@@ -348,6 +398,7 @@ class CudaEngine:
 
     @torch.inference_mode()
     def _retire(self, seq_ids: Sequence[int]) -> None:
+        self._draw_last()
         if self._head is not None:
             self._head.retire([self._sequences.slot(seq_id) for seq_id in seq_ids])
         for seq_id in seq_ids:

@@ -21,11 +21,28 @@ NO_PLACE, REFUSED = -1, -2
 _MISSING = {NO_PLACE: NOT_TRIED, REFUSED: NOT_DRAWN}
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A launched step."""
+@dataclass(slots=True)
+class LaunchedStep:
+    """A handle."""
 
     plan: Plan
+    _draw: Callable[[], "Step"]
+    _step: "Step | None" = None
+
+    def draw(self) -> None:
+        if self._step is None:
+            self._step = self._draw()
+
+    def result(self) -> Result:
+        self.draw()
+        assert self._step is not None
+        return self._step.result()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What a step draws, on its way to the host."""
+
     wait: Callable[[], None]
     tokens: np.ndarray
     """int32, of all draws as they were made, once `wait` has returned."""

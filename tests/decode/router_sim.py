@@ -296,6 +296,8 @@ class RouterSim:
             self.plans.append(plan)
         if self.step:
             self.finish(self.step)
+        if ahead:
+            ahead.draw()
         self.step = ahead
         if self.step and not self.overlap:
             self.finish(self.step)

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from isthmus.decode import mask_batch
 from isthmus.decode.guide import Guide
 from isthmus.decode.mask_maker import MaskMaker
 from isthmus.decode.token_bans import TokenBans
+from isthmus.engine.plan import Plan
 from isthmus.tests.decode.guided_sim import TOKENS, GuidedSim, guided, text_of, vocabulary
 from isthmus.tests.decode.router_sim import EOS, VOCAB, Request, random_requests
 from isthmus.text.grammar_compiler import GrammarCompiler, Vocabulary
@@ -206,19 +208,37 @@ def test_random_steps(seed: int, overlap: bool) -> None:
         assert fits is None or all(fits(text_of(output)) for output in complete), complete
 
 
-def test_a_sequence_with_a_grammar_is_not_planned_while_a_draw_of_it_is_in_flight() -> None:
+def drawing_beside_ten(spec: str) -> tuple[list[Plan], list[set[int]]]:
+    """Plans, and who draws in them: sequence 0 within a grammar, ten others without."""
     sim = GuidedSim(num_blocks=96, overlap=True, max_num_seqs=12)
-    sim.submit(Request([1, 2, 3], guided("regex", "a{10,20}")))
+    request = sim.submit(Request([1, 2, 3], guided("regex", spec)))
     for number in range(10):
         sim.submit(Request([4, 5, 6 + number], SamplingParams(seed=2, max_tokens=30)))
     sim.run()
-    drawing = [{draw.seq_id for draw in plan.draws} for plan in sim.plans]
-    overlapped = [(before, now) for before, now in pairwise(drawing) if 1 in now]  # later ones wait for each other
+    sim.assert_exact(request)
+    return sim.plans, [{draw.seq_id for draw in plan.draws} for plan in sim.plans]
+
+
+def test_within_a_grammar_a_step_is_planned_while_the_one_before_it_is_in_flight() -> None:
+    """Its mask is asked for later."""
+    plans, drawing = drawing_beside_ten("a{20}")
+    assert all(0 in draws for draws in drawing[1:20])
+    assert all(plan.waits_for_tokens for plan in plans[1:20])
+
+
+def test_not_so_within_one_that_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others need not wait for its masks."""
+    monkeypatch.setattr(mask_batch, "SLOW_S", -1.0)
+    plans, drawing = drawing_beside_ten("a{20}")
+    overlapped = [(before, now) for before, now in list(pairwise(drawing))[2:] if 1 in now]
     assert not any(0 in now and 0 in before for before, now in overlapped)
-    assert sum(1 in draws for draws in drawing[:31]) == 30  # another is in every step
+    assert not any(plan.waits_for_tokens for plan in plans[2:])
+    assert sum(1 in draws for draws in drawing[:31]) == 30, "another is in every step"
 
 
-def test_where_many_have_a_grammar_all_go_together() -> None:
+def test_where_many_take_long_all_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mask_batch, "SLOW_S", -1.0)
+    monkeypatch.setattr(Guide, "holds_up", False)
     sim = GuidedSim(num_blocks=64, overlap=True)
     sim.submit(Request([1, 2, 3], guided("regex", "a{10,20}")))
     sim.submit(Request([4, 5, 6], SamplingParams(seed=2, max_tokens=30)))
@@ -227,6 +247,19 @@ def test_where_many_have_a_grammar_all_go_together() -> None:
     both = [draws for draws in drawing if 0 in draws]
     assert len(both) >= 10
     assert sum(draws == {0, 1} for draws in both) >= len(both) - 1
+
+
+@pytest.mark.parametrize("max_tokens", [5, 60])
+def test_a_grammar_that_ends_while_a_step_after_it_is_in_flight(max_tokens: int) -> None:
+    """By itself, without a token for it: of what was computed meanwhile nothing stays."""
+    sim = GuidedSim(num_blocks=64, block_size=2, overlap=True)
+    request = sim.submit(Request([1, 2, 3], guided("regex", "a{5,6}", ignore_eos=True, max_tokens=max_tokens)))
+    again = [sim.submit(Request([1, 2, 3], guided("regex", "[ab]{7}", seed=seed, ignore_eos=True))) for seed in (1, 2)]
+    sim.run()
+    for one in (request, *again):
+        sim.assert_exact(one)
+        is_cut = len(one.outputs[0]) == one.params.max_tokens
+        assert one.finished[0].finish_reason == ("length" if is_cut else "stop")
 
 
 def test_others_run_while_a_grammar_is_compiled() -> None:

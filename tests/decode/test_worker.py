@@ -3,9 +3,12 @@
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
 
 import pytest
-from isthmus.engine.fake_engine import FakeEngine
+from isthmus.decode.scheduler import DecodeScheduler
+from isthmus.engine.fake_engine import FakeEngine, FakeHandle
 from isthmus.engine.worker import Loaded, Refused
 from isthmus.tests.scripted_router import (
     BLOCK_SIZE,
@@ -100,6 +103,35 @@ def test_aggregated(router: ScriptedRouter, start: Callable[..., WorkerThread], 
     outputs = collect(router, 4)
     assert outputs[1, 0] == expected(PROMPT)
     assert [outputs[2, choice] for choice in range(3)] == [expected(PROMPT[:7], choice) for choice in range(3)]
+
+
+def test_masks_are_asked_for_once_the_step_before_has_been_taken_in(
+    router: ScriptedRouter, start: Callable[..., WorkerThread], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And before anything else is told the engine."""
+    happened: list[tuple[str, int]] = []
+
+    def noting(kind: type, name: str, step_id: Callable[..., int]) -> None:
+        original = getattr(kind, name)
+
+        def noted(*given: Any) -> Any:
+            happened.append((name, step_id(*given)))
+            return original(*given)
+
+        monkeypatch.setattr(kind, name, noted)
+
+    noting(FakeEngine, "launch", lambda _, plan: plan.step_id)
+    noting(FakeHandle, "draw", lambda handle: handle.plan.step_id)
+    noting(DecodeScheduler, "apply", lambda _, plan, *rest: plan.step_id)
+    start("decode", fake_load(overlaps=True))
+    router.welcome("decode")
+    router.send("decode", reserve(1, PROMPT))
+    collect(router, 1)
+    steps = [step_id for name, step_id in happened if name == "draw"]
+    assert len(steps) >= 10
+    for before, step_id in pairwise(steps):
+        place = happened.index(("draw", step_id))
+        assert happened[place - 2 : place] == [("launch", step_id), ("apply", before)]
 
 
 @pytest.mark.parametrize("overlaps", [True, False])

@@ -40,21 +40,27 @@ GPU = Costs(
 CPU = Costs(device=lambda rows, guesses, _: 40.0 + 6.0 * (rows + guesses), launch=lambda *_: 0.2, apply=lambda _: 0.1)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class VirtualStep:
     plan: Plan
-    tokens: list[int]
     ready_at: float
     engine: "VirtualGpu"
+    tokens: list[int] | None = None
+
+    def draw(self) -> None:
+        if self.tokens is None:
+            self.tokens = self.engine.drawn(self.plan)
 
     def result(self) -> Result:
+        self.draw()
+        assert self.tokens is not None
         self.engine.finish(self)
         return Result(self.tokens)
 
 
 @dataclass(slots=True)
 class VirtualGpu(KnownTexts):
-    """On a CPU `launch` returns when the step is done."""
+    """On a CPU `launch` returns when the step is done. Masks take no time."""
 
     clock: VirtualClock
     costs: Costs
@@ -66,7 +72,10 @@ class VirtualGpu(KnownTexts):
         self.clock.now += MS * self._noisy(self.costs.launch(rows, sum(map(bool, guesses))))
         takes = MS * self._noisy(self.costs.device(rows, sum(guesses), max(guesses)))
         self._busy_until = max(self._busy_until, self.clock.now) + takes
-        return VirtualStep(plan, self.drawn(plan), self._busy_until, self)
+        step = VirtualStep(plan, self._busy_until, self)
+        if not plan.waits_for_tokens:
+            step.draw()
+        return step
 
     def finish(self, step: VirtualStep) -> None:
         takes = self._noisy(self.costs.apply(len(step.plan.rows)))

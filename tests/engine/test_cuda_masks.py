@@ -1,13 +1,15 @@
 """Grammars' masks on the engine for GPUs: here with the kernels' references, and on a GPU with the kernels."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 from isthmus.decode.sampler import Sampler
 from isthmus.engine.cuda.engine import CudaEngine
-from isthmus.engine.plan import NOT_DRAWN, Draw, Engine, Plan, Row, SequenceSeed
+from isthmus.engine.plan import IN_FLIGHT, NOT_DRAWN, Draw, Engine, Handle, Plan, Row, SequenceSeed
 from isthmus.tests.engine import tiny
 from isthmus.tests.engine.cuda_tiny import cuda_engine
 from isthmus.wire.noise import philox_key
@@ -51,11 +53,11 @@ def draw_of(seq_id: int, position: int) -> Draw:
     return Draw(seq_id, position, 0, allowed(seq_id, position) if seq_id in GUIDED else None)
 
 
-def begin(engine: Engine) -> list[list[int]]:
+def begin(engine: Engine, many: Sequence[SamplingParams] = PARAMS) -> list[list[int]]:
     """First tokens of four sequences, of which some have grammars."""
-    for seq_id, params in enumerate(PARAMS):
+    for seq_id, params in enumerate(many):
         engine.admit(SequenceSeed(seq_id, params, philox_key(7, 0, seq_id), PROMPT, [], frozenset()))
-    rows = [Row(seq_id, PROMPT, 0, table_of(seq_id), (draw_of(seq_id, 0),)) for seq_id in range(len(PARAMS))]
+    rows = [Row(seq_id, PROMPT, 0, table_of(seq_id), (draw_of(seq_id, 0),)) for seq_id in range(len(many))]
     return [[token] for token in engine.launch(Plan(0, tuple(rows))).result().token_ids]
 
 
@@ -87,6 +89,133 @@ def test_tokens_are_those_that_masks_allow_and_equal_the_cpu_engine(
     for seq_id in GUIDED:
         for position, token in enumerate(outputs[seq_id]):
             assert token in allowed(seq_id, position).token_ids
+
+
+EAGER = SamplingParams(temperature=0.9, logprobs=2, logprobs_mode="processed")
+"""The kernels do not draw for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Following:
+    """A mask that follows from the token before: it must be known when it is asked for."""
+
+    outputs: list[list[int]]
+    seq_id: int
+    position: int
+
+    def result(self) -> np.ndarray:
+        output = self.outputs[self.seq_id]
+        assert len(output) == self.position, "asked for too early, or too late"
+        return allowed(self.seq_id, output[-1]).result()
+
+
+def rows_of(outputs: list[list[int]], position: int, *, is_ahead: bool, has_chunk: bool) -> tuple[Row, ...]:
+    """Of all that have so many tokens, or will; and a chunk of a prompt."""
+    start = len(PROMPT) + position - 1
+    rows = [
+        Row(
+            seq_id,
+            (IN_FLIGHT,) if is_ahead else output[-1:],
+            start,
+            table_of(seq_id),
+            (Draw(seq_id, position, 0, None if seq_id == 3 else Following(outputs, seq_id, position)),),
+        )
+        for seq_id, output in enumerate(outputs)
+    ]
+    return (*rows, Row(9, PROMPT[: 2 + position], 0, table_of(6))) if has_chunk else tuple(rows)
+
+
+def write_following(engine: Engine, params: SamplingParams, num_tokens: int, *, is_ahead: bool) -> list[list[int]]:
+    """Four sequences, of which three have masks that follow from their tokens, and one of these has these `params`;
+    in every fourth step a prompt is computed beside them."""
+    outputs = begin(engine, (*PARAMS[:2], params, PARAMS[3]))
+    flying: Handle | None = None
+    for position in range(1, num_tokens):
+        has_chunk = position % 4 == 0
+        plan = Plan(position, rows_of(outputs, position, is_ahead=flying is not None, has_chunk=has_chunk))
+        handle = engine.launch(plan)
+        assert plan.waits_for_tokens == (flying is not None)
+        if flying is not None:
+            take(flying, outputs)
+        handle.draw()
+        flying = handle
+        if not is_ahead:
+            take(flying, outputs)
+            flying = None
+    if flying is not None:
+        take(flying, outputs)
+    return outputs
+
+
+def take(handle: Handle, outputs: list[list[int]]) -> None:
+    for output, token in zip(outputs, handle.result().token_ids, strict=True):
+        output.append(token)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("captured", [False, True])
+@pytest.mark.parametrize("params", [PARAMS[2], EAGER], ids=["kernels", "eager"])
+def test_masks_may_follow_from_tokens_that_are_in_flight(
+    params: SamplingParams, captured: bool, device: str, tmp_path: Path
+) -> None:
+    """The step is launched before they are known, and draws after."""
+    weights = tiny.save(tiny.reference_model(CONFIG), tmp_path)
+    written = [
+        write_following(
+            cuda_engine(CONFIG, weights, device, captured=captured, sampler=Sampler(tiny.VOCAB_SIZE, device)),
+            params,
+            14,
+            is_ahead=is_ahead,
+        )
+        for is_ahead in (False, True)
+    ]
+    assert written[0] == written[1]
+    for seq_id in range(3):
+        for before, token in pairwise(written[0][seq_id]):
+            assert token in allowed(seq_id, before).token_ids
+
+
+def test_the_model_computes_before_masks_may_be_asked_for() -> None:
+    """Whoever is told something else first draws."""
+    for tell in ("draw", "result", "launch", "admit", "retire"):
+        engine = cuda_engine(CONFIG, None)
+        outputs = begin(engine)
+        rows = [row_of(seq_id, outputs[seq_id]) for seq_id in (0, 3)]
+        flying = engine.launch(Plan(1, tuple(rows)))
+        asked: list[str] = []
+        mask = Noting(asked)
+        row = Row(0, (IN_FLIGHT,), rows[0].start + 1, table_of(0), (Draw(0, 2, 0, mask),))
+        block = row.block_table[row.start // engine.block_size]
+        before = bytes(engine.read_blocks([block]))
+        ahead = engine.launch(Plan(2, (row,)))
+        assert bytes(engine.read_blocks([block])) != before
+        flying.result()
+        assert not asked
+        match tell:
+            case "draw":
+                ahead.draw()
+            case "launch":
+                engine.launch(Plan(3, (Row(9, PROMPT[:3], 0, table_of(6)),))).result()
+            case "admit":
+                engine.admit(SequenceSeed(7, PARAMS[0], philox_key(7, 0, 7), PROMPT, [], frozenset()))
+            case "retire":
+                engine.retire(1)
+            case _:
+                pass
+        assert asked == ["mask"] * (tell != "result")
+        assert ahead.result().token_ids[0] in (3, 4)
+        assert asked == ["mask"]
+
+
+@dataclass(frozen=True, slots=True)
+class Noting:
+    """A mask that notes that it was asked for."""
+
+    asked: list[str]
+
+    def result(self) -> np.ndarray:
+        self.asked.append("mask")
+        return Allowed((3, 4)).result()
 
 
 @dataclass(slots=True)
