@@ -21,8 +21,8 @@ class Streams:
         if index in self._wanted:
             self._caught.append(x)
 
-    def join(self) -> None:
-        """Once the model's part of a step is told: the step goes on after all that reads what was caught."""
+    def leave(self) -> None:
+        """After the model's part of a step: what is not followed in it is left for later."""
 
     @property
     def features(self) -> Tensor:

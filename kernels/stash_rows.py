@@ -1,15 +1,18 @@
 """What stays of a step's tokens for later: of each sequence the last few, in a ring.
 
     at = (rows[t], positions[t] mod L), of each token t whose row is not −1 (padding)
-    ring[at, first_column : first_column + H] = x[t]
+    ring[at, first_column + s H : first_column + (s + 1) H] = streams[s][t]
     ring_tokens[at]    = token_ids[t], or last_tokens[rows[t]] where that is -1: see begin_step
     ring_positions[at] = positions[t]
 
-Shapes: x [T, H] with contiguous rows, of the dtype of ring [S, L, F], F ≥ first_column + H; token_ids, rows, positions
-int32 [T]; last_tokens int32 [S']; ring_tokens, ring_positions int32 [S, L]. No two tokens have one place.
+Shapes: 1 to MAX_STREAMS streams [T, H], with contiguous rows of one stride, of the dtype of ring [S, L, F], F ≥
+first_column + len(streams) H; token_ids, rows, positions int32 [T]; last_tokens int32 [S']; ring_tokens, ring_positions
+int32 [S, L]. No two tokens have one place.
 """
 
 # mypy: allow-incomplete-defs
+
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -18,12 +21,14 @@ from torch import Tensor
 
 from .dispatch import launches
 
+MAX_STREAMS = 3
+"""Of one launch: as many as an EAGLE-3 head usually reads."""
 BLOCK = 1024
 NUM_WARPS = 4
 
 
 def stash_rows(
-    x: Tensor,
+    streams: Sequence[Tensor],
     token_ids: Tensor,
     rows: Tensor,
     positions: Tensor,
@@ -33,26 +38,43 @@ def stash_rows(
     ring_positions: Tensor,
     first_column: int = 0,
 ) -> None:
-    """Raises ValueError for wrong shapes or dtypes."""
+    """Raises ValueError for wrong shapes, strides or dtypes, and for too many streams or none."""
+    if not 0 < len(streams) <= MAX_STREAMS:
+        raise ValueError(f"{len(streams)} streams, not 1 to {MAX_STREAMS}")
+    x = streams[0]
     num_tokens, width = x.shape
+    for stream in streams:
+        if (stream.dtype, stream.shape, stream.stride()) != (x.dtype, x.shape, (x.stride(0), 1)):
+            raise ValueError(
+                f"streams are not alike, or their rows not contiguous: {_described(x)}, {_described(stream)}"
+            )
     for name, tensor in (("token_ids", token_ids), ("rows", rows), ("positions", positions)):
         if tensor.dtype != torch.int32 or tensor.shape != (num_tokens,):
             raise ValueError(f"{name} is {tensor.dtype} {tuple(tensor.shape)}, not int32 ({num_tokens},)")
-    if x.dtype != ring.dtype or first_column + width > ring.shape[2]:
+    if x.dtype != ring.dtype or first_column + len(streams) * width > ring.shape[2]:
         raise ValueError(
-            f"{x.dtype} {tuple(x.shape)} does not fit into {ring.dtype} {tuple(ring.shape)} from column {first_column}"
+            f"{len(streams)} of {_described(x)} do not fit into {_described(ring)} from column {first_column}"
         )
-    given = (x, token_ids, rows, positions, last_tokens, ring, ring_tokens, ring_positions)
+    given = (token_ids, rows, positions, last_tokens, ring, ring_tokens, ring_positions)
     if not launches(x):
-        ref_stash_rows(*given, first_column)
+        ref_stash_rows(streams, *given, first_column)
     elif num_tokens:
-        _stash[(num_tokens, triton.cdiv(width, BLOCK))](
-            *given, x.stride(0), ring.shape[1], ring.shape[2], first_column, width, BLOCK=BLOCK, num_warps=NUM_WARPS
+        pointers = (*streams, *[x] * (MAX_STREAMS - len(streams)))
+        _stash[(num_tokens, triton.cdiv(width, BLOCK), len(streams))](
+            *pointers,
+            *given,
+            x.stride(0),
+            ring.shape[1],
+            ring.shape[2],
+            first_column,
+            width,
+            BLOCK=BLOCK,
+            num_warps=NUM_WARPS,
         )
 
 
 def ref_stash_rows(
-    x: Tensor,
+    streams: Sequence[Tensor],
     token_ids: Tensor,
     rows: Tensor,
     positions: Tensor,
@@ -65,14 +87,21 @@ def ref_stash_rows(
     is_token = rows >= 0
     slots, ids = rows[is_token].long(), token_ids[is_token]
     places = slots, (positions[is_token] % ring.shape[1]).long()
-    ring[(*places, slice(first_column, first_column + x.shape[1]))] = x[is_token]
+    x = torch.cat([stream[is_token] for stream in streams], 1)
+    ring[(*places, slice(first_column, first_column + x.shape[1]))] = x
     ring_tokens[places] = torch.where(ids < 0, last_tokens[torch.where(ids < 0, slots, 0)], ids)
     ring_positions[places] = positions[is_token]
 
 
-@triton.jit(do_not_specialize=["first_column"], do_not_specialize_on_alignment=["token_ids", "rows", "positions"])
+def _described(tensor: Tensor) -> str:
+    return f"{tensor.dtype} {tuple(tensor.shape)} of strides {tensor.stride()}"
+
+
+@triton.jit(do_not_specialize_on_alignment=["token_ids", "rows", "positions"])
 def _stash(
-    x,
+    x0,
+    x1,
+    x2,
     token_ids,
     rows,
     positions,
@@ -87,15 +116,20 @@ def _stash(
     H,
     BLOCK: tl.constexpr,
 ):
-    token = tl.program_id(0)
+    token, stream = tl.program_id(0), tl.program_id(2)
     row = tl.load(rows + token)
     if row >= 0:
+        x = x0
+        if stream == 1:
+            x = x1
+        if stream == 2:
+            x = x2
         position = tl.load(positions + token)
         place = row.to(tl.int64) * L + position % L
         columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
         values = tl.load(x + token.to(tl.int64) * x_stride + columns, columns < H)
-        tl.store(ring + place * F + first_column + columns, values, columns < H)
-        if tl.program_id(1) == 0:
+        tl.store(ring + place * F + first_column + stream * H + columns, values, columns < H)
+        if (tl.program_id(1) == 0) & (stream == 0):
             token_id = tl.load(token_ids + token)
             if token_id < 0:
                 token_id = tl.load(last_tokens + row)

@@ -4,12 +4,12 @@ A head's KV is needed when it guesses. Where it rarely does, following token by 
 longer: so a token that comes without guesses leaves its features here, and is followed together with those after it.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
 
-from ...kernels.stash_rows import stash_rows
+from ...kernels.stash_rows import MAX_STREAMS, stash_rows
 from ..eagle.cache import NOWHERE
 from ..streams import Streams
 from .inputs import TokenInputs
@@ -24,7 +24,6 @@ class Backlog:
         room = MAX_BYTES // ((num_slots + 1) * feature_size * dtype.itemsize)
         self.length = max(1, min(MAX_LENGTH, room))
         """Tokens of each sequence."""
-        self._runtime = runtime
         # The last entry is that of no sequence.
         shape, device = (num_slots + 1, self.length), runtime.device
         self.features = torch.zeros(*shape, feature_size, dtype=dtype, device=device)
@@ -34,27 +33,22 @@ class Backlog:
 
     # Within a step, captured or not.
 
-    def add(self, x: Tensor, inputs: TokenInputs, last_tokens: Tensor, first_column: int) -> None:
-        """Of the first tokens of a step, each of a sequence of its own, some columns of their features, [N, width].
-        They are read beside what the step does next, until `join`, and must stay as they are until then."""
-        n = len(x)
-        with self._runtime.beside():
+    def add(self, streams: Sequence[Tensor], inputs: TokenInputs, last_tokens: Tensor) -> None:
+        """The first tokens of a step, N, each of a sequence of its own. `streams`, [N, hidden_size] each, are their
+        features, side by side."""
+        num_tokens, width = streams[0].shape
+        for first in range(0, len(streams), MAX_STREAMS):
             stash_rows(
-                x,
-                inputs.token_ids[:n],
-                inputs.rows[:n],
-                inputs.positions[:n],
+                streams[first : first + MAX_STREAMS],
+                inputs.token_ids[:num_tokens],
+                inputs.rows[:num_tokens],
+                inputs.positions[:num_tokens],
                 last_tokens,
                 self.features,
                 self.token_ids,
                 self.positions,
-                first_column,
+                first * width,
             )
-
-    def join(self) -> None:
-        """The step goes on after what was added has been read. Then its memory may also be used again: that happens in
-        the order of the step's own stream, captured or not."""
-        self._runtime.join_beside()
 
 
 class LaggingStreams(Streams):
@@ -71,20 +65,15 @@ class LaggingStreams(Streams):
         super().__init__(wanted)
         self._backlog, self._inputs, self._num_lagging = backlog, inputs, num_lagging
         self._last_tokens = last_tokens
-        self._num_columns = 0
-        self._read: list[Tensor] = []
-        """Beside the step, until it joins: memory that is not to be used again before."""
+        self._left: list[Tensor] = []
 
     def catch(self, index: int, x: Tensor) -> None:
         """See Streams."""
         if self.wants(index):
             super().catch(index, x[self._num_lagging :])
-            self._backlog.add(x[: self._num_lagging], self._inputs, self._last_tokens, self._num_columns)
-            self._num_columns += x.shape[1]
-            self._read.append(x)
+            self._left.append(x[: self._num_lagging])
 
-    def join(self) -> None:
-        """See Streams."""
-        if self._read:
-            self._backlog.join()
-            self._read.clear()
+    def leave(self) -> None:
+        """See Streams. All that were caught at once: short steps are longer by every kernel that is launched."""
+        assert len(self._left) == len(self._wanted), "streams of one step, after it"
+        self._backlog.add(self._left, self._inputs, self._last_tokens)

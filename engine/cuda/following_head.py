@@ -101,7 +101,7 @@ class FollowingHead:
 
     def follow(self, inputs: TokenInputs, streams: Streams, num_single: int, stride: int, num_lagging: int) -> Followed:
         """After the model and its head. `num_single`: tokens of rows that are drawn for, in turns of `stride`."""
-        streams.join()
+        streams.leave()
         inputs, num_single = inputs.after(num_lagging), num_single - num_lagging
         if not len(inputs.rows):
             return Followed(inputs, torch.empty(0))

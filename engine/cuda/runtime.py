@@ -1,8 +1,7 @@
 """Streams, events, pinned memory and graphs of one GPU; and the same for a CPU, where everything has happened when
 the call returns. The engine is one for both, so that all of it but the kernels is tested without a GPU.
 
-Compute runs on torch's current stream. Transfers from and to the host that belong to no step run aside; beside it goes
-what belongs to a step, but may wait while the step goes on.
+Compute runs on torch's current stream. Transfers from and to the host that belong to no step run aside.
 """
 
 from collections.abc import Callable
@@ -34,14 +33,6 @@ class Runtime(Protocol):
         """As `capture`, of a run in two parts, of which the second takes what the first gives. They are repeated one
         right after the other: nothing else that was captured comes in between."""
 
-    def beside(self) -> AbstractContextManager[object]:
-        """Device work within, which allocates nothing, begins after what compute has been told, and goes beside what
-        compute is told next. It must be joined before anything that it reads is changed or freed, and within the step
-        where that is captured."""
-
-    def join_beside(self) -> None:
-        """Compute goes on after what was told beside it; the host does not wait. Only where something was."""
-
     def aside(self) -> AbstractContextManager[object]:
         """Device work within goes beside compute, and belongs to no step."""
 
@@ -59,8 +50,7 @@ class CudaRuntime:
     def __init__(self, device_index: int) -> None:
         self.device = torch.device("cuda", device_index)
         torch.cuda.set_device(self.device)
-        self._aside, self._beside = torch.cuda.Stream(self.device), torch.cuda.Stream(self.device)
-        self._capture_stream = torch.cuda.Stream(self.device)
+        self._aside, self._capture_stream = torch.cuda.Stream(self.device), torch.cuda.Stream(self.device)
         self._graph_pool = torch.cuda.graph_pool_handle()
 
     def pinned(self, *shape: int, dtype: torch.dtype = torch.int32) -> Tensor:
@@ -85,13 +75,6 @@ class CudaRuntime:
         with torch.cuda.graph(graph, pool=self._graph_pool, stream=self._capture_stream):
             made = run()
         return graph.replay, made
-
-    def beside(self) -> AbstractContextManager[object]:
-        self._beside.wait_stream(torch.cuda.current_stream())
-        return torch.cuda.stream(self._beside)
-
-    def join_beside(self) -> None:
-        torch.cuda.current_stream().wait_stream(self._beside)
 
     def aside(self) -> AbstractContextManager[object]:
         return torch.cuda.stream(self._aside)
@@ -121,11 +104,6 @@ class HostRuntime:
     def capture_in_two(self, first: Callable[[], T], then: Callable[[T], None]) -> tuple[Run, Run]:
         made: list[T] = []
         return lambda: made.append(first()), lambda: then(made.pop())
-
-    def beside(self) -> AbstractContextManager[object]:
-        return nullcontext()
-
-    def join_beside(self) -> None: ...
 
     def aside(self) -> AbstractContextManager[object]:
         return nullcontext()

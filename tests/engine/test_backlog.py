@@ -1,9 +1,7 @@
-"""What lags is read beside the step: at the latest moment it is still there."""
+"""What lags is left once the model is done: it is still there, as it was."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -16,37 +14,13 @@ from isthmus.engine.kv_pool import KvPool
 from isthmus.engine.models.llama import Llama
 from isthmus.engine.plan import Row
 from isthmus.engine.streams import Streams
-from isthmus.kernels.stash_rows import stash_rows
+from isthmus.kernels.stash_rows import MAX_STREAMS, stash_rows
 from isthmus.tests.engine import tiny
 from torch import Tensor
 
 CONFIG = tiny.llama(num_hidden_layers=4)
 TOKENS = tiny.prompt(9)
 NUM_LAGGING = 5
-
-
-class LateRuntime(HostRuntime):
-    """What is told beside a step happens when the step joins it, and not before."""
-
-    def __init__(self) -> None:
-        self.waiting: list[Callable[[], None]] = []
-        self._is_beside = False
-
-    @contextmanager
-    def beside(self) -> Iterator[None]:
-        self._is_beside = True
-        yield
-        self._is_beside = False
-
-    def run(self, *args: Tensor | int) -> None:
-        """`stash_rows`."""
-        assert self._is_beside
-        self.waiting.append(partial(stash_rows, *args))
-
-    def join_beside(self) -> None:
-        assert self.waiting, "a captured step cannot wait for a stream that it never told anything"
-        while self.waiting:
-            self.waiting.pop(0)()
 
 
 @pytest.fixture(scope="module")
@@ -64,26 +38,36 @@ def run(model: Llama, wanted: list[int] | None, streams: Streams) -> Tensor:
         hidden = model.hidden(
             x, None if wanted is None else torch.tensor(wanted, dtype=torch.int64), attention, streams
         )
-    streams.join()
+    streams.leave()
     return hidden
 
 
 @pytest.mark.parametrize("wanted", [[2, 8], [], None], ids=str)
-@pytest.mark.parametrize("ids", [(0,), (1, 2), (0, 2, 3), (3, 4), (4,)], ids=str)
-def test_features_are_as_they_were_when_they_are_read(
+@pytest.mark.parametrize("ids", [(0,), (1, 2), (0, 2, 3), (3, 4), (4,), (0, 1, 2, 3, 4)], ids=str)
+def test_features_are_as_they_were_when_they_are_left(
     model: Llama, monkeypatch: pytest.MonkeyPatch, ids: tuple[int, ...], wanted: list[int] | None
 ) -> None:
-    """The first tokens' are left, each of a slot of its own; the others' are caught."""
-    plain, runtime = Streams(ids), LateRuntime()
+    """The first tokens' are left, each of a slot of its own, by as few launches as can be; the others' are caught."""
+    plain = Streams(ids)
     hidden = run(model, wanted, plain)
-    monkeypatch.setattr(backlog, "stash_rows", runtime.run)
-    left = Backlog(runtime, NUM_LAGGING, plain.features.shape[1], model.dtype)
+    stash = Mock(side_effect=stash_rows)
+    monkeypatch.setattr(backlog, "stash_rows", stash)
+    left = Backlog(HostRuntime(), NUM_LAGGING, plain.features.shape[1], model.dtype)
     numbers = torch.arange(len(TOKENS), dtype=torch.int32)
     inputs = TokenInputs(**dict.fromkeys(FIELDS, numbers))
     streams = LaggingStreams(ids, left, inputs, NUM_LAGGING, last_tokens=numbers)
     assert torch.equal(run(model, wanted, streams), hidden)
-    assert not runtime.waiting, "memory is used anew once the model is done"
+    assert stash.call_count == (1 if len(ids) <= MAX_STREAMS else 2)
     assert torch.equal(streams.features, plain.features[NUM_LAGGING:])
     slots = numbers[:NUM_LAGGING]
     assert torch.equal(left.features[slots, slots], plain.features[:NUM_LAGGING])
+    assert torch.equal(left.token_ids[slots, slots], slots)
     assert torch.equal(left.positions.amax(1)[:NUM_LAGGING], slots)
+
+
+def test_a_step_that_caught_nothing_leaves_nothing() -> None:
+    numbers = torch.arange(3, dtype=torch.int32)
+    inputs = TokenInputs(**dict.fromkeys(FIELDS, numbers))
+    streams = LaggingStreams((2,), Backlog(HostRuntime(), 3, 8, torch.float32), inputs, 3, last_tokens=numbers)
+    with pytest.raises(AssertionError, match="streams of one step"):
+        streams.leave()
