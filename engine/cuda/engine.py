@@ -22,26 +22,26 @@ from ..plan import Draw, Plan, Row, SequenceSeed
 from ..sampler import Sampler
 from .attention import AttentionState
 from .captured_steps import CapturedSteps
-from .chunk_runs import chunk_runs, describe, needs_logits, wanted_tokens
+from .chunk_runs import needs_logits
+from .computing import Computed, Computing
 from .draw_order import draw_order
 from .drawing import Drawing, DrawSizes
 from .drawn_states import DrawnStates, StatesPart
 from .following_head import FollowingHead
 from .forward import Forward
 from .grid import Grid
-from .guessing import Guessing, Proposed
+from .guessing import Guessing
 from .head_proposer import HeadProposer
-from .inputs import Inputs, to_device, to_host
+from .inputs import Inputs, to_host
 from .model_proposer import Draft, ModelProposer
 from .pools import Pools
-from .prompt_facts import NO_FACTS, PromptFacts
 from .proposer import DeviceProposer
 from .readback import Readback
 from .row_inputs import RowInputs
 from .runtime import Runtime
 from .sequences import Sequences
 from .step import LaunchedStep, Step
-from .step_sizes import Ladder, StepSize
+from .step_sizes import Ladder
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +52,6 @@ class Sizes:
     """Tokens."""
     max_drafts: int = 0
     """Guesses of a row."""
-
-
-@dataclass(frozen=True, slots=True)
-class Computed:
-    """What a step has computed, on its way from the device, but for tokens that it drew."""
-
-    logits: Tensor
-    """fp32 [N, vocab_size]: of the chunks that need them."""
-    proposed: Proposed | None = None
-    facts: PromptFacts = NO_FACTS
 
 
 class CudaEngine:
@@ -109,14 +99,24 @@ class CudaEngine:
             pdl=pdl,
         )
         max_tokens = sizes.max_num_seqs * (1 + sizes.max_drafts) + sizes.max_num_batched_tokens
-        self._inputs = Inputs(runtime, max_tokens)
-        self._rows = RowInputs(self._sequences, self._drawing)
+        inputs = Inputs(runtime, max_tokens)
         self._readback = Readback(runtime, self._drawing.tokens)
         self._head = None if head is None else self._follow_with(head, max_blocks)
-        self._forward = Forward(model, self._attention, self._sequences, self._inputs, self._drawing, self._head)
+        forward = Forward(model, self._attention, self._sequences, inputs, self._drawing, self._head)
         proposer = self._make_proposer(draft) if draws else None
-        self._captured = CapturedSteps(runtime, self._forward, self._inputs, proposer, sizes.max_model_len)
-        self._guessing = Guessing(runtime, self._inputs, self._drawing, self._captured, proposer)
+        self._captured = CapturedSteps(runtime, forward, inputs, proposer, sizes.max_model_len)
+        self._guessing = Guessing(runtime, inputs, self._drawing, self._captured, proposer)
+        self._computing = Computing(
+            runtime,
+            model,
+            RowInputs(self._sequences, self._drawing),
+            inputs,
+            forward,
+            self._captured,
+            self._drawing,
+            self._guessing,
+            self._head,
+        )
         self._num_steps = 0
         self._has_aside = False
         self._undrawn: LaunchedStep | None = None
@@ -175,7 +175,7 @@ class CudaEngine:
         grid = self._guessing.grid(singles, chunks)
         rest_draws = [draw for row in chunks for draw in row.draws]
         rest_draws += [draw for part in plan.shipped for draw in part.draws]
-        compute = self._begin(parity, grid, chunks, rest_draws)
+        compute = self._computing.begin(parity, grid, chunks, rest_draws)
         step = LaunchedStep(plan, partial(self._draw, plan, parity, is_single, grid, chunks, rest_draws, compute))
         if plan.waits_for_tokens:
             self._undrawn = step
@@ -233,89 +233,6 @@ class CudaEngine:
         if self._head is not None:
             self._head.settle()
         return step
-
-    def _begin(self, parity: int, grid: Grid, chunks: Sequence[Row], rest: Sequence[Draw]) -> Callable[[], Computed]:
-        """Launches what need not wait for masks; what it gives launches the rest, stores all KV and draws for `grid`.
-        `rest` is drawn later."""
-        if not grid.rows and not chunks:
-            return partial(self._compute_nothing, grid, rest)
-        tokens = self._rows.grid(grid)
-        if chunks:
-            tokens = np.concatenate((tokens, self._rows.chunks(parity, chunks)), axis=1)
-        if self._head is not None:
-            self._head.begin(tokens[1, : len(grid.rows)], chunks, has_guesses=grid.num_turns > 1)
-        given = StepSize(grid.stride, sum(len(row.token_ids) for row in chunks), grid.num_turns - 1)
-        size = self._captured.fit(given, len(chunks), has_masks=grid.has_masks)
-        if size is None or any(row.num_scored or row.pooling for row in chunks):
-            return partial(self._launch_kernels, parity, grid, chunks, rest, tokens, given)
-        self._inputs.upload(parity, tokens, given, size)
-        if not grid.has_masks or size not in self._captured.halves:
-            return partial(self._replay, parity, grid, chunks, rest, size)
-        if grid.asking:  # what is guessed here needs the first masks before
-            return partial(self._guess_and_replay, parity, grid, rest, size)
-        compute, _ = self._captured.halves[size]
-        compute()
-        return partial(self._replay_draws, grid, rest, size)
-
-    def _compute_nothing(self, grid: Grid, rest: Sequence[Draw]) -> Computed:
-        self._drawing.prepare(grid, rest)
-        return Computed(self._captured.chunk_logits[:0])
-
-    def _replay(self, parity: int, grid: Grid, chunks: Sequence[Row], rest: Sequence[Draw], size: StepSize) -> Computed:
-        """A captured step whose inputs were uploaded, but for masks and edits."""
-        self._drawing.prepare(grid, rest)
-        proposed = self._guessing.propose(parity, grid, size)
-        needing = [index for index, row in enumerate(chunks) if needs_logits(row)]
-        if chunks:
-            lengths = [len(row.token_ids) for row in chunks]
-            self._captured.chunk_inputs.upload(parity, lengths, size.num_single, needing)
-        self._captured.steps[size]()
-        return Computed(self._captured.chunk_logits[: len(needing)], proposed)
-
-    def _guess_and_replay(self, parity: int, grid: Grid, rest: Sequence[Draw], size: StepSize) -> Computed:
-        """As `_replay`, in two halves, of rows within grammars whose guesses are made here."""
-        self._drawing.prepare(grid, rest)
-        proposed = self._guessing.propose(parity, grid, size)
-        compute, draw = self._captured.halves[size]
-        compute()
-        self._guessing.follow(grid, size, proposed)
-        draw()
-        return Computed(self._captured.chunk_logits[:0], proposed)
-
-    def _replay_draws(self, grid: Grid, rest: Sequence[Draw], size: StepSize) -> Computed:
-        """The second half of a captured step: the model computes the first while masks are made."""
-        self._drawing.prepare(grid, rest)
-        self._guessing.follow(grid, size, None)
-        _, draw = self._captured.halves[size]
-        draw()
-        return Computed(self._captured.chunk_logits[:0])
-
-    def _launch_kernels(
-        self,
-        parity: int,
-        grid: Grid,
-        chunks: Sequence[Row],
-        rest: Sequence[Draw],
-        tokens: np.ndarray,
-        size: StepSize,
-    ) -> Computed:
-        """A step that is not captured, kernel by kernel."""
-        self._drawing.prepare(grid, rest)
-        self._inputs.upload(parity, tokens, size, size)
-        proposed = self._guessing.propose(parity, grid, size)
-        described, wanted, num_logits = None, None, grid.num_tokens
-        if chunks:
-            runs = chunk_runs(chunks)
-            described = describe(self._runtime, runs)
-            tokens_wanted, num_logits = wanted_tokens(grid.num_tokens, chunks, runs)
-            wanted = to_device(self._runtime, np.array(tokens_wanted, np.int64))
-        hidden, streams = self._forward.hidden(size, described, wanted)
-        logits = self._forward.logits(hidden[:num_logits])
-        facts = PromptFacts.launch(self._runtime, self._model, chunks, hidden[num_logits:])
-        followed = self._forward.follow(size, streams)
-        self._guessing.follow(grid, size, proposed)
-        self._forward.draw(size, logits, followed)
-        return Computed(logits[grid.num_tokens :], proposed, facts)
 
     def _is_single(self, row: Row) -> bool:
         """One token in, and guesses, the next of the same sequence out, and kernels draw them."""
