@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from isthmus.decode.sampler import Sampler
+from isthmus.engine import draft_progress
 from isthmus.engine.cuda.engine import CudaEngine
 from isthmus.engine.cuda.sampler import can_draw
 from isthmus.engine.load import Checkpoint
@@ -256,7 +257,12 @@ def test_what_the_engine_guesses_changes_nothing(
     assert num_right > (20 if guessing.always_right else 0)  # type: ignore[attr-defined]
 
 
-def test_the_model_itself_is_always_right(device: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("catch_up_tokens", [draft_progress.CATCH_UP_TOKENS, 2])
+def test_the_model_itself_is_always_right(
+    catch_up_tokens: int, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the first step on, in however many parts it takes up a prompt."""
+    monkeypatch.setattr(draft_progress, "CATCH_UP_TOKENS", catch_up_tokens)
     config = tiny.llama()
     weights = tiny.save(tiny.reference_model(config), tmp_path)
     engine = cuda_engine(config, weights, device, draft=Checkpoint(config, weights))
