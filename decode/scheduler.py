@@ -24,7 +24,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ..engine.block_pool import BlockPool
-from ..engine.plan import NO_TOKEN, NOT_TRIED, Plan, Result
+from ..engine.plan import Plan, Result
 from ..engine.step_meter import StepMeter
 from ..wire.logprobs import TokenLogprobs, pack_logprobs
 from ..wire.messages import (
@@ -49,13 +49,12 @@ from .quarantine import Quarantine
 from .reservations import Reservations
 from .sequence import Drawn, Sequence
 from .speculation import Speculation
+from .step_guesses import StepGuesses
 
 if TYPE_CHECKING:
     from .guidance import Guides
     from .phrase_ban import PhraseBans
 
-REFUSED_STEPS = 1024
-"""Beside prompts, before guesses are tried there again of which the engine left out all."""
 WAITING_SHARE = 8
 """A step is not planned ahead of the one in flight where one in so many sequences could not be in it."""
 
@@ -105,6 +104,7 @@ class DecodeScheduler:
             phrase_bans=phrase_bans,
             speculation=self._speculation,
         )
+        self._guesses = StepGuesses(self._speculation, pool, self._reservations, max_num_batched_tokens)
         self._quarantine = Quarantine(pool)
         self._prompts: dict[int, Prompt] = {}  # by placement, oldest first
         self._running: list[Sequence] = []  # oldest first
@@ -114,12 +114,6 @@ class DecodeScheduler:
         self._num_steps = 0
         self._waits_since: float | None = None
         """The next step has waited for the one in flight."""
-        self._guess_beside_prompts_at = 0
-        """From which step on: later each time that the engine leaves all out there."""
-        self._has_begun = False
-        """To plan the next step."""
-        self._done: tuple[Flight, Result, float] | None = None
-        """The last step, and what it took, if speculation is yet to be told."""
         self._credit: Credit | None = None
         self._seen_blocks = 0
         self._meter = StepMeter()
@@ -215,27 +209,25 @@ class DecodeScheduler:
         assert in_flight is (self._flights[-1].plan if self._flights else None)
         assert len(self._flights) < 2, "two plans are in flight"
         self._now = now
-        self._begin_step()
-        if in_flight is not None and (self._awaits_guesses() or self._many_wait()):
+        self._guesses.begin_step(self._running, computes_prompts=self._computes_prompts)
+        if in_flight is not None and (self._guesses.are_awaited(self._running) or self._many_wait()):
             self._wait(now)
             return None
-        self._has_begun = False
         flight = Flight(now if self._waits_since is None else self._waits_since)
         self._waits_since = None
         plannable = [one for one in self._running if one.plannable]
-        guesses = self._prepare_guesses(plannable)
+        may_guess = self._guesses.prepare(plannable)
         for sequence in plannable:
             if not sequence.ended and not sequence.condemned and self._has_block(sequence):
                 self._begin_anew(sequence)
-                drafts = self._guess(sequence) if guesses else ()
+                drafts = self._guesses.of(sequence) if may_guess else ()
                 flight.add_decode(sequence, self.pool.block_size, drafts)
         budget = self._max_num_batched_tokens - flight.num_decode_tokens
         for prompt in tuple(self._prompts.values()):
             budget -= self._plan_prompt(prompt, budget, flight)
+        self._guesses.end_step(flight)
         if flight.empty:
-            self._speculation.skip_step()
             return None
-        flight.part = self._speculation.end_step(flight.num_drafts)
         self._num_steps += 1
         self._flights.append(flight)
         return flight.take_off(self._num_steps)
@@ -245,10 +237,7 @@ class DecodeScheduler:
         flight = self._flights.popleft()
         assert flight.plan is plan, "plans are applied in the order they were made"
         elapsed_s = self._meter.record(flight.start_s, now, flight.num_prompt_tokens)
-        self._note()
-        self._done = flight, result, elapsed_s
-        if flight.chunks and flight.num_drafts and result.token_ids.count(NOT_TRIED) == flight.num_drafts:
-            self._guess_beside_prompts_at = self._num_steps + REFUSED_STEPS
+        self._guesses.take_in(flight, result, elapsed_s)
         rows: list[TokenRow | None] = []
         for prompt, num_tokens in flight.chunks:
             prompt.pending -= 1
@@ -405,62 +394,6 @@ class DecodeScheduler:
     def _computes_prompts(self) -> bool:
         return any(prompt.state is PromptState.PREFILLING for prompt in self._prompts.values())
 
-    def _begin_step(self) -> None:
-        """Once for each, while the one before it is in flight, if any is: what is done then takes no time of a step
-        that waits."""
-        if self._has_begun:
-            return
-        self._has_begun = True
-        self._note()
-        if self._computes_prompts and self._num_steps < self._guess_beside_prompts_at:
-            self._speculation.skip_step()
-        else:
-            self._speculation.begin_step(len(self._running), self._has_grammar)
-
-    def _note(self) -> None:
-        """Tells speculation of the last step."""
-        if self._done is None:
-            return
-        (flight, result, elapsed_s), self._done = self._done, None
-        if flight.decodes_only and elapsed_s > 0:
-            num_steps = self._speculation.notes(flight.part, len(flight.decoding))
-            if num_steps:
-                self._speculation.record(flight.decoded(result, elapsed_s, num_steps))
-
-    def _has_grammar(self) -> bool:
-        """Whether any has one that will be in the next step."""
-        return any(one.is_guided for one in self._running)
-
-    def _awaits_guesses(self) -> bool:
-        """Whether guesses will pay in a step after the one in flight: then all wait for that, and else nobody."""
-        if not self._speculation.is_looking:
-            return False
-        return self._speculation.awaits([(one.speculator, one.tokens) for one in self._running if one.goes_on])
-
-    def _prepare_guesses(self, sequences: list[Sequence]) -> bool:
-        """Whether there may be any. Guesses take half of what the budget leaves, at most."""
-        if not self._speculation.is_looking:
-            return False
-        budget = (self._max_num_batched_tokens - len(sequences)) // 2
-        # Nothing is guessed for a sequence with a token in flight.
-        rows = [(None if one.pending else one.speculator, one.tokens) for one in sequences]
-        self._speculation.prepare(rows, budget)
-        return True
-
-    def _guess(self, sequence: Sequence) -> tuple[int, ...]:
-        """Guesses of its next tokens, as many as there are blocks for: they take none from anybody."""
-        if sequence.speculator is None or not sequence.speculator.wanted or sequence.pending:
-            return ()
-        drafts = sequence.speculator.propose(sequence.max_drafts)
-        size = self.pool.block_size
-        end = sequence.num_planned + 1
-        end += size * (sequence.num_planned < sequence.num_shared * size)  # take_copy gives up a block
-        num_missing = -(-(end + len(drafts)) // size) - len(sequence.table)
-        if num_missing > 0:
-            count = min(num_missing, max(0, self.pool.num_free - self._reservations.keep_free))
-            sequence.table += self.pool.allocate(count, after=sequence.table[-1]) or ()
-        return drafts[: len(sequence.table) * size - end]
-
     def _begin_anew(self, sequence: Sequence) -> None:
         """After a rewind, the sampling state forgets the tokens taken back."""
         seed = sequence.take_new_seed()
@@ -525,7 +458,7 @@ class DecodeScheduler:
 
     def _accept(self, sequence: Sequence, drawn: list[Drawn], *, has_row: bool) -> TokenRow | None:
         """What was drawn for a sequence that has ended in the meantime is discarded."""
-        self._judge(sequence, drawn)
+        self._guesses.judge(sequence, drawn)
         num_drafts, ended = sequence.num_drafts, sequence.ended
         row = sequence.take(drawn, self.pool, has_row=has_row)
         if row is not None and row.finish_reason:
@@ -533,13 +466,6 @@ class DecodeScheduler:
         if num_drafts and not ended and not sequence.rewound:  # after a rewind, its next row may need them all
             self._return_blocks(sequence)
         return row
-
-    def _judge(self, sequence: Sequence, drawn: list[Drawn]) -> None:
-        """Tells speculation how many guesses were right."""
-        if sequence.speculator is not None and sequence.num_drafts:
-            num_tried = sum(token != NOT_TRIED for token, _, _ in drawn) - 1
-            num_right = sum(token >= NO_TOKEN for token, _, _ in drawn) - 1
-            self._speculation.learn(sequence.speculator, num_tried, num_right)
 
     def _return_blocks(self, sequence: Sequence) -> None:
         """Those that only wrong guesses have used."""

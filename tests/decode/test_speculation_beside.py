@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from isthmus.bench.batch_decoder import BatchDecoder, Request
-from isthmus.decode import scheduler
+from isthmus.decode import step_guesses
 from isthmus.decode.guidance import Guides
 from isthmus.decode.sequence import Sequence
 from isthmus.decode.speculator import EngineProposer
@@ -45,7 +45,7 @@ class Refusing(VirtualGpu):
 
 def test_an_engine_that_tries_none_beside_prompts_is_asked_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
     """It may have had a reason that has gone."""
-    monkeypatch.setattr(scheduler, "REFUSED_STEPS", REFUSED_STEPS)
+    monkeypatch.setattr(step_guesses, "REFUSED_STEPS", REFUSED_STEPS)
     monkeypatch.setattr("isthmus.bench.batch_decoder.MAX_BATCHED_TOKENS", 16)
     rng, clock = random.Random(1), VirtualClock()
     texts = {tuple(rng.randrange(300) for _ in range(size)): [1] * 60 for size in (4, 600)}
