@@ -210,10 +210,10 @@ class BatchDecoder:
         done = flying if self.engine.overlaps else ahead
         if done is not None:
             self._scheduler.apply(done.step.plan, done.step.result(), self.clock())
-        if ahead is not None:
-            ahead.step.draw()
         self._flying = ahead if self.engine.overlaps else None
         num_tokens = self._carry_out()
+        if ahead is not None:
+            ahead.step.draw()
         self._num_leaving = num_open - len(self._open) if self.engine.overlaps else 0
         if done is None:
             if plan is None:

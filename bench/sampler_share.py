@@ -5,7 +5,8 @@ sampler is timed from inside; on a GPU it is part of the step, and shows in the 
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -124,12 +125,17 @@ class TimedEngine:
         self.inner.retire(*seq_ids)
 
     def launch(self, plan: Plan) -> Handle:
+        with self._counting(plan):
+            handle = self.inner.launch(replace(plan, rows=tuple(timed_row(row, self.watch) for row in plan.rows)))
+        return _OfPlan(plan, handle, self._counting)
+
+    @contextmanager
+    def _counting(self, plan: Plan) -> Iterator[None]:
         sampling_s, masks_s = self.watch.sampling_s, self.watch.masks_s
-        handle = self.inner.launch(replace(plan, rows=tuple(timed_row(row, self.watch) for row in plan.rows)))
+        yield
         if only_decodes(plan):
             self.total.sampling_s += self.watch.sampling_s - sampling_s
             self.total.masks_s += self.watch.masks_s - masks_s
-        return _OfPlan(plan, handle)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +144,11 @@ class _OfPlan:
 
     plan: Plan
     inner: Handle
+    counting: Callable[[Plan], AbstractContextManager[None]]
 
     def draw(self) -> None:
-        self.inner.draw()
+        with self.counting(self.plan):
+            self.inner.draw()
 
     def result(self) -> Any:
         return self.inner.result()

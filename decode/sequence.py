@@ -135,8 +135,12 @@ class Sequence:
     def needs_last_token(self) -> bool:
         """Its next row can only be planned once no token of it is in flight: its bans read it, its grammar may take
         long, or it is not known how many guesses are right."""
-        takes_long = self.guide is not None and self.guide.takes_long
-        return takes_long or self.ban is not None or bool(self.num_drafts)
+        return self.takes_long or self.ban is not None or bool(self.num_drafts)
+
+    @property
+    def takes_long(self) -> bool:
+        """Its grammar, to say what may come next."""
+        return self.guide is not None and self.guide.takes_long
 
     @property
     def max_drafts(self) -> int:

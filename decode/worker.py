@@ -87,10 +87,8 @@ class DecodeLoop:
         return ()
 
     def carry_out(self, send: Callable[[FromWorker], None]) -> None:
+        """Messages go out before the engine is told anything, which it may have to draw for first."""
         effects = self.scheduler.take_effects()
-        self.engine.retire(*effects.retire)
-        for seed in effects.admit:
-            self._admit(seed)
         for transfer_id in effects.abandon:
             self._receiver.abandon(transfer_id)
             self._last_blocks.pop(transfer_id, None)
@@ -98,6 +96,9 @@ class DecodeLoop:
             self._register(receive)
         for message in effects.messages:
             send(message)
+        self.engine.retire(*effects.retire)
+        for seed in effects.admit:
+            self._admit(seed)
 
     def _admit(self, seed: SequenceSeed) -> None:
         """One that the engine refuses is drawn for plainly by the plan that is under way, and fails."""
@@ -114,9 +115,15 @@ class DecodeLoop:
             self.engine.write_blocks(receive.block_ids[first_block : first_block + num_blocks], payload)
             self._transfer_s += now() - start_s
 
+        def claim() -> bool:
+            is_granted = self.scheduler.on_claim(receive.transfer_id)
+            if is_granted and isinstance(self.engine, HeadedEngine):
+                self.engine.lend_blocks(receive.block_ids)
+            return is_granted
+
         transfer_id, scheduler = receive.transfer_id, self.scheduler
         self._last_blocks[transfer_id] = receive.block_ids[-1]
-        claim, landed = partial(scheduler.on_claim, transfer_id), partial(scheduler.on_receiving, transfer_id)
+        landed = partial(scheduler.on_receiving, transfer_id)
         blocks = PoolBlocks(receive.block_ids, claim, landed)
         self._receiver.register(transfer_id, len(receive.block_ids), store, blocks)
 

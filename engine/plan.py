@@ -224,6 +224,10 @@ class HeadedEngine(Protocol):
         """What the head needs of the last position computed in this block, to guess what follows; None where there is
         no head. Called only while no plan in flight writes the block."""
 
+    def lend_blocks(self, block_ids: Sequence[int]) -> None:
+        """A peer will write these blocks itself: when this returns, nothing else does any more, and nothing is known of
+        what the head needs of them."""
+
     def write_hidden(self, block_id: int, payload: memoryview) -> None:
         """Stores what `read_hidden` of another engine gave, after `write_blocks` of that block. Raises ValueError on a
         wrong size."""

@@ -157,6 +157,9 @@ class TorchEngine:
         self._catch_up()
         return None if self._follower is None else self._follower.cache.read_hidden(block_id)
 
+    def lend_blocks(self, block_ids: Sequence[int]) -> None:
+        """See plan.HeadedEngine. Nobody writes to a host's memory so."""
+
     def write_hidden(self, block_id: int, payload: memoryview) -> None:
         """See plan.HeadedEngine."""
         assert self._follower is not None, "peers with a head are refused where there is none"

@@ -237,10 +237,10 @@ class Worker:
             done = [handle for handle in (step, None if role.engine.overlaps else ahead) if handle]
             for handle in done:
                 role.scheduler.apply(handle.plan, handle.result(), now())
-            if ahead:
+            role.carry_out(self._send)
+            if ahead:  # what has come is told first: masks may take long
                 ahead.draw()
             step = ahead if role.engine.overlaps else None
-            role.carry_out(self._send)
             resting = not (plan or done)
             self._report(role, resting, quiet=wait_s == IDLE_WAIT_S and not messages)
             soon = role.sending or not role.scheduler.idle

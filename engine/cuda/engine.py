@@ -185,9 +185,9 @@ class CudaEngine:
 
     def _draw_last(self) -> None:
         """What is told from now on comes after all of the last step."""
-        if self._undrawn is not None:
-            self._undrawn.draw()
-            self._undrawn = None
+        undrawn, self._undrawn = self._undrawn, None
+        if undrawn is not None:
+            undrawn.draw()
 
     @torch.inference_mode()
     def _draw(
@@ -253,12 +253,14 @@ class CudaEngine:
 
     @torch.inference_mode()
     def read_blocks(self, block_ids: Sequence[int], out: memoryview | None = None) -> memoryview:
+        self._draw_last()
         if self._head is not None:
             self._head.before_reads()
         return self._pools.blocks.read(block_ids, out)
 
     @torch.inference_mode()
     def write_blocks(self, block_ids: Sequence[int], payload: memoryview) -> None:
+        self._draw_last()
         if self._head is not None:
             self._head.before_writes()
             self._head.cache.forget(block_ids)
@@ -270,6 +272,7 @@ class CudaEngine:
         """See plan.HeadedEngine."""
         if self._head is None:
             return None
+        self._draw_last()
         self._head.before_reads()
         return self._head.cache.read(block_id)
 
@@ -277,9 +280,19 @@ class CudaEngine:
     def write_hidden(self, block_id: int, payload: memoryview) -> None:
         """See plan.HeadedEngine."""
         assert self._head is not None, "peers with a head are refused where there is none"
+        self._draw_last()
         self._head.before_writes()
         self._head.cache.write(block_id, payload)
         self._has_aside = True
+
+    @torch.inference_mode()
+    def lend_blocks(self, block_ids: Sequence[int]) -> None:
+        """See plan.HeadedEngine."""
+        if self._head is not None:
+            self._draw_last()
+            self._head.before_direct_writes()
+            self._head.cache.forget(block_ids)
+            self._has_aside = True
 
     def pack_logits(self, logits: Tensor) -> memoryview:
         return logits.numpy().view(np.uint8).data

@@ -144,3 +144,10 @@ class FollowingHead:
         if self._has_ended:
             self._runtime.hold_aside()
             self._has_ended = False
+
+    def before_direct_writes(self) -> None:
+        """Of blocks, by a peer: waits for what may still write those of sequences that have ended."""
+        self._catch_up.settle()
+        if self._has_ended:
+            self._runtime.mark()()
+            self._has_ended = False

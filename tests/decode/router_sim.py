@@ -296,13 +296,13 @@ class RouterSim:
             self.plans.append(plan)
         if self.step:
             self.finish(self.step)
-        if ahead:
-            ahead.draw()
         self.step = ahead
         if self.step and not self.overlap:
             self.finish(self.step)
             self.step = None
         self.carry_out()
+        if ahead:
+            ahead.draw()
 
     def finish(self, step: Handle) -> None:
         self.now += 0.01

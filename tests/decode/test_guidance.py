@@ -15,6 +15,7 @@ from isthmus.decode import mask_batch
 from isthmus.decode.guide import Guide
 from isthmus.decode.mask_maker import MaskMaker
 from isthmus.decode.token_bans import TokenBans
+from isthmus.engine.fake_engine import FakeHandle
 from isthmus.engine.plan import Plan
 from isthmus.tests.decode.guided_sim import TOKENS, GuidedSim, guided, text_of, vocabulary
 from isthmus.tests.decode.router_sim import EOS, VOCAB, Request, random_requests
@@ -236,17 +237,39 @@ def test_not_so_within_one_that_takes_long(monkeypatch: pytest.MonkeyPatch) -> N
     assert sum(1 in draws for draws in drawing[:31]) == 30, "another is in every step"
 
 
-def test_where_many_take_long_all_go_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_waits_for_one_that_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few others there are."""
     monkeypatch.setattr(mask_batch, "SLOW_S", -1.0)
-    monkeypatch.setattr(Guide, "holds_up", False)
     sim = GuidedSim(num_blocks=64, overlap=True)
-    sim.submit(Request([1, 2, 3], guided("regex", "a{10,20}")))
-    sim.submit(Request([4, 5, 6], SamplingParams(seed=2, max_tokens=30)))
+    sim.submit(Request([1, 2, 3], guided("regex", "a{10}")))
+    other = sim.submit(Request([4, 5, 6], SamplingParams(seed=2, max_tokens=30)))
+    num_turns = 0
+    while not other.finished:
+        sim.place_what_fits()
+        sim.turn()
+        num_turns += 1
+    assert num_turns < 40, "none was left out"
     sim.run()
-    drawing = [{draw.seq_id for draw in plan.draws} for plan in sim.plans]
-    both = [draws for draws in drawing if 0 in draws]
-    assert len(both) >= 10
-    assert sum(draws == {0, 1} for draws in both) >= len(both) - 1
+
+
+def test_masks_that_take_long_begin_when_a_step_is_taken_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before those of the next one are asked for."""
+    sim, happened = GuidedSim(num_blocks=64, overlap=True), list[str]()
+    begin_alone, draw = sim.guides.begin_alone, FakeHandle.draw
+
+    def begun() -> None:
+        happened.append("begun")
+        begin_alone()
+
+    def drawn(handle: FakeHandle) -> None:
+        happened.append("drawn")
+        draw(handle)
+
+    monkeypatch.setattr(sim.guides, "begin_alone", begun)
+    monkeypatch.setattr(FakeHandle, "draw", drawn)
+    sim.submit(Request([1, 2, 3], guided("regex", "a{10}")))
+    sim.run()
+    assert happened[1:19] == ["begun", "drawn"] * 9
 
 
 @pytest.mark.parametrize("max_tokens", [5, 60])

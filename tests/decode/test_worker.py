@@ -2,14 +2,18 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from isthmus.decode.scheduler import DecodeScheduler
+from isthmus.decode.worker import DecodeLoop
+from isthmus.engine.block_pool import BlockPool
 from isthmus.engine.fake_engine import FakeEngine, FakeHandle
 from isthmus.engine.worker import Loaded, Refused
+from isthmus.kvtransfer.transport import PoolBlocks
 from isthmus.tests.scripted_router import (
     BLOCK_SIZE,
     FAKE,
@@ -105,7 +109,7 @@ def test_aggregated(router: ScriptedRouter, start: Callable[..., WorkerThread], 
     assert [outputs[2, choice] for choice in range(3)] == [expected(PROMPT[:7], choice) for choice in range(3)]
 
 
-def test_masks_are_asked_for_once_the_step_before_has_been_taken_in(
+def test_masks_are_asked_for_once_the_step_before_has_been_taken_in_and_told(
     router: ScriptedRouter, start: Callable[..., WorkerThread], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And before anything else is told the engine."""
@@ -123,6 +127,7 @@ def test_masks_are_asked_for_once_the_step_before_has_been_taken_in(
     noting(FakeEngine, "launch", lambda _, plan: plan.step_id)
     noting(FakeHandle, "draw", lambda handle: handle.plan.step_id)
     noting(DecodeScheduler, "apply", lambda _, plan, *rest: plan.step_id)
+    noting(DecodeLoop, "carry_out", lambda *_: 0)
     start("decode", fake_load(overlaps=True))
     router.welcome("decode")
     router.send("decode", reserve(1, PROMPT))
@@ -131,7 +136,45 @@ def test_masks_are_asked_for_once_the_step_before_has_been_taken_in(
     assert len(steps) >= 10
     for before, step_id in pairwise(steps):
         place = happened.index(("draw", step_id))
-        assert happened[place - 2 : place] == [("launch", step_id), ("apply", before)]
+        assert happened[place - 3 : place] == [("launch", step_id), ("apply", before), ("carry_out", 0)]
+
+
+class Lending(FakeEngine):
+    """As an engine with a head."""
+
+    lent: list[list[int]]
+
+    def lend_blocks(self, block_ids: Sequence[int]) -> None:
+        self.lent.append(list(block_ids))
+
+    def read_hidden(self, block_id: int) -> memoryview | None:
+        return None
+
+    def write_hidden(self, block_id: int, payload: memoryview) -> None:
+        raise AssertionError
+
+
+def test_blocks_that_a_peer_may_write_are_lent_to_it() -> None:
+    """Only if they are still the transfer's."""
+    engine = Lending(64, BLOCK_SIZE, VOCAB_SIZE)
+    engine.lent = []
+    pool = BlockPool(engine.num_blocks, engine.block_size)
+    scheduler = DecodeScheduler(pool, epoch="d", max_num_seqs=2, max_num_batched_tokens=64, max_model_len=64)
+    registered: dict[str, PoolBlocks] = {}
+
+    def register(transfer_id: str, num_blocks: int, store: object, blocks: PoolBlocks) -> None:
+        registered[transfer_id] = blocks
+
+    receiver: Any = SimpleNamespace(endpoint="", register=register, abandon=lambda transfer_id: None)
+    loop = DecodeLoop(scheduler, Loaded(engine, FAKE, 64), receiver)
+    for placement in (1, 2):
+        loop.on_message(reserve(placement, PROMPT[:20], remote=True), 0.0)
+    loop.carry_out(lambda message: None)
+    first, second = registered.values()
+    loop.on_message(Cancel(2), 0.0)
+    assert first.claim()
+    assert not second.claim()
+    assert engine.lent == [list(first.block_ids)]
 
 
 @pytest.mark.parametrize("overlaps", [True, False])

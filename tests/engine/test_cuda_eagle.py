@@ -276,6 +276,33 @@ def test_who_has_ended_is_followed_before_its_blocks_are_written(
             assert_by_the_book(headed, receiver, 1)
 
 
+@pytest.mark.parametrize("has_step", [False, True])
+def test_who_has_ended_is_followed_before_a_peer_writes_its_blocks(
+    headed: Headed, make: Callable[..., CudaEngine], has_step: bool
+) -> None:
+    """By itself, into the pools."""
+    sender, engine, blocks = make(headed), make(headed, "another"), list(TABLE[:3])
+    if sender.kv is None or engine.kv is None:
+        pytest.skip("the head's layer is of another shape than the model's: peers do not write it themselves")
+    with Writer(sender, prompt(12, seed=9)) as sent:
+        sent.compute(0, 11, 50)
+        sender.read_blocks(blocks)
+        hidden, kv = sender.read_hidden(blocks[-1]), sender.kv[:, blocks].clone()
+    with Writer(engine, prompt(9, seed=3), range(32, 48), seq_id=1) as other:
+        other.compute(0, 8, 50)
+        with Writer(engine, prompt(7, seed=21)) as sequence:
+            sequence.compute(0, 6, 50)
+            for _ in range(4):
+                sequence.step(0)
+        engine.lend_blocks(blocks)
+        engine.kv[:, blocks] = kv
+        if has_step:
+            other.step(0)
+        engine.write_hidden(blocks[-1], hidden)
+        with Writer(engine, sent.tokens, seq_id=2) as receiver:
+            assert_by_the_book(headed, receiver, 1)
+
+
 def test_blocks_that_are_read_have_been_caught_up_with(headed: Headed, make: Callable[..., CudaEngine]) -> None:
     sender, engine, blocks = make(headed), make(headed, "another"), TABLE[:3]
     for read_first in ("blocks", "hidden"):

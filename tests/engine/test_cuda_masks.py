@@ -177,7 +177,7 @@ def test_masks_may_follow_from_tokens_that_are_in_flight(
 
 def test_the_model_computes_before_masks_may_be_asked_for() -> None:
     """Whoever is told something else first draws."""
-    for tell in ("draw", "result", "launch", "admit", "retire"):
+    for tell in ("draw", "result", "launch", "admit", "retire", "read", "write"):
         engine = cuda_engine(CONFIG, None)
         outputs = begin(engine)
         rows = [row_of(seq_id, outputs[seq_id]) for seq_id in (0, 3)]
@@ -186,9 +186,10 @@ def test_the_model_computes_before_masks_may_be_asked_for() -> None:
         mask = Noting(asked)
         row = Row(0, (IN_FLIGHT,), rows[0].start + 1, table_of(0), (Draw(0, 2, 0, mask),))
         block = row.block_table[row.start // engine.block_size]
-        before = bytes(engine.read_blocks([block]))
+        pool = engine._pools.blocks  # the engine would draw first
+        before = bytes(pool.read([block]))
         ahead = engine.launch(Plan(2, (row,)))
-        assert bytes(engine.read_blocks([block])) != before
+        assert bytes(pool.read([block])) != before
         flying.result()
         assert not asked
         match tell:
@@ -200,6 +201,10 @@ def test_the_model_computes_before_masks_may_be_asked_for() -> None:
                 engine.admit(SequenceSeed(7, PARAMS[0], philox_key(7, 0, 7), PROMPT, [], frozenset()))
             case "retire":
                 engine.retire(1)
+            case "read":
+                engine.read_blocks([0])
+            case "write":
+                engine.write_blocks([0], memoryview(bytes(engine.bytes_per_block)))
             case _:
                 pass
         assert asked == ["mask"] * (tell != "result")
