@@ -52,6 +52,7 @@ class FollowingHead:
     ) -> None:
         """`pool` is the head's; `last_tokens` int32: those of slots, if there are any."""
         self._sequences, self._runtime, self._last_tokens = sequences, runtime, last_tokens
+        self._block_size = pool.block_size
         device, tables = runtime.device, sequences.block_tables
         cos_sin = head.rope.table(max_positions).to(device)
         attention = AttentionState(
@@ -85,9 +86,12 @@ class FollowingHead:
 
     def begin(self, slots: np.ndarray, chunks: Sequence[Row], *, has_guesses: bool) -> None:
         """`slots`, int [N], of the rows that are drawn for: without guesses they lag. All others are followed at once,
-        for which their sequences must not lag, nor any that has ended."""
+        for which their sequences must not lag, nor any that has ended, or whose blocks they go on from."""
         if chunks:
-            self._catch_up.now([self._sequences.slot(row.seq_id) for row in chunks if row.seq_id in self._sequences])
+            lagging = {self._sequences.slot(row.seq_id) for row in chunks if row.seq_id in self._sequences}
+            for row in chunks:
+                lagging.update(self._sequences.reading_from(row, self._block_size) if row.start else ())
+            self._catch_up.now(sorted(lagging))
         if has_guesses:
             self._catch_up.now(slots)
         else:

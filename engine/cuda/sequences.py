@@ -46,6 +46,12 @@ class Sequences:
         """Whether it is admitted."""
         return seq_id in self._slots
 
+    def reading_from(self, row: Row, block_size: int) -> list[int]:
+        """Slots whose sequences have the block of the token before the row, too: it goes on where they have been."""
+        index = (row.start - 1) // block_size
+        block = row.block_table[index]
+        return [slot for slot in self._slots.values() if self._known[slot][index : index + 1] == [block]]
+
     def slot(self, seq_id: int) -> int:
         return self._slots[seq_id]
 

@@ -330,6 +330,19 @@ def test_a_prefix_that_another_sequence_computed(headed: Headed, make: Callable[
         assert_by_the_book(headed, sequence)
 
 
+def test_a_prefix_of_a_sequence_that_goes_on(headed: Headed, make: Callable[..., CudaEngine]) -> None:
+    """What it lags behind has been followed before another goes on from there."""
+    engine = make(headed)
+    with Writer(engine, prompt(7, seed=21)) as first:
+        first.compute(0, 6, 50)
+        for _ in range(6):
+            first.step(0)
+        with Writer(engine, [*first.tokens[:12], 5, 9], (*TABLE[:3], *OTHER_TABLE[2:]), seq_id=1) as second:
+            second.compute(12, 13, 50)
+            assert_by_the_book(headed, second, 1)
+        assert_by_the_book(headed, first, 1)
+
+
 def test_a_copied_block(headed: Headed, make: Callable[..., CudaEngine]) -> None:
     """As the choices of one prompt have it: of the block that is not full, each has its own."""
     engine, tokens = make(headed), prompt(7)
