@@ -9,7 +9,8 @@ Pure decisions: no torch, no sockets, no clock. The worker loop calls, in this o
 Effects are carried out before the launch that follows them: a sequence is admitted before its first draw, and a
 revoked transfer is abandoned before its blocks are written by somebody else. Blocks that a peer had claimed, because
 it writes them itself, stay in quarantine after their transfer's end until the transport has released them. At most one
-plan is in flight when another is made, and plans are applied in order.
+plan is in flight when another is made, and plans are applied in order. Masks of a plan that was made meanwhile may be
+asked for once the one before it has been applied.
 
 A step holds one token of every running sequence, guesses of those after it as far as they pay, the first draws of
 prompts that have arrived, and chunks of local prompts, first come first served, as far as the token budget goes. When
