@@ -384,7 +384,7 @@ class DecodeScheduler:
     def _many_wait(self) -> bool:
         """Whether many sequences could not be in a step before the one in flight is applied: rather than taking turns
         with the others, which takes both twice as long, all go together then. Who may not be in the step after it
-        either, as his grammar takes long, is not waited for."""
+        either, as its grammar takes long, is not waited for."""
         flown = [sequence for sequence in self._flights[-1].sequences if not sequence.ended]
         waiting = sum(sequence.needs_last_token and not sequence.takes_long for sequence in flown)
         return waiting > 0 and waiting * WAITING_SHARE >= len(self._running)

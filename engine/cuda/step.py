@@ -26,12 +26,14 @@ class LaunchedStep:
     """A handle."""
 
     plan: Plan
-    _draw: Callable[[], "Step"]
+    _draw: Callable[[], "Step"] | None
+    """Until it has drawn: it holds memory of the device, which the next step may need."""
     _step: "Step | None" = None
 
     def draw(self) -> None:
-        if self._step is None:
-            self._step = self._draw()
+        draw, self._draw = self._draw, None
+        if draw is not None:
+            self._step = draw()
 
     def result(self) -> Result:
         self.draw()

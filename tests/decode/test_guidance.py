@@ -238,17 +238,18 @@ def test_not_so_within_one_that_takes_long(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_nobody_waits_for_one_that_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However few others there are."""
+    """However few others there are, and though its masks are there in time."""
     monkeypatch.setattr(mask_batch, "SLOW_S", -1.0)
+    monkeypatch.setattr(Guide, "holds_up", False)
     sim = GuidedSim(num_blocks=64, overlap=True)
-    sim.submit(Request([1, 2, 3], guided("regex", "a{10}")))
+    sim.submit(Request([1, 2, 3], guided("regex", "a{50}")))
     other = sim.submit(Request([4, 5, 6], SamplingParams(seed=2, max_tokens=30)))
     num_turns = 0
     while not other.finished:
         sim.place_what_fits()
         sim.turn()
         num_turns += 1
-    assert num_turns < 40, "none was left out"
+    assert num_turns <= 34, "it was in every step"
     sim.run()
 
 

@@ -1,14 +1,18 @@
 """Grammars' masks on the engine for GPUs: here with the kernels' references, and on a GPU with the kernels."""
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from isthmus.decode.sampler import Sampler
 from isthmus.engine.cuda.engine import CudaEngine
+from isthmus.engine.cuda.step import LaunchedStep, Step
 from isthmus.engine.plan import IN_FLIGHT, NOT_DRAWN, Draw, Engine, Handle, Plan, Row, SequenceSeed
 from isthmus.tests.engine import tiny
 from isthmus.tests.engine.cuda_tiny import cuda_engine
@@ -210,6 +214,18 @@ def test_the_model_computes_before_masks_may_be_asked_for() -> None:
         assert asked == ["mask"] * (tell != "result")
         assert ahead.result().token_ids[0] in (3, 4)
         assert asked == ["mask"]
+
+
+def test_what_was_computed_is_free_once_it_was_drawn_from() -> None:
+    """While its handle goes on."""
+    logits = torch.zeros(3)
+    held, drawn = weakref.ref(logits), Step(lambda: None, np.array([5], np.int32), range(1))
+    step = LaunchedStep(Plan(1, ()), partial(lambda *_: drawn, logits))
+    del logits
+    assert held() is not None
+    step.draw()
+    assert held() is None
+    assert step.result().token_ids == [5]
 
 
 @dataclass(frozen=True, slots=True)
