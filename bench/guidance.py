@@ -65,7 +65,7 @@ class Bench:
                 words = guide.mask().result()
                 allowed = np.unpackbits(words.view(np.uint8), bitorder="little").nonzero()[0]
                 token = int(rng.choice(allowed))
-                if token in self._tokenizer.eos_ids or guide.error:
+                if token in self._tokenizer.eos_ids or guide.ending is not None:
                     break
                 start_s = time.perf_counter()
                 guide.advance([token])

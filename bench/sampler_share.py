@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from msgspec.structs import replace as replace_params
+from msgspec.structs import replace as replace_struct
 from torch import Tensor
 
 from ..decode.sampler import Sampler, Samples
@@ -43,7 +43,7 @@ CASES = {
     "defaults": SamplingParams(),
     "penalties, DRY, top-k, top-p, min-p": MIXTURE,
     "defaults, JSON grammar": SamplingParams(guidance=JSON),
-    "all of these": replace_params(MIXTURE, guidance=JSON),
+    "all of these": replace_struct(MIXTURE, guidance=JSON),
 }
 HEADER = (
     "| batch | samplers | ms a step without guesses | ms a step with | draws a row | sampler ms | of the step | "
@@ -155,8 +155,8 @@ class _OfPlan:
 
 
 def timed_row(row: Row, watch: Stopwatch) -> Row:
-    draws = tuple(replace(draw, mask=timed_mask(draw.mask, watch)) for draw in row.draws)
-    return replace(row, draws=draws, follow=None if row.follow is None else timed_follow(row.follow, watch))
+    draws = tuple(replace_struct(draw, mask=timed_mask(draw.mask, watch)) for draw in row.draws)
+    return replace_struct(row, draws=draws, follow=None if row.follow is None else timed_follow(row.follow, watch))
 
 
 def timed_mask(mask: Mask | None, watch: Stopwatch) -> Mask | None:
@@ -245,10 +245,10 @@ def _requests(asker: Asker, params: SamplingParams, batch: int, num_tokens: int)
     """Of the JSON task, each with these samplers and a seed of its own. None ends before its last token."""
     asked = asker.requests("json", batch, params.temperature, num_tokens)
     return [
-        Request(one.prompt_ids, replace_params(params, seed=i, max_tokens=num_tokens, ignore_eos=True))
+        Request(one.prompt_ids, replace_struct(params, seed=i, max_tokens=num_tokens, ignore_eos=True))
         for i, one in enumerate(asked)
     ]
 
 
 def _without_guesses(request: Request) -> Request:
-    return Request(request.prompt_ids, replace_params(request.params, num_speculative_tokens=0))
+    return Request(request.prompt_ids, replace_struct(request.params, num_speculative_tokens=0))

@@ -16,6 +16,7 @@ from typing import Any
 from ..decode.guidance import Guides, make_guides
 from ..decode.ngram_proposer import NgramProposer
 from ..decode.speculation import Speculation
+from ..engine.heap import settle
 from ..launch.demo_model import cache_dir, ensure_demo_model
 from ..text.resolve import resolve
 from ..text.tokenizer import Tokenizer
@@ -142,6 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tokenizer = Tokenizer.from_folder(folder)
     guides = make_guides(tokenizer, tokenizer.vocab_size)
     assert guides is not None
+    settle()
     print(HEADER, flush=True)
     for line in HostBench(tokenizer, guides, options).lines():
         print(line, flush=True)

@@ -7,7 +7,7 @@ from llguidance import LLMatcher
 
 from ..text.grammar_compiler import Words
 from ..text.grammar_masks import allows
-from .automaton import Automaton
+from .automaton import Automaton, Ending
 from .mask_batch import Task
 from .mask_maker import GuideMask, MaskMaker
 from .token_bans import TokenBans
@@ -76,8 +76,8 @@ class Guide:
             self._mask = self._move(count, ())
 
     def mask(self) -> GuideMask:
-        """What may come next. It never fails: where nothing may come, everything is allowed, and `finished` or `error`
-        say that what is drawn does not count."""
+        """What may come next. It never fails: where nothing may come, everything is allowed, and `ending` says that
+        what is drawn does not count."""
         return self._mask
 
     def next_mask(self) -> "NextMask":
@@ -96,17 +96,10 @@ class Guide:
         return self.takes_long and not self._mask.is_done
 
     @property
-    def finished(self) -> bool:
-        """The output is complete: the grammar lets nothing follow but an end of sequence, which the request or the
-        model does not have."""
-        ending = self._mask.ending
-        return ending is not None and ending.error is None
-
-    @property
-    def error(self) -> str | None:
-        """Why the output cannot go on; None if it can."""
-        ending = self._mask.ending
-        return None if ending is None else ending.error
+    def ending(self) -> Ending | None:
+        """Why nothing may follow, if so: the output cannot go on, or it is complete, as the grammar lets nothing follow
+        but an end of sequence, which the request or the model does not have. Waits for the mask."""
+        return self._mask.ending
 
     def _move(self, num_back: int, token_ids: Sequence[int]) -> GuideMask:
         """Takes the last tokens back, then others in: what may come then."""
@@ -124,7 +117,7 @@ class Guide:
         return task
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class NextMask:
     """Of a draw whose token before is in flight: as plan.Mask, once the guide has been told that token. Where the
     output has ended before, what is drawn does not count."""

@@ -43,7 +43,8 @@ class MaskBatch:
         self._filler = filler
         self._before: list[MaskBatch] = []
         self._lock = threading.Lock()
-        self._endings: dict[int, Ending] = {}
+        self.endings: dict[int, Ending] = {}
+        """Of masks that left nothing, by their rows, once it was run."""
         self.tasks: list[Task] = []
         self.words: Words = np.empty((0, 0), np.uint32)
         """A row for each mask, once it was run; all ones where nothing may come."""
@@ -64,10 +65,6 @@ class MaskBatch:
             if not self.is_done:
                 self._run(aside=aside)
                 self.is_done = True
-
-    def ending(self, row: int) -> Ending | None:
-        """Of a mask that left nothing."""
-        return self._endings.get(row)
 
     def _run(self, *, aside: bool) -> None:
         for batch in self._before:
@@ -91,6 +88,10 @@ class MaskBatch:
 
     def _judge(self, moved_s: float, filled: Filled, turn_s: float) -> None:
         """Who took long is known of those who were by themselves; of the others, each goes alone next time."""
+        if moved_s + sum(filled.own_s) + filled.helped_s <= SLOW_S:
+            for task in self.tasks:
+                task.automaton.is_new = task.automaton.is_slow = task.automaton.is_suspect = False
+            return
         alone, others = self.tasks[: len(filled.own_s)], self.tasks[len(filled.own_s) :]
         is_suspect = moved_s > _limit_s(self.tasks) and len(self.tasks) > 1
         for task, took_s in zip(alone, filled.own_s, strict=True):
@@ -113,9 +114,12 @@ class MaskBatch:
 
     def _within_bans(self, words: Words) -> Words:
         """Of most requests the bans are the same."""
-        bans = [task.automaton.bans.at(len(task.automaton.output) + i) for task in self.tasks for i in _masks(task)]
+        bans: list[Words] = []
+        for task in self.tasks:
+            at, position = task.automaton.bans.at, len(task.automaton.output)
+            bans += [at(position + i) for i in _masks(task)] if task.guesses else (at(position),)
         words = words[:, : len(bans[0])]
-        if all(one is bans[0] for one in bans):
+        if len(set(map(id, bans))) == 1:
             return np.bitwise_and(words, bans[0], out=words)
         rows = [task.first_row + i for task in self.tasks for i in _masks(task)]
         words[rows] &= np.stack(bans)
@@ -124,11 +128,13 @@ class MaskBatch:
     def _follow(self) -> None:
         """How far guesses may come, and which masks leave nothing."""
         is_something = np.bitwise_or.reduce(self.words, axis=1).tolist()
+        if len(is_something) == len(self.tasks) and all(is_something):
+            return
         for task in self.tasks:
             for index in _masks(task):
                 row = task.first_row + index
                 if not is_something[row]:
-                    self._endings[row] = task.automaton.ending(task.guesses[:index])
+                    self.endings[row] = task.automaton.ending(task.guesses[:index])
                     self.words[row] = _ALL
                     break
                 if index == len(task.guesses) or not allows(self.words[row], task.guesses[index]):

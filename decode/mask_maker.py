@@ -37,8 +37,9 @@ class GuideMask:
     @property
     def ending(self) -> Ending | None:
         """Whether nothing may come. Waits for the mask."""
-        self._task.batch.run()
-        return self._task.batch.ending(self._task.first_row + self._index)
+        task = self._task
+        task.batch.run()
+        return task.batch.endings.get(task.first_row + self._index)
 
 
 class MaskMaker:

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 Drawn = tuple[int, TokenLogprobs | None, bytes]
 """A token, or NO_TOKEN, NOT_DRAWN or NOT_TRIED; how likely it was, if that is asked; the sampler's state after it."""
 
+NOTHING_TO_DRAW = (
+    "no token can be drawn: the request's bans, and its grammar if it has one, exclude all of them, or the model's "
+    "logits are no numbers"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -271,9 +276,12 @@ class Sequence:
         tell, or the sequence cannot go on: then `error` says why."""
         token_id, logprobs, state = drawn
         position = self.num_output
-        if self.guide is not None and not guided and self.guide.finished:
+        ending = None if self.guide is None or guided else self.guide.ending
+        if ending is not None and ending.error is None:
             return self._end_by_guide()
-        self.error = self._error_of(token_id, guided)
+        self.error = NOTHING_TO_DRAW if token_id == NO_TOKEN else None
+        if ending is not None:
+            self.error = ending.error
         if self.error is not None:
             return None
         self.tokens.append(token_id)
@@ -325,16 +333,6 @@ class Sequence:
         del self.tokens[self.prompt_len + ban.num_tokens :]
         self.num_planned = self.num_computed = len(self.tokens) - 1
         self.rewound = True
-
-    def _error_of(self, token_id: int, guided: bool) -> str | None:
-        if self.guide is not None and not guided and self.guide.error is not None:
-            return self.guide.error
-        if token_id == NO_TOKEN:
-            return (
-                "no token can be drawn: the request's bans, and its grammar if it has one, exclude all of them, or the "
-                "model's logits are no numbers"
-            )
-        return None
 
 
 def _joined(rows: list[TokenRow]) -> TokenRow | None:

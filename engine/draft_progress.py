@@ -5,7 +5,9 @@ sequence left behind is found again.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from msgspec.structs import replace
 
 from .plan import Row
 

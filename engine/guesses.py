@@ -1,8 +1,10 @@
 """Rows of a plan that guess tokens ahead (`Row.num_drafts`): what is guessed, and which draws then count."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
+
+from msgspec.structs import replace
 
 from .plan import DRAFT, Draw, Row
 

@@ -7,6 +7,7 @@ other special tokens only where the grammar names them.
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,9 @@ REASONS = {"NoExtensionBias": "no output can match it"}
 
 Words = npt.NDArray[np.uint32]
 MAX_MESSAGE = 300
+NUM_FORCED, MAX_FORCED = 4096, 256
+"""Texts, of so many bytes at most, whose tokens are remembered. llguidance asks wherever a grammar lets nothing but one
+text come next, such as a schema's key, and cutting it takes longer than the mask."""
 
 LIMITS = LLParserLimits(verbose_errors=False)
 """llguidance's own: about 20 ms of work to build a lexer, 15 ms a token, 500,000 symbols, and 2000 Earley items a row,
@@ -48,6 +52,7 @@ class Vocabulary:
         self.tokens = [*tokens, b""] if self.eos_token_id == self.size else list(tokens)
         self.special_token_ids = sorted({*special_ids, *self.eos_ids})
         self._encode = encode
+        self._encode_again = lru_cache(NUM_FORCED)(encode)
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "Vocabulary":
@@ -60,7 +65,7 @@ class Vocabulary:
         )
 
     def __call__(self, text: bytes) -> list[int]:
-        return self._encode(text.decode())
+        return (self._encode if len(text) > MAX_FORCED else self._encode_again)(text.decode())
 
     @property
     def special(self) -> Mapping[str, int]:

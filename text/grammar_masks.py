@@ -27,7 +27,7 @@ Runs = Sequence[tuple[LLMatcher, Sequence[int]]]
 class Filled(NamedTuple):
     words: Words
     own_s: Sequence[float]
-    """Of this thread's time, for each of the first matchers."""
+    """For each of the first matchers. What this thread waited for something else counts for none."""
     helped_s: float
     """Until threads had done the others."""
 
@@ -53,17 +53,20 @@ class MaskFiller:
         Matchers stay where they are. One that fails (`is_error`) has no masks. `aside`: other threads run Python."""
         words = np.empty((sum(1 + len(token_ids) for _, token_ids in runs), self._num_words()), np.uint32)
         address, stride = words.ctypes.data, words.strides[0]
-        row, own_s, start_s = 0, list[float](), time.thread_time()
+        row, own_s, start_cpu_s, start_s = 0, list[float](), time.thread_time(), time.perf_counter()
         last_s, end_s = start_s, start_s + (0.0 if aside and len(runs) > 1 else self._alone_s)
-        for index, (matcher, token_ids) in enumerate(runs):
-            if last_s >= end_s and index + 1 < len(runs):
-                return Filled(words, own_s, self._fill_in_threads(runs[index:], words, row))
+        for matcher, token_ids in runs:
+            if last_s >= end_s and len(own_s) + 1 < len(runs):
+                break
             _fill_one(matcher, token_ids, address + row * stride, stride)
             row += 1 + len(token_ids)
-            now_s = time.thread_time()
+            now_s = time.perf_counter()
             own_s.append(now_s - last_s)
             last_s = now_s
-        return Filled(words, own_s, 0.0)
+        waited_s = max(0.0, last_s - start_s - (time.thread_time() - start_cpu_s))
+        left = runs[len(own_s) :]
+        helped_s = self._fill_in_threads(left, words, row) if left else 0.0
+        return Filled(words, [max(0.0, took_s - waited_s) for took_s in own_s], helped_s)
 
     def _fill_in_threads(self, runs: Runs, words: Words, row: int) -> float:
         """From this row on; seconds."""

@@ -8,7 +8,9 @@ from struct import pack
 from typing import Any
 
 import numpy as np
+from isthmus.decode.automaton import Ending
 from isthmus.decode.guidance import Guides
+from isthmus.decode.guide import Guide
 from isthmus.engine.fake_engine import FakeEngine, extend_history
 from isthmus.engine.plan import Draw
 from isthmus.tests.decode.router_sim import EOS, VOCAB, Request, RouterSim
@@ -34,6 +36,12 @@ def vocabulary() -> Vocabulary:
         return [TOKENS.index(bytes([byte])) for byte in text.encode() if bytes([byte]) in TOKENS]
 
     return Vocabulary(TOKENS, special_ids=[EOS], eos_ids=[EOS], encode=encode)
+
+
+def error_of(guide: Guide) -> str:
+    """Why its output cannot go on."""
+    ending = guide.ending
+    return "" if ending is None or ending.error is None else ending.error
 
 
 def text_of(token_ids: Sequence[int]) -> str:
@@ -106,7 +114,7 @@ class GuidedSim(RouterSim):
         assert limit is not None
         while len(tokens) < limit:
             words = guide.mask().result()
-            if guide.finished:
+            if guide.ending == Ending(None):
                 break
             banned = stops if len(tokens) < params.min_tokens else frozenset()
             tokens.append(pick(words, history, key, len(tokens), banned))

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 from isthmus.decode import mask_batch
+from isthmus.decode.automaton import Ending
 from isthmus.decode.guide import Guide
 from isthmus.decode.mask_maker import MaskMaker
 from isthmus.decode.token_bans import TokenBans
 from isthmus.engine.fake_engine import FakeHandle
 from isthmus.engine.plan import Plan
-from isthmus.tests.decode.guided_sim import TOKENS, GuidedSim, guided, text_of, vocabulary
+from isthmus.tests.decode.guided_sim import TOKENS, GuidedSim, error_of, guided, text_of, vocabulary
 from isthmus.tests.decode.router_sim import EOS, VOCAB, Request, random_requests
 from isthmus.text.grammar_compiler import GrammarCompiler, Vocabulary
 from isthmus.wire.sampling import Guidance, SamplingParams
@@ -66,8 +67,7 @@ def test_masks_follow_the_output() -> None:
         guide.advance([token])
         seen.append(allowed(guide))
     assert seen == ["a ab a1", "b 1", "1", "$"]
-    assert not guide.finished
-    assert guide.error is None
+    assert guide.ending is None
 
 
 def test_a_guide_is_made_anew_from_the_output_and_rolled_back() -> None:
@@ -111,7 +111,7 @@ def test_looking_ahead_is_following_sooner(guesses: str, num_followed: int, num_
     for guide in (plain, ahead):
         guide.rollback_to(len(ids("ab")) + min(num_kept, count))
     assert allowed(plain) == allowed(ahead)
-    assert (plain.finished, plain.error, plain.num_tokens) == (ahead.finished, ahead.error, ahead.num_tokens)
+    assert (plain.ending, plain.num_tokens) == (ahead.ending, ahead.num_tokens)
     rest = ids("abc"[min(num_kept, count) :])
     for guide in (plain, ahead):
         guide.advance(rest)
@@ -130,22 +130,20 @@ def test_bans_and_minimum() -> None:
 def test_a_grammar_that_has_ended_is_finished(params: dict[str, Any]) -> None:
     guide = guide_of("ab", "a", **params)
     assert allowed(guide) == "b"
-    assert not guide.finished
+    assert guide.ending is None
     guide.advance(ids("b"))
-    assert guide.finished
-    assert guide.error is None
+    assert guide.ending == Ending(None)
     assert len(allowed(guide).split()) > 30  # what is drawn does not count
 
 
 def test_bans_that_leave_nothing_are_an_error() -> None:
     guide = guide_of("ab", "a", custom_token_bans=tuple(ids("b")))
-    assert "bans every one" in str(guide.error)
-    assert not guide.finished
+    assert "bans every one" in error_of(guide)
 
 
 def test_a_token_that_the_grammar_does_not_have_is_an_error() -> None:
     guide = guide_of("ab", "x")
-    assert "cannot follow its grammar" in str(guide.error)
+    assert "cannot follow its grammar" in error_of(guide)
     assert len(allowed(guide).split()) > 30
 
 
@@ -154,7 +152,7 @@ def test_work_that_explodes_is_an_error() -> None:
     bans = TokenBans.of(SamplingParams(), stops, (EOS,), VOCAB)
     both = "start: A\nA: " + " & ".join(f"/(.*{c}.{{20}}){{10}}.*/" for c in "abcdef")
     guide = Guide(COMPILER.compile(Guidance("lark", both)), bans, ids("a"), MASKS)
-    assert "cannot follow its grammar" in str(guide.error)
+    assert "cannot follow its grammar" in error_of(guide)
 
 
 # The scheduler.

@@ -1,11 +1,12 @@
 """Masks that are made together are those made one by one, whoever asks first and whatever goes wrong with one."""
 
 import random
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Event
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from isthmus.decode import mask_batch
 from isthmus.decode.guide import Guide
 from isthmus.decode.mask_maker import MaskMaker
 from isthmus.decode.token_bans import TokenBans
-from isthmus.tests.decode.guided_sim import TOKENS, vocabulary
+from isthmus.tests.decode.guided_sim import TOKENS, error_of, vocabulary
 from isthmus.tests.decode.router_sim import EOS, VOCAB
 from isthmus.text.grammar_compiler import GrammarCompiler, next_tokens
 from isthmus.text.grammar_masks import Filled, MaskFiller, allows
@@ -57,6 +58,22 @@ def test_many_masks_in_one_call(alone_s: float) -> None:
         assert np.array_equal(next_tokens(one, len(TOKENS)), words[row - 1 - len(guesses)]), "it stays where it was"
 
 
+@pytest.mark.parametrize("works", [False, True])
+def test_what_waits_does_not_take_long(works: bool) -> None:
+    class Busy:
+        """Instead of a matcher."""
+
+        def unsafe_compute_mask_ptr(self, address: int, num_bytes: int) -> None:
+            start_s = time.thread_time()
+            while works and time.thread_time() < start_s + 0.05:
+                pass
+            if not works:
+                time.sleep(0.05)
+
+    filled = MaskFiller(lambda: 1, alone_s=20.0).fill([(cast("LLMatcher", Busy()), ())])
+    assert (filled.own_s[0] > 0.04) == works
+
+
 @pytest.mark.parametrize("token_id", [0, 31, 32, 63])
 def test_bits(token_id: int) -> None:
     words = np.zeros(2, np.uint32)
@@ -82,7 +99,7 @@ def test_batches_of_any_kind_and_size(seed: int) -> None:
             assert not (words & ~expected).any()
             (bits,) = np.unpackbits(words.view(np.uint8), bitorder="little").nonzero()
             choices = [int(bit) for bit in bits if bit != EOS]
-            if choices and guide.error is None and not guide.finished:
+            if choices and guide.ending is None:
                 output.append(rng.choice(choices))
                 guide.advance(output[-1:])
     masks.close()
@@ -141,11 +158,11 @@ def test_guesses_that_are_too_much_for_a_grammar_do_not_come(monkeypatch: pytest
     guide.look_ahead(ids("ab"))
     assert guide.follow(ids("a")[0]) is None
     guide.rollback_to(2)
-    assert guide.error is None
+    assert guide.ending is None
     guide.advance(ids("c"))
     assert np.array_equal(guide.mask().result(), next_tokens(matcher("[a-c]*", "abc"), len(TOKENS)))
     other.advance(ids("a"))
-    assert "cannot follow its grammar" in str(other.error)
+    assert "cannot follow its grammar" in error_of(other)
     masks.close()
 
 

@@ -234,7 +234,7 @@ def test_a_mask_for_every_place(bench: Bench, monkeypatch: Patch, instead: str) 
     def without_masks(row: Row, token_ids: Any) -> Guesses:
         found = followed(row, token_ids)
         mask = None if instead == "none" else row.draws[0].mask
-        return replace(found, draws=(row.draws[0], *(replace(draw, mask=mask) for draw in found.draws[1:])))
+        return replace(found, draws=(row.draws[0], *(replace_struct(draw, mask=mask) for draw in found.draws[1:])))
 
     bench.assert_it_matters(guided(), lambda: monkeypatch.setattr(guesses, "followed", without_masks))
 

@@ -17,6 +17,7 @@ from isthmus.tests.engine.eagle_reference import Reference
 from isthmus.tests.engine.test_guesses import PARAMS, TABLE, assert_same, generate, nothing, seed_of
 from isthmus.tests.engine.tiny import BLOCK_SIZE, VOCAB_SIZE, Greedy, prompt
 from isthmus.wire.sampling import SamplingParams
+from msgspec.structs import replace as replace_struct
 
 NAMES = ["eagle", "eagle3", "eagle3, narrower, norm before fc", "eagle3 of qwen3"]
 GREEDY = SamplingParams(temperature=0.0)
@@ -250,7 +251,7 @@ def guided(engine: TorchEngine, allowed: set[int], num_guesses: int) -> list[int
             (tokens[-1], *(DRAFT,) * num_guesses),
             len(tokens) - 1,
             TABLE,
-            (replace(draws[0], mask=mask), *draws[1:]),
+            (replace_struct(draws[0], mask=mask), *draws[1:]),
             num_drafts=num_guesses,
             follow=lambda token: mask if token in allowed else None,
         )

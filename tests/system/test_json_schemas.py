@@ -9,6 +9,7 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
+from isthmus.decode.automaton import Ending
 from isthmus.decode.guide import Guide
 from isthmus.decode.mask_maker import MaskMaker
 from isthmus.decode.token_bans import TokenBans
@@ -43,7 +44,7 @@ class Writer:
         guide, output = Guide(grammar, bans, (), self.masks), []
         while len(output) < MAX_TOKENS:
             words = guide.mask().result()
-            assert guide.error is None
+            assert guide.ending in (None, Ending(None))
             bits = np.unpackbits(words.view(np.uint8), bitorder="little")
             if bits[eos].any():
                 return self.tokenizer.decode(output)
