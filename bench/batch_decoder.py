@@ -212,8 +212,6 @@ class BatchDecoder:
             self._scheduler.apply(done.step.plan, done.step.result(), self.clock())
         self._flying = ahead if self.engine.overlaps else None
         num_tokens = self._carry_out()
-        if ahead is not None:
-            ahead.step.draw()
         self._num_leaving = num_open - len(self._open) if self.engine.overlaps else 0
         if done is None:
             if plan is None:

@@ -2,10 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from ..engine.guesses import followed
 from ..engine.plan import NOT_DRAWN, Plan, Row, SequenceSeed
 from ..text.grammar_masks import allows
+
+
+class Drawable(Protocol):
+    """A step."""
+
+    def draw(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -17,12 +24,23 @@ class KnownTexts:
     texts: Mapping[tuple[int, ...], Sequence[int]]
     """By their prompts, what is written after them."""
     overlaps: bool = field(default=True, kw_only=True)
+    undrawn: Drawable | None = field(init=False, default=None)
+    """The last step, if its masks were not to be asked for yet."""
     _writing: dict[int, Sequence[int]] = field(init=False, default_factory=dict)
 
+    def draw_last(self) -> None:
+        """Before anything else is told."""
+        undrawn, self.undrawn = self.undrawn, None
+        if undrawn is not None:
+            undrawn.draw()
+
     def admit(self, seed: SequenceSeed) -> None:
+        self.draw_last()
         self._writing[seed.seq_id] = self.texts[tuple(seed.prompt_ids)]
 
     def retire(self, *seq_ids: int) -> None:
+        if seq_ids:
+            self.draw_last()
         for seq_id in seq_ids:
             del self._writing[seq_id]
 

@@ -43,10 +43,13 @@ class PacedEngine(KnownTexts):
     _busy_until: float = field(init=False, default=0.0)
 
     def launch(self, plan: Plan) -> _Step:
+        self.draw_last()
         takes_s = self.step_s + self.guesses_s * any(row.num_drafts for row in plan.rows)
         self._busy_until = max(self._busy_until, time.monotonic()) + takes_s
         step = _Step(plan, self)
-        if not plan.waits_for_tokens:
+        if plan.waits_for_tokens:
+            self.undrawn = step
+        else:
             step.draw()
         return step
 

@@ -146,12 +146,9 @@ class _OfPlan:
     inner: Handle
     counting: Callable[[Plan], AbstractContextManager[None]]
 
-    def draw(self) -> None:
-        with self.counting(self.plan):
-            self.inner.draw()
-
     def result(self) -> Any:
-        return self.inner.result()
+        with self.counting(self.plan):
+            return self.inner.result()
 
 
 def timed_row(row: Row, watch: Stopwatch) -> Row:

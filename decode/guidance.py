@@ -72,10 +72,6 @@ class Guides:
         """Of all that was said since the last call: a step is planned."""
         self._masks.begin()
 
-    def begin_alone(self) -> None:
-        """Masks that take long, or may: a step has been taken in."""
-        self._masks.begin_alone()
-
     def close(self) -> None:
         self._grammars.close()
         self._masks.close()

@@ -76,20 +76,16 @@ class MaskMaker:
 
     def begin(self) -> None:
         """The step is planned: nothing is added any more to what was collected."""
-        self.begin_alone()
+        for batch in self._alone:
+            if not batch.is_done:
+                self._pool.submit(batch.run, aside=True)
+        self._alone.clear()
         if self._new.tasks and not self._new.is_done:
             self._pool.submit(self._new.run, aside=True)
         if self._new.tasks or self._new.is_done:
             self._new = MaskBatch(self._filler)
         if self._open.tasks or self._open.is_done:
             self._open = MaskBatch(self._filler)
-
-    def begin_alone(self) -> None:
-        """A step has been taken in: threads make the masks that are made one by one, before any is asked for."""
-        for batch in self._alone:
-            if not batch.is_done:
-                self._pool.submit(batch.run, aside=True)
-        self._alone.clear()
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -262,8 +262,6 @@ class DecodeScheduler:
             self._land(sequence)
         for placement, error in flight.failures().items():
             self._fail(placement, error)
-        if self._guides is not None:
-            self._guides.begin_alone()
 
     def take_effects(self) -> Effects:
         """What is to be done since the last call, with the credit if it changed."""

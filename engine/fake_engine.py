@@ -73,8 +73,6 @@ class FakeHandle:
         self.ready_at = ready_at
         self._engine = engine
 
-    def draw(self) -> None: ...
-
     def result(self) -> Result:
         return self._engine.finish(self)
 

@@ -57,7 +57,7 @@ class Draw(Struct, frozen=True):
     epoch: int = 0
     """How often the request was rewound before this draw: noise after a rewind is not the noise before it."""
     mask: Mask | None = None
-    """Asked for just before sampling, and not before `Handle.draw`. None: all are allowed."""
+    """Asked for just before sampling. None: all are allowed."""
     bans: tuple[int, ...] = ()
     """Tokens that may not come either, each once; if the mask leaves no others, they may."""
 
@@ -133,7 +133,8 @@ class Plan:
 
     @property
     def waits_for_tokens(self) -> bool:
-        """Some masks follow from tokens that are in flight."""
+        """Some masks follow from tokens that are in flight: none is asked for before the plan before has given its
+        result, and whatever the engine is told after that, the next plan included."""
         return any(row.draws and row.draws[0].mask is not None and row.token_ids[0] == IN_FLIGHT for row in self.rows)
 
     @property
@@ -173,10 +174,6 @@ class Handle(Protocol):
 
     @property
     def plan(self) -> Plan: ...
-
-    def draw(self) -> None:
-        """Masks may be asked for: the plan before has been applied, so that those that follow from its tokens are
-        known. Called before anything else is told the engine; if nobody does, then or with `result`."""
 
     def result(self) -> Result:
         """Waits for the step. Called exactly once."""

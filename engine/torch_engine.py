@@ -39,8 +39,6 @@ class Done:
     plan: Plan
     outcome: Result
 
-    def draw(self) -> None: ...
-
     def result(self) -> Result:
         return self.outcome
 

@@ -238,8 +238,6 @@ class Worker:
             for handle in done:
                 role.scheduler.apply(handle.plan, handle.result(), now())
             role.carry_out(self._send)
-            if ahead:  # what has come is told first: masks may take long
-                ahead.draw()
             step = ahead if role.engine.overlaps else None
             resting = not (plan or done)
             self._report(role, resting, quiet=wait_s == IDLE_WAIT_S and not messages)

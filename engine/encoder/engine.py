@@ -19,8 +19,6 @@ class Pending:
     plan: Plan
     vectors: dict[int, Tensor]
 
-    def draw(self) -> None: ...
-
     def result(self) -> Result:
         return Result((), pooled={seq_id: vector.cpu().numpy() for seq_id, vector in self.vectors.items()})
 

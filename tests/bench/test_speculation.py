@@ -49,8 +49,6 @@ class ClockHandle:
     clock: Clock
     takes_s: float
 
-    def draw(self) -> None: ...
-
     def result(self) -> Result:
         self.clock.now_s += self.takes_s
         return Result([TOKEN] * len(self.plan.draws))

@@ -301,8 +301,6 @@ class RouterSim:
             self.finish(self.step)
             self.step = None
         self.carry_out()
-        if ahead:
-            ahead.draw()
 
     def finish(self, step: Handle) -> None:
         self.now += 0.01

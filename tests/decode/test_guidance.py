@@ -16,7 +16,6 @@ from isthmus.decode.automaton import Ending
 from isthmus.decode.guide import Guide
 from isthmus.decode.mask_maker import MaskMaker
 from isthmus.decode.token_bans import TokenBans
-from isthmus.engine.fake_engine import FakeHandle
 from isthmus.engine.plan import Plan
 from isthmus.tests.decode.guided_sim import TOKENS, GuidedSim, error_of, guided, text_of, vocabulary
 from isthmus.tests.decode.router_sim import EOS, VOCAB, Request, random_requests
@@ -249,26 +248,6 @@ def test_nobody_waits_for_one_that_takes_long(monkeypatch: pytest.MonkeyPatch) -
         num_turns += 1
     assert num_turns <= 34, "it was in every step"
     sim.run()
-
-
-def test_masks_that_take_long_begin_when_a_step_is_taken_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before those of the next one are asked for."""
-    sim, happened = GuidedSim(num_blocks=64, overlap=True), list[str]()
-    begin_alone, draw = sim.guides.begin_alone, FakeHandle.draw
-
-    def begun() -> None:
-        happened.append("begun")
-        begin_alone()
-
-    def drawn(handle: FakeHandle) -> None:
-        happened.append("drawn")
-        draw(handle)
-
-    monkeypatch.setattr(sim.guides, "begin_alone", begun)
-    monkeypatch.setattr(FakeHandle, "draw", drawn)
-    sim.submit(Request([1, 2, 3], guided("regex", "a{10}")))
-    sim.run()
-    assert happened[1:19] == ["begun", "drawn"] * 9
 
 
 @pytest.mark.parametrize("max_tokens", [5, 60])

@@ -2,7 +2,7 @@
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from threading import Event
@@ -220,9 +220,8 @@ def test_work_is_done_once_whoever_asks() -> None:
     masks.close()
 
 
-@pytest.mark.parametrize("begin", [MaskMaker.begin, MaskMaker.begin_alone])
-def test_threads_begin_what_is_slow_or_new(begin: Callable[[MaskMaker], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    """All else is made by who asks, in the thread that asks. What is slow need not wait for the next plan."""
+def test_threads_begin_what_is_slow_or_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All else is made by who asks, in the thread that asks."""
     monkeypatch.setattr(mask_batch, "SLOW_S", 20.0)
     masks = MaskMaker(COMPILER.num_words)
     begun: list[Any] = []
@@ -235,7 +234,6 @@ def test_threads_begin_what_is_slow_or_new(begin: Callable[[MaskMaker], None], m
     guides[1]._automaton.is_slow = True
     for guide in guides:
         guide.advance(ids("a"))
-    begin(masks)
     masks.begin()
     assert len(begun) == 2
     begun[1]()

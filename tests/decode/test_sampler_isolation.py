@@ -4,6 +4,7 @@ import dataclasses
 from concurrent.futures import Future
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -160,5 +161,5 @@ def test_a_replay_with_its_state_goes_on_as_before(params, cut):
         again = sampler_of([dataclasses.replace(seed, seq_id=i + 50)], vocab_size)
         for t in range(cut, STEPS):
             (draw,) = draws_of([i], t, vocab_size)
-            samples = again.sample(logits[t, i : i + 1], [dataclasses.replace(draw, seq_id=i + 50)])
+            samples = again.sample(logits[t, i : i + 1], [msgspec.structs.replace(draw, seq_id=i + 50)])
             assert rows_of(samples) == [whole[t][i]]

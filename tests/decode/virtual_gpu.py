@@ -68,12 +68,15 @@ class VirtualGpu(KnownTexts):
     _busy_until: float = field(init=False, default=0.0)
 
     def launch(self, plan: Plan) -> VirtualStep:
+        self.draw_last()
         rows, guesses = len(plan.rows), [row.num_drafts for row in plan.rows]
         self.clock.now += MS * self._noisy(self.costs.launch(rows, sum(map(bool, guesses))))
         takes = MS * self._noisy(self.costs.device(rows, sum(guesses), max(guesses)))
         self._busy_until = max(self._busy_until, self.clock.now) + takes
         step = VirtualStep(plan, self._busy_until, self)
-        if not plan.waits_for_tokens:
+        if plan.waits_for_tokens:
+            self.undrawn = step
+        else:
             step.draw()
         return step
 

@@ -141,7 +141,6 @@ def write_following(engine: Engine, params: SamplingParams, num_tokens: int, *, 
         assert plan.waits_for_tokens == (flying is not None)
         if flying is not None:
             take(flying, outputs)
-        handle.draw()
         flying = handle
         if not is_ahead:
             take(flying, outputs)
@@ -181,7 +180,7 @@ def test_masks_may_follow_from_tokens_that_are_in_flight(
 
 def test_the_model_computes_before_masks_may_be_asked_for() -> None:
     """Whoever is told something else first draws."""
-    for tell in ("draw", "result", "launch", "admit", "retire", "read", "write"):
+    for tell in ("result", "launch", "admit", "retire", "read", "write"):
         engine = cuda_engine(CONFIG, None)
         outputs = begin(engine)
         rows = [row_of(seq_id, outputs[seq_id]) for seq_id in (0, 3)]
@@ -197,8 +196,6 @@ def test_the_model_computes_before_masks_may_be_asked_for() -> None:
         flying.result()
         assert not asked
         match tell:
-            case "draw":
-                ahead.draw()
             case "launch":
                 engine.launch(Plan(3, (Row(9, PROMPT[:3], 0, table_of(6)),))).result()
             case "admit":
