@@ -240,7 +240,7 @@ class CudaEngine:
             return False
         if len(row.token_ids) != 1 + row.num_drafts or len(row.draws) != len(row.token_ids):
             return False
-        return all(draw.seq_id == row.seq_id for draw in row.draws)
+        return [draw.seq_id for draw in row.draws].count(row.seq_id) == len(row.draws)
 
     @torch.inference_mode()
     def capture(self, ladder: Ladder) -> None:
