@@ -5,6 +5,8 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
+from ..kernels.stash_rows import Stash
+
 
 class Streams:
     """Stream i is what enters layer i; the one after the last layer, not normalised yet, has the number of layers."""
@@ -21,8 +23,9 @@ class Streams:
         if index in self._wanted:
             self._caught.append(x)
 
-    def leave(self) -> None:
-        """After the model's part of a step: what is not followed in it is left for later."""
+    def leave(self) -> Stash | None:
+        """After the model's part of a step: what is not followed in it, to be left for later."""
+        return None
 
     @property
     def features(self) -> Tensor:

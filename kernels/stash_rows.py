@@ -13,6 +13,7 @@ int32 [S, L]. No two tokens have one place.
 # mypy: allow-incomplete-defs
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import triton
@@ -27,18 +28,45 @@ BLOCK = 1024
 NUM_WARPS = 4
 
 
-def stash_rows(
-    streams: Sequence[Tensor],
-    token_ids: Tensor,
-    rows: Tensor,
-    positions: Tensor,
-    last_tokens: Tensor,
-    ring: Tensor,
-    ring_tokens: Tensor,
-    ring_positions: Tensor,
-    first_column: int = 0,
-) -> None:
+class Stash(NamedTuple):
+    streams: Sequence[Tensor]
+    token_ids: Tensor
+    rows: Tensor
+    positions: Tensor
+    last_tokens: Tensor
+    ring: Tensor
+    ring_tokens: Tensor
+    ring_positions: Tensor
+    first_column: int = 0
+
+
+def stash_rows(stash: Stash) -> None:
     """Raises ValueError for wrong shapes, strides or dtypes, and for too many streams or none."""
+    check_stash(stash)
+    num_tokens, width = stash.streams[0].shape
+    if not launches(stash.ring):
+        ref_stash_rows(stash)
+    elif num_tokens:
+        _stash[(num_tokens, num_stash_programs(stash))](
+            *stash_arguments(stash), STREAM_PROGRAMS=triton.cdiv(width, BLOCK), BLOCK=BLOCK, num_warps=NUM_WARPS
+        )
+
+
+def num_stash_programs(stash: Stash) -> int:
+    """Of each token."""
+    return len(stash.streams) * triton.cdiv(stash.streams[0].shape[1], BLOCK)
+
+
+def stash_arguments(stash: Stash) -> tuple[Tensor | int, ...]:
+    """Of `stash_row`, after the first two."""
+    x, ring = stash.streams[0], stash.ring
+    streams = *stash.streams, *[x] * (MAX_STREAMS - len(stash.streams))
+    return *streams, *stash[1:-1], x.stride(0), ring.shape[1], ring.shape[2], stash.first_column, x.shape[1]
+
+
+def check_stash(stash: Stash) -> None:
+    """See `stash_rows`."""
+    streams, token_ids, rows, positions, _, ring, _, _, first_column = stash
     if not 0 < len(streams) <= MAX_STREAMS:
         raise ValueError(f"{len(streams)} streams, not 1 to {MAX_STREAMS}")
     x = streams[0]
@@ -55,35 +83,10 @@ def stash_rows(
         raise ValueError(
             f"{len(streams)} of {_described(x)} do not fit into {_described(ring)} from column {first_column}"
         )
-    given = (token_ids, rows, positions, last_tokens, ring, ring_tokens, ring_positions)
-    if not launches(x):
-        ref_stash_rows(streams, *given, first_column)
-    elif num_tokens:
-        pointers = (*streams, *[x] * (MAX_STREAMS - len(streams)))
-        _stash[(num_tokens, triton.cdiv(width, BLOCK), len(streams))](
-            *pointers,
-            *given,
-            x.stride(0),
-            ring.shape[1],
-            ring.shape[2],
-            first_column,
-            width,
-            BLOCK=BLOCK,
-            num_warps=NUM_WARPS,
-        )
 
 
-def ref_stash_rows(
-    streams: Sequence[Tensor],
-    token_ids: Tensor,
-    rows: Tensor,
-    positions: Tensor,
-    last_tokens: Tensor,
-    ring: Tensor,
-    ring_tokens: Tensor,
-    ring_positions: Tensor,
-    first_column: int,
-) -> None:
+def ref_stash_rows(stash: Stash) -> None:
+    streams, token_ids, rows, positions, last_tokens, ring, ring_tokens, ring_positions, first_column = stash
     is_token = rows >= 0
     slots, ids = rows[is_token].long(), token_ids[is_token]
     places = slots, (positions[is_token] % ring.shape[1]).long()
@@ -114,11 +117,58 @@ def _stash(
     F,
     first_column,
     H,
+    STREAM_PROGRAMS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    token, stream = tl.program_id(0), tl.program_id(2)
+    stash_row(
+        tl.program_id(0),
+        tl.program_id(1),
+        x0,
+        x1,
+        x2,
+        token_ids,
+        rows,
+        positions,
+        last_tokens,
+        ring,
+        ring_tokens,
+        ring_positions,
+        x_stride,
+        L,
+        F,
+        first_column,
+        H,
+        STREAM_PROGRAMS,
+        BLOCK,
+    )
+
+
+@triton.jit
+def stash_row(
+    token,
+    program,
+    x0,
+    x1,
+    x2,
+    token_ids,
+    rows,
+    positions,
+    last_tokens,
+    ring,
+    ring_tokens,
+    ring_positions,
+    x_stride,
+    L,
+    F,
+    first_column,
+    H,
+    STREAM_PROGRAMS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The part of one program of a token: `STREAM_PROGRAMS` for each stream, one after the other."""
     row = tl.load(rows + token)
     if row >= 0:
+        stream = program // STREAM_PROGRAMS
         x = x0
         if stream == 1:
             x = x1
@@ -126,10 +176,10 @@ def _stash(
             x = x2
         position = tl.load(positions + token)
         place = row.to(tl.int64) * L + position % L
-        columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+        columns = program % STREAM_PROGRAMS * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
         values = tl.load(x + token.to(tl.int64) * x_stride + columns, columns < H)
         tl.store(ring + place * F + first_column + stream * H + columns, values, columns < H)
-        if (tl.program_id(1) == 0) & (stream == 0):
+        if program == 0:
             token_id = tl.load(token_ids + token)
             if token_id < 0:
                 token_id = tl.load(last_tokens + row)

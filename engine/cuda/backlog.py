@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from ...kernels.stash_rows import MAX_STREAMS, stash_rows
+from ...kernels.stash_rows import MAX_STREAMS, Stash, stash_rows
 from ..eagle.cache import NOWHERE
 from ..streams import Streams
 from .inputs import TokenInputs
@@ -33,22 +33,23 @@ class Backlog:
 
     # Within a step, captured or not.
 
-    def add(self, streams: Sequence[Tensor], inputs: TokenInputs, last_tokens: Tensor) -> None:
+    def add(self, streams: Sequence[Tensor], inputs: TokenInputs, last_tokens: Tensor) -> Stash:
         """The first tokens of a step, N, each of a sequence of its own. `streams`, [N, hidden_size] each, are their
-        features, side by side."""
+        features, side by side. What is still to be stashed, as much as one launch can do."""
         num_tokens, width = streams[0].shape
-        for first in range(0, len(streams), MAX_STREAMS):
-            stash_rows(
-                streams[first : first + MAX_STREAMS],
-                inputs.token_ids[:num_tokens],
-                inputs.rows[:num_tokens],
-                inputs.positions[:num_tokens],
-                last_tokens,
-                self.features,
-                self.token_ids,
-                self.positions,
-                first * width,
-            )
+        stash = Stash(
+            streams[:MAX_STREAMS],
+            inputs.token_ids[:num_tokens],
+            inputs.rows[:num_tokens],
+            inputs.positions[:num_tokens],
+            last_tokens,
+            self.features,
+            self.token_ids,
+            self.positions,
+        )
+        for first in range(MAX_STREAMS, len(streams), MAX_STREAMS):
+            stash_rows(stash._replace(streams=streams[first : first + MAX_STREAMS], first_column=first * width))
+        return stash
 
 
 class LaggingStreams(Streams):
@@ -73,7 +74,7 @@ class LaggingStreams(Streams):
             super().catch(index, x[self._num_lagging :])
             self._left.append(x[: self._num_lagging])
 
-    def leave(self) -> None:
-        """See Streams. All that were caught at once: short steps are longer by every kernel that is launched."""
+    def leave(self) -> Stash:
+        """See Streams."""
         assert len(self._left) == len(self._wanted), "streams of one step, after it"
-        self._backlog.add(self._left, self._inputs, self._last_tokens)
+        return self._backlog.add(self._left, self._inputs, self._last_tokens)

@@ -14,18 +14,18 @@ from .inputs import to_device
 from .lag import Lag
 from .runtime import Runtime
 
-MAX_TOKENS = 1024
-"""At once; of more sequences one after the other."""
+MAX_TOKENS, MAX_BYTES = 4096, 32 << 20
+"""At once, of features; of more sequences one after the other."""
 
 
 class CatchUp:
     def __init__(self, follower: DeviceFollower, runtime: Runtime, num_slots: int) -> None:
         self._follower, self._runtime = follower, runtime
-        length = follower.backlog.length
+        length, features = follower.backlog.length, follower.backlog.features
         self._lag = Lag(num_slots, length)
         self._ended: list[int] = []
         """Slots of sequences that have ended, and that nobody has taken since."""
-        most = max(1, min(num_slots, MAX_TOKENS // length))
+        most = max(1, min(num_slots, MAX_TOKENS // length, MAX_BYTES // features[0].nbytes))
         self._sizes = [*(1 << i for i in range((most - 1).bit_length())), most]
         self._slots = torch.full((most,), -1, dtype=torch.int32, device=runtime.device)
         self._graphs: dict[int, Callable[[], None]] = {}

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...kernels.keep_rows import keep_rows
 from ...kernels.sparse_edits import apply_edits
+from ...kernels.stash_rows import Stash
 from ...text.phrases import Phrases
 from ..plan import Draw, Plan, Row, SequenceSeed
 from ..sampler import Sampler
@@ -132,15 +133,17 @@ class Drawing:
 
     # Draws.
 
-    def draw_grid(self, logits: Tensor, inputs: TokenInputs, stride: int, num_turns: int) -> list[Tensor]:
+    def draw_grid(
+        self, logits: Tensor, inputs: TokenInputs, stride: int, num_turns: int, left: Stash | None = None
+    ) -> list[Tensor]:
         """Turn by turn: a row is drawn for as long as its guesses are right, so that its state takes in no token that
-        does not come. The slots of each turn, int32 [stride], −1 where that is so."""
+        does not come. The slots of each turn, int32 [stride], −1 where that is so. `left`: of the grid, for a head."""
         num_tokens = stride * num_turns
         if not num_tokens:
             return []
         assert self.sampler is not None
         logits = logits[:num_tokens]
-        keep_rows(logits, inputs.kept_places[:num_tokens], self._kept_logits)
+        keep_rows(logits, inputs.kept_places[:num_tokens], self._kept_logits, left)
         if num_turns > 1:
             apply_edits(logits, *self._edits.tensors)
         slots, turns = inputs.rows[:stride], []

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ...kernels.begin_step import begin_step
+from ...kernels.stash_rows import Stash
 from ..eagle.cache import FIRST_SLOT
 from ..eagle.head import EagleHead
 from ..models.llama import Llama
@@ -34,6 +35,8 @@ class Followed:
 
     inputs: TokenInputs
     hidden: Tensor
+    left: Stash | None
+    """Of the others."""
 
 
 class FollowingHead:
@@ -105,10 +108,10 @@ class FollowingHead:
 
     def follow(self, inputs: TokenInputs, streams: Streams, num_single: int, stride: int, num_lagging: int) -> Followed:
         """After the model and its head. `num_single`: tokens of rows that are drawn for, in turns of `stride`."""
-        streams.leave()
+        left = streams.leave()
         inputs, num_single = inputs.after(num_lagging), num_single - num_lagging
         if not len(inputs.rows):
-            return Followed(inputs, torch.empty(0))
+            return Followed(inputs, torch.empty(0), left)
         embedded = begin_step(
             inputs.token_ids,
             inputs.rows,
@@ -118,7 +121,7 @@ class FollowingHead:
             self._sequences.block_tables,
             self.follower.head.embedding,
         )
-        return Followed(inputs, self.follower.follow(inputs, embedded, streams.features, num_single, stride))
+        return Followed(inputs, self.follower.follow(inputs, embedded, streams.features, num_single, stride), left)
 
     def keep(self, followed: Followed, turns: Sequence[Tensor], num_lagging: int) -> None:
         """Once the step's tokens are drawn; `turns`: see DeviceFollower."""

@@ -57,7 +57,8 @@ class Forward:
     def draw(self, size: StepSize, logits: Tensor, followed: Followed | None) -> None:
         """For the grid, whose `logits` are the first of these."""
         inputs = self._inputs.of(size.num_tokens)
-        turns = self._drawing.draw_grid(logits, inputs, size.num_single, 1 + size.num_drafts)
+        left = None if followed is None else followed.left
+        turns = self._drawing.draw_grid(logits, inputs, size.num_single, 1 + size.num_drafts, left)
         if self._head is not None and followed is not None:
             self._head.keep(followed, turns, _num_lagging(size))
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from isthmus.kernels.stash_rows import stash_rows
+from isthmus.kernels.stash_rows import Stash, stash_rows
 
 SHAPES = [(1, 1, 1, 16), (1, 3, 0, 1024), (5, 2, 64, 40), (33, 3, 0, 1100), (33, 1, 128, 2500)]
 """Tokens, streams, columns of the ring before those that are written, columns of a stream."""
@@ -29,7 +29,7 @@ def check(device, shape, dtype=torch.float32):
             expected_tokens[place] = 500 + slot if t % 2 == 0 else 100 + t
             expected_kept[place] = position
     token_ids, slots, positions, last_tokens = (one.to(device) for one in (token_ids, slots, positions, last_tokens))
-    stash_rows(streams, token_ids, slots, positions, last_tokens, ring, tokens, kept, first_column)
+    stash_rows(Stash(streams, token_ids, slots, positions, last_tokens, ring, tokens, kept, first_column))
     assert torch.equal(ring, expected)
     assert torch.equal(tokens, expected_tokens)
     assert torch.equal(kept, expected_kept)
@@ -57,20 +57,20 @@ def test_what_does_not_fit_is_refused():
     rows, x = torch.zeros(2, dtype=torch.int32), torch.zeros(2, 8)
     ring, ints = torch.zeros(2, 4, 16), torch.zeros(2, 4, dtype=torch.int32)
     with pytest.raises(ValueError, match="rows is"):
-        stash_rows([x], rows, rows[:1], rows, rows, ring, ints, ints)
+        stash_rows(Stash([x], rows, rows[:1], rows, rows, ring, ints, ints))
     with pytest.raises(ValueError, match="do not fit"):
-        stash_rows([x, x], rows, rows, rows, rows, ring, ints, ints, 1)
+        stash_rows(Stash([x, x], rows, rows, rows, rows, ring, ints, ints, 1))
     with pytest.raises(ValueError, match="do not fit"):
-        stash_rows([x, x, x], rows, rows, rows, rows, ring, ints, ints)
+        stash_rows(Stash([x, x, x], rows, rows, rows, rows, ring, ints, ints))
     with pytest.raises(ValueError, match="do not fit"):
-        stash_rows([x.double()], rows, rows, rows, rows, ring, ints, ints)
+        stash_rows(Stash([x.double()], rows, rows, rows, rows, ring, ints, ints))
 
 
 @pytest.mark.parametrize("num_streams", [0, 4])
 def test_too_many_streams_or_none_are_refused(num_streams):
     rows, ints = torch.zeros(2, dtype=torch.int32), torch.zeros(2, 4, dtype=torch.int32)
     with pytest.raises(ValueError, match=f"{num_streams} streams"):
-        stash_rows([torch.zeros(2, 8)] * num_streams, rows, rows, rows, rows, torch.zeros(2, 4, 64), ints, ints)
+        stash_rows(Stash([torch.zeros(2, 8)] * num_streams, rows, rows, rows, rows, torch.zeros(2, 4, 64), ints, ints))
 
 
 X = torch.zeros(2, 8)
@@ -86,4 +86,4 @@ UNLIKE = {
 def test_streams_that_are_not_alike_are_refused(streams):
     rows, ints = torch.zeros(2, dtype=torch.int32), torch.zeros(2, 4, dtype=torch.int32)
     with pytest.raises(ValueError, match="not alike"):
-        stash_rows(streams, rows, rows, rows, rows, torch.zeros(2, 4, 64), ints, ints)
+        stash_rows(Stash(streams, rows, rows, rows, rows, torch.zeros(2, 4, 64), ints, ints))
