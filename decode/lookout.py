@@ -16,7 +16,7 @@ FIRST_SEARCH_STEPS, LAST_SEARCH_STEPS = 2, 64
 AHEAD_DIVISOR = 8
 """So many times as often looks may take place while a step is in flight, where most of them cost nothing."""
 REST_STEPS = 24
-"""Where no guess can pay in batches of this size: to find that out again takes a part of short steps."""
+"""At least, where no guess can pay in batches of this size: to find that out again takes a part of short steps."""
 FIRST_RECALL_STEPS, LAST_RECALL_STEPS = 32, 512
 """Before all are looked at again for what scouts have found, where too few had a guess."""
 
@@ -54,9 +54,9 @@ class Lookout:
         self._search_steps = FIRST_SEARCH_STEPS
         self._next_look = min(self._next_look, max(self._earliest_look, self._num_steps + FIRST_SEARCH_STEPS))
 
-    def rest(self, num_rows: int) -> None:
-        """No guess can pay now, with so many rows."""
-        self._next_look, self._rests_with = self._num_steps + REST_STEPS, num_rows
+    def rest(self, num_rows: int, search_steps: int) -> None:
+        """No guess can pay now, with so many rows. `search_steps`: as of `looked`."""
+        self._next_look, self._rests_with = self._num_steps + max(REST_STEPS, search_steps), num_rows
         self._goes_on = self._is_recalled = False
 
     def looked(

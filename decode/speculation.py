@@ -65,6 +65,8 @@ class Speculation:
         """Plain steps."""
         self.is_looking = False
         """For guesses, in the step that is being planned."""
+        self._look_s = 0.0
+        """That it has taken so far."""
         self._has_looked = self._waits = False
         """For the step that is being planned: guesses were looked for, or waited for."""
         self._num_last_drafts = 0
@@ -100,15 +102,17 @@ class Speculation:
         reach = self._lookout.begin_step(num_rows)
         if reach is None:
             return
+        start_s = self._clock()
         experience, self._policy = self._experience, self._policies[has_grammar()]
         least, is_probe = self._policy.least_rate(num_rows, self._num_tokens)
         if least >= 1 or not (is_probe or experience.best_rate >= least):
             if self._policy.knows(num_rows):
-                self._lookout.rest(num_rows)
+                self._lookout.rest(num_rows, self._policy.search_steps(num_rows, self._clock() - start_s))
             return
         experience.least_rate, experience.reach = least, reach
         experience.scouts = self._lookout.scouts(num_rows)
         self.is_looking = self._has_looked = True
+        self._look_s = self._clock() - start_s
 
     def skip_step(self) -> None:
         """In what is planned now nothing is guessed, or it is no step."""
@@ -162,7 +166,8 @@ class Speculation:
         promises = pays
         if reach is Reach.SCOUTS and found.rates and not pays:
             promises = policy.pays(found.rates, found.limits, num_rows, found.num_looked)
-        steps = policy.search_steps(num_rows, self._clock() - start_s)
+        steps = policy.search_steps(num_rows, self._look_s + self._clock() - start_s)
+        self._look_s = 0.0
         self._lookout.looked(reach, steps, is_ahead=is_ahead, found=bool(found.rates), pays=pays, promises=promises)
 
     def learn(self, speculator: Speculator, num_drafts: int, num_right: int) -> None:

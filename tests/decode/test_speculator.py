@@ -292,6 +292,31 @@ def test_while_nothing_pays_nobody_is_looked_at(monkeypatch: pytest.MonkeyPatch)
     assert made[-1] == 4 * 32, "whom they have called"
 
 
+@pytest.mark.parametrize("least_rate", [0.0, 1.0])
+def test_what_a_look_takes_begins_with_whether_guesses_can_pay(
+    least_rate: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which is reckoned anew now and then, and takes longer than the look."""
+    speculation, now_s, took = speculation_of(lambda: Classified(None)), [0.0], list[float]()
+
+    def reckoned(num_rows: int, limit: int) -> tuple[float, bool]:
+        now_s[0] += 0.5
+        return least_rate, False
+
+    def search_steps(num_rows: int, look_s: float) -> int:
+        took.append(look_s)
+        return 1
+
+    policy = speculation._policies[0]
+    monkeypatch.setattr(speculation, "_clock", lambda: now_s[0])
+    monkeypatch.setattr(policy, "least_rate", reckoned)
+    monkeypatch.setattr(policy, "search_steps", search_steps)
+    speculators = [begun(speculation)]
+    for _ in range(2):
+        planned(speculation, speculators)
+    assert took == [0.5, 0.5]
+
+
 @pytest.mark.parametrize("pays", [True, False])
 def test_all_wait_for_guesses_that_pay_or_nobody(pays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     speculation = speculation_of(Classified)
