@@ -104,16 +104,18 @@ class Guide:
     def _move(self, num_back: int, token_ids: Sequence[int]) -> GuideMask:
         """Takes the last tokens back, then others in: what may come then."""
         task = self._next_task()
-        num_unread = min(num_back, len(task.token_ids))
-        del task.token_ids[len(task.token_ids) - num_unread :]
-        task.num_back += num_back - num_unread
+        if num_back:
+            num_unread = min(num_back, len(task.token_ids))
+            del task.token_ids[len(task.token_ids) - num_unread :]
+            task.num_back += num_back - num_unread
         task.token_ids += token_ids
         return GuideMask(task)
 
     def _next_task(self) -> Task:
         self._last = task = self._maker.next_task(self._automaton, self._last)
-        task.token_ids += self._untold
-        self._untold = []
+        if self._untold:
+            task.token_ids += self._untold
+            self._untold = []
         return task
 
 

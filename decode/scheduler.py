@@ -220,7 +220,8 @@ class DecodeScheduler:
         may_guess = self._guesses.prepare(plannable)
         for sequence in plannable:
             if not sequence.ended and not sequence.condemned and self._has_block(sequence):
-                self._begin_anew(sequence)
+                if sequence.rewound:
+                    self._begin_anew(sequence)
                 drafts = self._guesses.of(sequence) if may_guess else ()
                 flight.add_decode(sequence, self.pool.block_size, drafts)
         budget = self._max_num_batched_tokens - flight.num_decode_tokens
@@ -259,7 +260,8 @@ class DecodeScheduler:
         for prompt, _ in flight.chunks:
             self._land(prompt)
         for sequence in flight.sequences:
-            self._land(sequence)
+            if sequence.ended or sequence.condemned:
+                self._land(sequence)
         for placement, error in flight.failures().items():
             self._fail(placement, error)
 
@@ -383,8 +385,8 @@ class DecodeScheduler:
         """Whether many sequences could not be in a step before the one in flight is applied: rather than taking turns
         with the others, which takes both twice as long, all go together then. Who may not be in the step after it
         either, as its grammar takes long, is not waited for."""
-        flown = [sequence for sequence in self._flights[-1].sequences if not sequence.ended]
-        waiting = sum(sequence.needs_last_token and not sequence.takes_long for sequence in flown)
+        flown = self._flights[-1].sequences
+        waiting = sum(one.needs_last_token and not (one.ended or one.takes_long) for one in flown)
         return waiting > 0 and waiting * WAITING_SHARE >= len(self._running)
 
     def _wait(self, now: float) -> None:
@@ -398,10 +400,8 @@ class DecodeScheduler:
 
     def _begin_anew(self, sequence: Sequence) -> None:
         """After a rewind, the sampling state forgets the tokens taken back."""
-        seed = sequence.take_new_seed()
-        if seed is not None:
-            self._effects.retire.append(sequence.seq_id)
-            self._effects.admit.append(seed)
+        self._effects.retire.append(sequence.seq_id)
+        self._effects.admit.append(sequence.take_new_seed())
 
     def _has_block(self, sequence: Sequence) -> bool:
         """Whether the next token has a slot. Makes room for it where there is none; False if that takes until the

@@ -126,7 +126,7 @@ class Sequence:
     def waits_for_host(self) -> bool:
         """Its next draw needs host work on the token in flight, or takes long. Others go on meanwhile."""
         if self.pending > 0:
-            return self.needs_last_token
+            return self.needs_last_token or self.takes_long
         return self.guide is not None and self.guide.holds_up
 
     @property
@@ -138,9 +138,9 @@ class Sequence:
 
     @property
     def needs_last_token(self) -> bool:
-        """Its next row can only be planned once no token of it is in flight: its bans read it, its grammar may take
-        long, or it is not known how many guesses are right."""
-        return self.takes_long or self.ban is not None or bool(self.num_drafts)
+        """Its next row can only be planned once no token of it is in flight: its bans read it, or it is not known how
+        many guesses are right."""
+        return self.ban is not None or self.num_drafts > 0
 
     @property
     def takes_long(self) -> bool:
@@ -167,10 +167,9 @@ class Sequence:
         source, self.source = self.source, None
         return source, self.table[index]
 
-    def take_new_seed(self) -> SequenceSeed | None:
+    def take_new_seed(self) -> SequenceSeed:
         """With what the sampling state is to begin anew, once after a rewind."""
-        if not self.rewound:
-            return None
+        assert self.rewound
         assert self.seed is not None
         assert self.ban is not None
         self.rewound = False
@@ -227,21 +226,24 @@ class Sequence:
     def take(self, drawn: Iterable[Drawn], pool: BlockPool, *, has_row: bool) -> TokenRow | None:
         """What a step drew for it, of a row of its own or of its prompt's. None if there is nothing to tell, or it
         cannot go on: then `error` says why. What a sequence drew that has ended in the meantime is discarded."""
-        made, num_wrong = list(drawn), 0
-        if self.num_drafts:
-            made = list(takewhile(lambda one: one[0] >= NO_TOKEN, made))
-            num_wrong = max(0, self.num_drafts + 1 - len(made))
-        self.pending -= 1
+        num_drafts, row = self.num_drafts, None
         self.num_drafts = 0
-        self.num_planned -= num_wrong
+        self.pending -= 1
         # What a grammar ended has no last token, of which the step after may have computed KV.
         self.num_computed = min(self.num_computed + has_row, len(self.tokens))
-        rows = [] if self.ended else self._accept_all(made)
+        if num_drafts:
+            made = list(takewhile(lambda one: one[0] >= NO_TOKEN, drawn))
+            self.num_planned -= max(0, num_drafts + 1 - len(made))
+            row = None if self.ended else _joined(self._accept_all(made))
+        elif not self.ended:
+            (one,) = drawn
+            row = self._accept(one, guided=False)
         self._commit(pool)
-        return _joined(rows)
+        return row
 
     def _accept_all(self, made: list[Drawn]) -> list[TokenRow]:
-        """In order; what comes after the output's end, or after what takes tokens back, has not come."""
+        """Of guesses that were tried, in order; what comes after the output's end, or after what takes tokens back, has
+        not come."""
         num_right = len(made) - 1
         if self.guide is not None:
             self.guide.rollback_to(self.num_output + num_right)

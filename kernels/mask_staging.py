@@ -27,15 +27,17 @@ class MaskStaging:
         # Views that are made once: making one takes about as long as the copy.
         self._views: dict[tuple[int, int], _View] = {}
         self._num_uploads = 0
+        self._counting = np.arange(num_rows, dtype=np.int32)
 
-    def upload(self, numbers: np.ndarray, rows: Sequence[np.ndarray]) -> None:
-        """`numbers` int32 [N], and the first rows, int32 [W] each; once a step. Ordered on the current stream, without
-        waiting."""
+    def upload(self, numbers: np.ndarray, places: Sequence[int], rows: Sequence[np.ndarray]) -> None:
+        """`numbers` int32 [N], but at each of `places` that of a row, int32 or uint32 [W], in this order; once a step.
+        Ordered on the current stream, without waiting."""
         self._num_uploads += 1
         view = self._view(self._num_uploads % NUM_HOSTS, len(rows))
         view.numbers[:] = numbers
         if rows:
-            np.stack(rows, out=view.rows)
+            view.numbers[places] = self._counting[: len(rows)]
+            np.concatenate(rows, out=view.rows, casting="unsafe")  # bits stay as they are
         view.target.copy_(view.source, non_blocking=True)
 
     def _view(self, index: int, num_rows: int) -> "_View":
@@ -44,7 +46,7 @@ class MaskStaging:
             size = self._num_rows + num_rows * self._num_words
             source = self._hosts[index][:size]
             values = source.numpy()
-            numbers, rows = values[: self._num_rows], values[self._num_rows :].reshape(num_rows, self._num_words)
+            numbers, rows = values[: self._num_rows], values[self._num_rows :]
             found = self._views[index, num_rows] = _View(numbers, rows, source, self._device[:size])
         return found
 

@@ -29,7 +29,7 @@ class SlotMask(NamedTuple):
     turn: int
     slot: int
     words: np.ndarray
-    """int32 [ceil(V / 32)]: bit i of word i // 32 for id i."""
+    """int32 or uint32 [ceil(V / 32)]: bit i of word i // 32 for id i."""
 
 
 class MaskTable:
@@ -79,12 +79,9 @@ class MaskTable:
         Ordered on the current stream, without waiting."""
         if not masks and self._is_told:
             return
-        numbers, num_slots = self._numbers, self._numbers.shape[1]
-        if masks:
-            numbers = numbers.copy()
-            places = [turn * num_slots + slot for turn, slot, _ in masks]
-            numbers.reshape(-1)[places] = np.arange(len(masks))
-        self._staging.upload(numbers.reshape(-1), [words for _, _, words in masks])
+        num_slots = self._numbers.shape[1]
+        places = [turn * num_slots + slot for turn, slot, _ in masks]
+        self._staging.upload(self._numbers.reshape(-1), places, [words for _, _, words in masks])
         self._is_told = not masks
 
 

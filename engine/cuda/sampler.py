@@ -157,11 +157,11 @@ class DeviceSampler:
 
     def _within_bans(self, slot: int, words: np.ndarray) -> np.ndarray:
         """Guidance wins where bans and guidance leave nothing."""
-        mask, allowed = words.view(np.int32), self._allowed.get(slot)
+        allowed = self._allowed.get(slot)
         if allowed is None:
-            return mask
-        both = mask & allowed
-        return both if both.any() else mask
+            return words
+        both = words.view(np.int32) & allowed
+        return both if both.any() else words
 
     def may_edit(self, draws: Iterable[Draw]) -> bool:
         """Whether there may be edits of these, or of any that come with nothing."""
