@@ -165,22 +165,21 @@ def stash_row(
     STREAM_PROGRAMS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The part of one program of a token: `STREAM_PROGRAMS` for each stream, one after the other."""
-    row = tl.load(rows + token)
+    """The part of one program of a token: `STREAM_PROGRAMS` for each stream, one after the other. What it reads, it
+    asks for at once."""
+    row, position, token_id = tl.load(rows + token), tl.load(positions + token), tl.load(token_ids + token)
+    stream = program // STREAM_PROGRAMS
+    x = x0
+    if stream == 1:
+        x = x1
+    if stream == 2:
+        x = x2
+    columns = program % STREAM_PROGRAMS * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    values = tl.load(x + token.to(tl.int64) * x_stride + columns, columns < H)
     if row >= 0:
-        stream = program // STREAM_PROGRAMS
-        x = x0
-        if stream == 1:
-            x = x1
-        if stream == 2:
-            x = x2
-        position = tl.load(positions + token)
         place = row.to(tl.int64) * L + position % L
-        columns = program % STREAM_PROGRAMS * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
-        values = tl.load(x + token.to(tl.int64) * x_stride + columns, columns < H)
         tl.store(ring + place * F + first_column + stream * H + columns, values, columns < H)
         if program == 0:
-            token_id = tl.load(token_ids + token)
             if token_id < 0:
                 token_id = tl.load(last_tokens + row)
             tl.store(ring_tokens + place, token_id)

@@ -1,8 +1,8 @@
 """When a head that follows the model catches up with what was left for later (see Backlog): before its sequence is
-guessed for, where the backlog is full, and when a sequence ends or is copied. Who has ended goes before anybody else,
-who may have his blocks already."""
+guessed for, where the backlog is full, and once a sequence has ended or is copied. Who has ended goes before anybody
+else, who may have his blocks already."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import numpy as np
@@ -25,6 +25,7 @@ class CatchUp:
         self._lag = Lag(num_slots, length)
         self._ended: list[int] = []
         """Slots of sequences that have ended, and that nobody has taken since."""
+        self._ended_blocks: set[int] = set()
         most = max(1, min(num_slots, MAX_TOKENS // length, MAX_BYTES // features[0].nbytes))
         self._sizes = [*(1 << i for i in range((most - 1).bit_length())), most]
         self._slots = torch.full((most,), -1, dtype=torch.int32, device=runtime.device)
@@ -38,15 +39,22 @@ class CatchUp:
             run()
             self._graphs[size] = self._runtime.capture(run)
 
-    def end(self, slots: Sequence[int]) -> None:
-        """Their sequences have ended. What they left is followed soon: at the latest by `settle`, which must come
-        before their slots are taken or their blocks told anything."""
-        self._ended += slots
+    def end(self, slot: int, blocks: Iterable[int]) -> None:
+        """Its sequence, which had these blocks, has ended. What it left is followed by `settle`, which must come before
+        its slot is taken or its blocks are told anything: the later, the more of them at once."""
+        self._ended.append(slot)
+        self._ended_blocks.update(blocks)
+
+    def give(self, blocks: Sequence[int]) -> None:
+        """The next step's rows without chunks have these from now on."""
+        if blocks and not self._ended_blocks.isdisjoint(blocks):
+            self.settle()
 
     def settle(self) -> None:
         """Of all that have ended."""
         if self._ended:
             ended, self._ended = self._ended, []
+            self._ended_blocks.clear()
             self._catch_up(ended)
 
     def later(self, slots: np.ndarray) -> None:

@@ -216,7 +216,7 @@ class CudaEngine:
             logprobs = self._drawing.measure(placed, grid.num_tokens, rest)
         tokens = self._readback.take(parity, grid.num_tokens + len(rest_draws))
         order, guesses = draw_order(plan, is_single, grid)
-        step = Step(
+        return Step(
             self._runtime.mark(),
             tokens,
             order,
@@ -230,9 +230,6 @@ class CudaEngine:
             computed.facts,
             eager,
         )
-        if self._head is not None:
-            self._head.settle()
-        return step
 
     def _is_single(self, row: Row) -> bool:
         """One token in, and guesses, the next of the same sequence out, and kernels draw them."""

@@ -90,6 +90,7 @@ class FollowingHead:
     def begin(self, slots: np.ndarray, chunks: Sequence[Row], *, has_guesses: bool) -> None:
         """`slots`, int [N], of the rows that are drawn for: without guesses they lag. All others are followed at once,
         for which their sequences must not lag, nor any that has ended, or whose blocks they go on from."""
+        self._catch_up.give(self._sequences.told)
         if chunks:
             lagging = {self._sequences.slot(row.seq_id) for row in chunks if row.seq_id in self._sequences}
             for row in chunks:
@@ -132,8 +133,9 @@ class FollowingHead:
 
     def retire(self, slots: Sequence[int]) -> None:
         """Their sequences end, and their blocks may be found by others. `settle` must come before their slots are
-        taken, and soon: after the next step, or now if none will."""
-        self._catch_up.end(slots)
+        taken, or now if no step will; a step that is told one of their blocks settles them itself."""
+        for slot in slots:
+            self._catch_up.end(slot, self._sequences.blocks(slot))
         self._has_ended = True
 
     def settle(self) -> None:
@@ -147,14 +149,14 @@ class FollowingHead:
 
     def before_writes(self) -> None:
         """Of blocks, aside."""
-        self._catch_up.settle()
+        self.settle()
         if self._has_ended:
             self._runtime.hold_aside()
             self._has_ended = False
 
     def before_direct_writes(self) -> None:
         """Of blocks, by a peer: waits for what may still write those of sequences that have ended."""
-        self._catch_up.settle()
+        self.settle()
         if self._has_ended:
             self._runtime.mark()()
             self._has_ended = False

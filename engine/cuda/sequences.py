@@ -25,6 +25,8 @@ class Sequences:
         self._slots: dict[int, int] = {}
         self._known: list[list[int]] = [[] for _ in range(num_slots)]
         """Blocks of each slot that the device has been told of."""
+        self.told: list[int] = []
+        """Of those, the ones of the step that is being launched."""
 
     def admit(self, seq_id: int) -> int:
         """Its slot."""
@@ -52,6 +54,10 @@ class Sequences:
         block = row.block_table[index]
         return [slot for slot in self._slots.values() if self._known[slot][index : index + 1] == [block]]
 
+    def blocks(self, slot: int) -> Sequence[int]:
+        """That the device knows of it; of a sequence that has been retired, until the slot is taken."""
+        return self._known[slot]
+
     def slot(self, seq_id: int) -> int:
         return self._slots[seq_id]
 
@@ -67,6 +73,7 @@ class Sequences:
             known.pop()
         first = len(known)
         known += table[first:]
+        self.told += table[first:]
         if len(known) > first + 1:
             self._upload(slot, table, first)
         return (first, table[first]) if len(known) == first + 1 else (-1, 0)

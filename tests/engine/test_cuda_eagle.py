@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from isthmus.decode.sampler import Sampler
 from isthmus.engine.cuda import backlog
@@ -231,24 +232,38 @@ def test_who_has_ended_while_others_go_on(headed: Headed, make: Callable[..., Cu
         assert_by_the_book(headed, other, 1)
 
 
-def test_who_has_ended_is_followed_behind_the_next_step(
+def test_who_has_ended_is_followed_once_his_blocks_are_others(
     headed: Headed, make: Callable[..., CudaEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which need not wait for it; at once where there will be none."""
-    engine, others, followed = make(headed), range(32, 48), list[list[int]]()
-    monkeypatch.setattr(engine._head._catch_up, "_run", lambda due: followed.append(list(due)))
-    with Writer(engine, prompt(9, seed=3), others, seq_id=1) as other:
-        other.compute(0, 8, 50)
-        with Writer(engine, prompt(7)) as sequence:
-            sequence.compute(0, 6, 50)
+    """All at once who have ended until then; or as soon as there will be no step."""
+    engine, followed = make(headed), list[list[int]]()
+    catch_up = engine._head._catch_up
+    run = catch_up._run
+
+    def noted(due: np.ndarray) -> None:
+        followed.append(due.tolist())
+        run(due)
+
+    monkeypatch.setattr(catch_up, "_run", noted)
+    with Writer(engine, prompt(11, seed=3), (32, 33, 34), seq_id=1) as other:
+        other.compute(0, 10, 50)
+        ending = [Writer(engine, prompt(7), table, seq_id) for seq_id, table in ((0, TABLE), (2, range(40, 50)))]
+        for sequence in ending:
+            sequence.lag(2)
+        slots = [engine._sequences.slot(sequence.seq_id) for sequence in ending]
+        followed.clear()
+        for sequence in ending:
+            engine.retire(sequence.seq_id)
             other.step(0)
-            sequence.step(0)
-            slots = [engine._sequences.slot(one.seq_id) for one in (sequence, other)]
-            followed.clear()
         assert not followed
+        other.table = (32, 33, 34, TABLE[1])
         other.step(0)
-        assert followed == [slots[:1]]
-    assert followed == [[slot] for slot in slots]
+        assert followed == [slots]
+        assert_by_the_book(headed, other)
+    with Writer(engine, prompt(7)) as sequence:
+        sequence.lag(2)
+        followed.clear()
+    assert len(followed) == 1
 
 
 @pytest.mark.parametrize("what", ["blocks", "hidden"])
