@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 from isthmus.text.grammar import MAX_SPEC_CHARS, GrammarError, grammar_kind
-from isthmus.text.grammar_compiler import GrammarCompiler, Vocabulary, next_tokens
+from isthmus.text.grammar_compiler import MAX_FORCED, GrammarCompiler, Vocabulary, next_tokens
+from isthmus.text.grammar_masks import allows
 from isthmus.wire.sampling import Guidance
 
 EOS, CALL = 256, 257
@@ -138,6 +139,30 @@ def test_refusals(guidance: Guidance, reason: str) -> None:
 def test_too_much_work_is_refused(guidance: Guidance) -> None:
     with pytest.raises(GrammarError):
         COMPILER.compile(guidance)
+
+
+def test_a_text_that_is_forced_is_cut_once() -> None:
+    """Though it comes again and again; a long one is not remembered."""
+    cut: list[str] = []
+
+    def encode(text: str) -> list[int]:
+        cut.append(text)
+        return list(text.encode())
+
+    tokens = [bytes([byte]) for byte in range(256)] + [b"</s>"]
+    words = Vocabulary(tokens, special_ids=[256], eos_ids=[256], encode=encode)
+    compiled = GrammarCompiler(lambda: words).compile(Guidance("regex", '("name": [0-9]; ?){9}'))
+    for _ in range(2):
+        matcher = compiled.deep_copy()
+        for token in b'"name": 1; "name": 2; "name": 3':
+            assert allows(next_tokens(matcher, len(tokens)), token)
+            matcher.consume_tokens([token])
+    asked = [text for text in cut if "name" in text]
+    assert asked
+    assert len(asked) == len(set(asked))
+    for _ in range(2):
+        words(b"x" * (MAX_FORCED + 1))
+    assert cut[-2:] == ["x" * (MAX_FORCED + 1)] * 2
 
 
 def test_a_model_without_end_of_sequence() -> None:
