@@ -18,7 +18,6 @@ a running sequence finds no block, the youngest reservation that has received no
 is preempted: so the oldest always goes on, and since a single sequence fits the pool, everything ends.
 """
 
-from bisect import insort
 from collections import deque
 from collections.abc import Collection
 from itertools import islice
@@ -37,16 +36,15 @@ from ..wire.messages import (
     Pooled,
     PromptLogprobs,
     Reserve,
-    Reserved,
     TokenRow,
     Tokens,
     WorkerStats,
 )
 from .admission import Bounds
-from .effects import Effects, Receive
+from .effects import Effects
 from .flight import Flight
+from .placements import Placements
 from .prompt import Prompt, PromptState
-from .quarantine import Quarantine
 from .reservations import Reservations
 from .sequence import Drawn, Sequence
 from .speculation import Speculation
@@ -106,46 +104,41 @@ class DecodeScheduler:
             speculation=self._speculation,
         )
         self._guesses = StepGuesses(self._speculation, pool, self._reservations, max_num_batched_tokens)
-        self._quarantine = Quarantine(pool)
-        self._prompts: dict[int, Prompt] = {}  # by placement, oldest first
-        self._running: list[Sequence] = []  # oldest first
+        self._placed = Placements(pool, self._reservations)
         self._flights: deque[Flight] = deque()
-        self._now = 0.0
-        self._effects = Effects()
         self._num_steps = 0
         self._waits_since: float | None = None
         """The next step has waited for the one in flight."""
         self._credit: Credit | None = None
         self._seen_blocks = 0
         self._meter = StepMeter()
-        self._num_preemptions = 0
 
     # Messages from the router.
 
     def on_reserve(self, msg: Reserve, now: float) -> None:
         """Answers Reserved, Declined (not now) or Failed (never). Raises ValueError if the placement is known."""
-        if self._knows(msg.placement):
+        if msg.placement in self._placed.ids:
             raise ValueError(f"placement {msg.placement} was sent twice")
         self._seen_blocks += msg.cost_blocks
         if refusal := self._reservations.refusal(msg):
-            self._effects.messages.append(Failed(msg.placement, refusal, retriable=False))
+            self._placed.effects.messages.append(Failed(msg.placement, refusal, retriable=False))
         elif reason := self._reservations.not_now(msg):
-            self._effects.messages.append(Declined(msg.placement, reason))
+            self._placed.effects.messages.append(Declined(msg.placement, reason))
         elif (prompt := self._reservations.make(msg, now)) is None:
-            self._effects.messages.append(Declined(msg.placement, "no free blocks"))
+            self._placed.effects.messages.append(Declined(msg.placement, "no free blocks"))
         else:
-            self._await(prompt)
+            self._placed.add(prompt)
 
     def on_cancel(self, msg: Cancel, now: float) -> None:
         """Always answers Cancelled. Blocks that a plan in flight uses are freed when it is applied."""
-        self._stop(msg.placement, msg.choice)
-        self._effects.messages.append(Cancelled(msg.placement, msg.choice))
+        self._placed.stop(msg.placement, msg.choice)
+        self._placed.effects.messages.append(Cancelled(msg.placement, msg.choice))
 
     def on_welcome(self, now: float) -> None:
         """A router has registered this worker, perhaps anew: what was placed before is void, credit starts again."""
-        for placement in self.placements():
+        for placement in self._placed.ids:
             self.on_cancel(Cancel(placement), now)
-        self._effects.messages.clear()
+        self._placed.effects.messages.clear()
         self._seen_blocks, self._credit = 0, None
 
     def on_drain(self) -> None:
@@ -156,14 +149,14 @@ class DecodeScheduler:
 
     def on_receiving(self, transfer_id: str) -> None:
         """Bytes of the transfer have arrived: it is no longer the first to be revoked."""
-        prompt = self._prompt_of(transfer_id)
+        prompt = self._placed.prompt_of(transfer_id)
         if prompt is not None and prompt.state is PromptState.RESERVED:
             prompt.move(PromptState.RECEIVING)
 
     def on_claim(self, transfer_id: str) -> bool:
         """A peer asks to write the transfer's blocks itself. If True, they are not given to anybody else before it has
         been received, or released."""
-        prompt = self._prompt_of(transfer_id)
+        prompt = self._placed.prompt_of(transfer_id)
         if prompt is None:
             return False
         prompt.claimed = True
@@ -171,31 +164,31 @@ class DecodeScheduler:
 
     def on_released(self, transfer_id: str) -> None:
         """The blocks of a claimed transfer that was abandoned, or failed, are not written any more."""
-        self._quarantine.release(transfer_id)
+        self._placed.quarantine.release(transfer_id)
 
     def on_received(self, transfer_id: str, logits: Any, now: float, prompt_logprobs: bytes = b"") -> None:
         """All blocks are in the pool, and `logits` are those of the prompt's last position. `prompt_logprobs`: of its
         tokens from the second on, packed, where the request asks."""
-        prompt = self._prompt_of(transfer_id)
+        prompt = self._placed.prompt_of(transfer_id)
         if prompt is not None:
             prompt.receive_all(logits, self.pool)
             self._report_packed(prompt, 1, prompt_logprobs)
-        elif transfer_id in self._quarantine:
-            self._quarantine.release(
+        elif transfer_id in self._placed.quarantine:
+            self._placed.quarantine.release(
                 transfer_id
             )  # it was given up a moment before its end, so the transport says no more
 
     def on_transfer_failed(self, transfer_id: str, error: str, now: float) -> None:
-        prompt = self._prompt_of(transfer_id)
+        prompt = self._placed.prompt_of(transfer_id)
         if prompt is not None:
-            self._effects.messages.append(Failed(prompt.placement, error, retriable=True))
-            self._drop(prompt)
+            self._placed.effects.messages.append(Failed(prompt.placement, error, retriable=True))
+            self._placed.drop(prompt)
 
     def on_refused(self, seq_id: int, error: str) -> None:
         """The engine cannot draw for a sequence that began: its placement fails."""
-        placement = next((sequence.placement for sequence in self._running if sequence.seq_id == seq_id), None)
+        placement = next((sequence.placement for sequence in self._placed.running if sequence.seq_id == seq_id), None)
         if placement is not None:
-            self._fail(placement, error)
+            self._placed.fail(placement, error)
 
     # Steps.
 
@@ -209,14 +202,14 @@ class DecodeScheduler:
     def _plan(self, now: float, in_flight: Plan | None) -> Plan | None:
         assert in_flight is (self._flights[-1].plan if self._flights else None)
         assert len(self._flights) < 2, "two plans are in flight"
-        self._now = now
-        self._guesses.begin_step(self._running, computes_prompts=self._computes_prompts)
-        if in_flight is not None and (self._guesses.are_awaited(self._running) or self._many_wait()):
+        self._placed.now = now
+        self._guesses.begin_step(self._placed.running, computes_prompts=self._placed.computes_prompts)
+        if in_flight is not None and (self._guesses.are_awaited(self._placed.running) or self._many_wait()):
             self._wait(now)
             return None
         flight = Flight(now if self._waits_since is None else self._waits_since)
         self._waits_since = None
-        plannable = [one for one in self._running if one.plannable]
+        plannable = [one for one in self._placed.running if one.plannable]
         may_guess = self._guesses.prepare(plannable)
         for sequence in plannable:
             if not sequence.ended and not sequence.condemned and self._has_block(sequence):
@@ -225,7 +218,7 @@ class DecodeScheduler:
                 drafts = self._guesses.of(sequence) if may_guess else ()
                 flight.add_decode(sequence, self.pool.block_size, drafts)
         budget = self._max_num_batched_tokens - flight.num_decode_tokens
-        for prompt in tuple(self._prompts.values()):
+        for prompt in tuple(self._placed.prompts.values()):
             budget -= self._plan_prompt(prompt, budget, flight)
         self._guesses.end_step(flight)
         if flight.empty:
@@ -247,7 +240,7 @@ class DecodeScheduler:
             prompt.paged.advance(num_tokens, self.pool)
             self._report(prompt, position, result.prompt_logprobs.get(prompt.row_seq_id, ()))
             self._pool(prompt, result)
-            rows += self._complete(prompt)
+            rows += self._placed.complete(prompt)
         drawn = result.drawn
         for sequence in flight.decoding:
             rows.append(self._accept(sequence, list(islice(drawn, 1 + sequence.num_drafts)), has_row=True))
@@ -255,24 +248,23 @@ class DecodeScheduler:
             rows.append(self._accept(sequence, list(islice(drawn, 1)), has_row=False))
         assert next(drawn, None) is None, "more draws than were planned"
         if kept := tuple(row for row in rows if row is not None):
-            self._effects.messages.append(Tokens(kept))
+            self._placed.effects.messages.append(Tokens(kept))
         self.pool.free([source for source, _ in flight.copies])
         for prompt, _ in flight.chunks:
-            self._land(prompt)
+            self._placed.land(prompt)
         for sequence in flight.sequences:
             if sequence.ended or sequence.condemned:
-                self._land(sequence)
+                self._placed.land(sequence)
         for placement, error in flight.failures().items():
-            self._fail(placement, error)
+            self._placed.fail(placement, error)
 
     def take_effects(self) -> Effects:
         """What is to be done since the last call, with the credit if it changed."""
         credit = Credit(self._seen_blocks, self._reservations.num_reservable)
         if credit != self._credit:
             self._credit = credit
-            self._effects.messages.append(credit)
-        effects, self._effects = self._effects, Effects()
-        return effects
+            self._placed.effects.messages.append(credit)
+        return self._placed.take_effects()
 
     # Reports.
 
@@ -280,9 +272,9 @@ class DecodeScheduler:
     def idle(self) -> bool:
         """Nothing to compute and nothing in flight: only a message or a transfer event can change that."""
         waiting = any(
-            prompt.state in (PromptState.RECEIVED, PromptState.PREFILLING) for prompt in self._prompts.values()
+            prompt.state in (PromptState.RECEIVED, PromptState.PREFILLING) for prompt in self._placed.prompts.values()
         )
-        return not self._running and not self._flights and not waiting
+        return not self._placed.running and not self._flights and not waiting
 
     @property
     def empty(self) -> bool:
@@ -291,18 +283,18 @@ class DecodeScheduler:
 
     def placements(self) -> list[int]:
         """Those that were accepted and have not ended."""
-        return list(dict.fromkeys([*(s.placement for s in self._running), *self._prompts]))
+        return self._placed.ids
 
     def stats(self) -> WorkerStats:
-        local = [prompt for prompt in self._prompts.values() if prompt.state is PromptState.PREFILLING]
+        local = [prompt for prompt in self._placed.prompts.values() if prompt.state is PromptState.PREFILLING]
         return WorkerStats(
             num_blocks_used=self.pool.num_used,
-            num_running=len(self._running),
-            num_waiting=sum(len(prompt.seq_ids) for prompt in self._prompts.values()),
+            num_running=len(self._placed.running),
+            num_waiting=sum(len(prompt.seq_ids) for prompt in self._placed.prompts.values()),
             num_waiting_tokens=sum(prompt.paged.num_tokens - prompt.paged.num_computed for prompt in local),
             prefill_tokens_per_s=self._meter.prefill_tokens_per_s,
             decode_step_s=self._meter.decode_step_s,
-            num_preemptions=self._num_preemptions,
+            num_preemptions=self._placed.num_preemptions,
             prefix_hit_tokens=self._reservations.prefix_hit_tokens,
             prefix_query_tokens=self._reservations.prefix_query_tokens,
             num_drafts=self._speculation.num_drafts,
@@ -314,11 +306,11 @@ class DecodeScheduler:
     def check(self) -> None:
         """Raises AssertionError if the scheduler's books or the pool's do not add up. O(pool)."""
         flown = {id(item): item for flight in self._flights for item in flight.sequences}
-        sequences = list({**flown, **{id(item): item for item in self._running}}.values())
+        sequences = list({**flown, **{id(item): item for item in self._placed.running}}.values())
         chunks = {id(prompt): prompt for flight in self._flights for prompt, _ in flight.chunks}
         ended = [prompt for prompt in chunks.values() if prompt.ended]
-        prompts = [*self._prompts.values(), *ended]
-        assert self._running == sorted(self._running, key=lambda sequence: sequence.age)
+        prompts = [*self._placed.prompts.values(), *ended]
+        assert self._placed.running == sorted(self._placed.running, key=lambda sequence: sequence.age)
         assert self._reservations.num_seqs == len(sequences) + sum(len(prompt.seq_ids) for prompt in prompts)
         for sequence in sequences:
             assert sequence.num_computed <= sequence.num_planned <= len(sequence.table) * self.pool.block_size
@@ -333,24 +325,9 @@ class DecodeScheduler:
                 *([sequence.source] for sequence in sequences if sequence.source is not None),
                 *(prompt.paged.table + prompt.spares for prompt in prompts),
                 *([source for source, _ in flight.copies] for flight in self._flights),
-                *self._quarantine.blocks,
+                *self._placed.quarantine.blocks,
             ]
         )
-
-    # Placements before their first draw.
-
-    def _knows(self, placement: int) -> bool:
-        return placement in self.placements()
-
-    def _prompt_of(self, transfer_id: str) -> Prompt | None:
-        return next((prompt for prompt in self._prompts.values() if prompt.transfer_id == transfer_id), None)
-
-    def _await(self, prompt: Prompt) -> None:
-        self._prompts[prompt.placement] = prompt
-        if prompt.transfer_id:
-            blocks = prompt.blocks_to_receive(self.pool.block_size)
-            self._effects.receive.append(Receive(prompt.transfer_id, blocks))
-        self._effects.messages.append(Reserved(prompt.placement, prompt.paged.num_cached, prompt.transfer_id))
 
     # Planning.
 
@@ -358,11 +335,11 @@ class DecodeScheduler:
         """Adds its draws or its next chunk; the number of tokens that took of the budget."""
         if prompt.condemned:
             return 0
-        if error := prompt.pending_guide and prompt.pending_guide.failure(self._now):
-            self._fail(prompt.placement, error)
+        if error := prompt.pending_guide and prompt.pending_guide.failure(self._placed.now):
+            self._placed.fail(prompt.placement, error)
             return 0
         if prompt.state is PromptState.RECEIVED and not prompt.waits_for_grammar:
-            self._start(prompt, flight.add_shipped(prompt, self.pool))
+            self._placed.start(prompt, flight.add_shipped(prompt, self.pool))
             return 0
         if prompt.state is not PromptState.PREFILLING:
             return 0
@@ -370,16 +347,8 @@ class DecodeScheduler:
         if num_tokens == prompt.paged.num_unplanned and prompt.waits_for_grammar:
             return 0
         if num_tokens:
-            self._start(prompt, flight.add_chunk(prompt, num_tokens, self.pool))
+            self._placed.start(prompt, flight.add_chunk(prompt, num_tokens, self.pool))
         return num_tokens
-
-    def _start(self, prompt: Prompt, sequences: list[Sequence]) -> None:
-        if not sequences:
-            return
-        del self._prompts[prompt.placement]
-        self._effects.admit += prompt.seeds()
-        for sequence in sequences:
-            insort(self._running, sequence, key=lambda item: item.age)
 
     def _many_wait(self) -> bool:
         """Whether many sequences could not be in a step before the one in flight is applied: rather than taking turns
@@ -387,21 +356,17 @@ class DecodeScheduler:
         either, as its grammar takes long, is not waited for."""
         flown = self._flights[-1].sequences
         waiting = sum(one.needs_last_token and not (one.ended or one.takes_long) for one in flown)
-        return waiting > 0 and waiting * WAITING_SHARE >= len(self._running)
+        return waiting > 0 and waiting * WAITING_SHARE >= len(self._placed.running)
 
     def _wait(self, now: float) -> None:
         """For the step in flight. What comes after it takes from now on, or from its end."""
         if self._waits_since is None:
             self._waits_since = now
 
-    @property
-    def _computes_prompts(self) -> bool:
-        return any(prompt.state is PromptState.PREFILLING for prompt in self._prompts.values())
-
     def _begin_anew(self, sequence: Sequence) -> None:
         """After a rewind, the sampling state forgets the tokens taken back."""
-        self._effects.retire.append(sequence.seq_id)
-        self._effects.admit.append(sequence.take_new_seed())
+        self._placed.effects.retire.append(sequence.seq_id)
+        self._placed.effects.admit.append(sequence.take_new_seed())
 
     def _has_block(self, sequence: Sequence) -> bool:
         """Whether the next token has a slot. Makes room for it where there is none; False if that takes until the
@@ -421,19 +386,19 @@ class DecodeScheduler:
         quarantine is over."""
         if any(flight.frees_blocks for flight in self._flights):
             return False
-        if self._quarantine.ends_soon(self._now):
+        if self._placed.quarantine.ends_soon(self._placed.now):
             return False
-        untouched = [prompt for prompt in self._prompts.values() if prompt.untouched]
+        untouched = [prompt for prompt in self._placed.prompts.values() if prompt.untouched]
         if untouched:
-            self._give_up(untouched[-1], "revoked: running sequences need its blocks", preempted=False)
+            self._placed.give_up(untouched[-1], "revoked: running sequences need its blocks", preempted=False)
             return True
-        begun: list[Prompt | Sequence] = [*self._prompts.values(), *self._running]
+        begun: list[Prompt | Sequence] = [*self._placed.prompts.values(), *self._placed.running]
         if len(begun) == 1:
-            assert self._quarantine, "a single sequence fits the pool"
+            assert self._placed.quarantine, "a single sequence fits the pool"
             return False  # nobody is left to give way: what is missing comes back with the last quarantine
         victim = max(begun, key=lambda item: item.age)
         victim.condemned = True
-        self._land(victim)
+        self._placed.land(victim)
         return True
 
     # Leaving.
@@ -447,7 +412,7 @@ class DecodeScheduler:
     def _report_packed(self, prompt: Prompt, position: int, rows: bytes) -> None:
         if rows and prompt.num_prompt_logprobs is not None:
             message = PromptLogprobs(prompt.placement, position, prompt.num_prompt_logprobs, rows)
-            self._effects.messages.append(message)
+            self._placed.effects.messages.append(message)
 
     def _pool(self, prompt: Prompt, result: Result) -> None:
         """Takes in what a chunk adds to its prompt's vector; with the last one, the vector is told."""
@@ -456,7 +421,7 @@ class DecodeScheduler:
         if prompt.row_seq_id in result.pooled:
             prompt.pooler.add(result.pooled[prompt.row_seq_id])
         if prompt.paged.num_computed == prompt.paged.num_tokens:
-            self._effects.messages.append(Pooled(prompt.placement, prompt.pooler.packed()))
+            self._placed.effects.messages.append(Pooled(prompt.placement, prompt.pooler.packed()))
 
     def _accept(self, sequence: Sequence, drawn: list[Drawn], *, has_row: bool) -> TokenRow | None:
         """What was drawn for a sequence that has ended in the meantime is discarded."""
@@ -464,7 +429,7 @@ class DecodeScheduler:
         num_drafts, ended = sequence.num_drafts, sequence.ended
         row = sequence.take(drawn, self.pool, has_row=has_row)
         if row is not None and row.finish_reason:
-            self._end(sequence)
+            self._placed.end(sequence)
         if num_drafts and not ended and not sequence.rewound:  # after a rewind, its next row may need them all
             self._return_blocks(sequence)
         return row
@@ -474,91 +439,3 @@ class DecodeScheduler:
         num_used = -(-sequence.num_planned // self.pool.block_size)
         self.pool.free(sequence.table[num_used:])
         del sequence.table[num_used:]
-
-    def _complete(self, prompt: Prompt) -> list[TokenRow]:
-        """The ends of its choices, if no token is wanted and the prompt is computed; `_land` gives its blocks back."""
-        rows = prompt.last_rows()
-        if rows:
-            del self._prompts[prompt.placement]
-            prompt.ended = True
-        return rows
-
-    def _fail(self, placement: int, error: str) -> None:
-        """It can never be served: with it go all its choices."""
-        self._effects.messages.append(Failed(placement, error, retriable=False))
-        self._stop(placement, None)
-
-    def _stop(self, placement: int, choice: int | None) -> None:
-        """Ends all of the placement, or one choice, wherever it is. Not while a plan is being applied."""
-        prompt = self._prompts.get(placement)
-        if prompt is not None:
-            self._cancel_prompt(prompt, choice)
-        for sequence in [s for s in self._running if s.placement == placement]:
-            if choice is None or choice == sequence.choice:
-                self._end(sequence)
-                self._land(sequence)
-
-    def _cancel_prompt(self, prompt: Prompt, choice: int | None) -> None:
-        if choice is None or prompt.seq_ids.keys() == {choice}:
-            self._abandon(prompt)
-            self._drop(prompt)
-        elif choice in prompt.seq_ids:
-            del prompt.seq_ids[choice]
-            self._reservations.num_seqs -= 1
-            self.pool.free([prompt.spares.pop()])
-
-    def _give_up(self, item: Prompt | Sequence, reason: str, *, preempted: bool) -> None:
-        """Back to the router's queue. Only while no plan in flight uses it."""
-        self._num_preemptions += preempted
-        choice = item.choice if isinstance(item, Sequence) else None
-        self._effects.messages.append(Declined(item.placement, reason, choice, preempted))
-        if isinstance(item, Sequence):
-            self._end(item)
-            self._land(item)
-        else:
-            self._abandon(item)
-            self._drop(item)
-
-    def _abandon(self, prompt: Prompt) -> None:
-        if prompt.state not in (PromptState.RESERVED, PromptState.RECEIVING):
-            return
-        self._effects.abandon.append(prompt.transfer_id)
-        receive = self._effects.receive
-        self._effects.receive = [one for one in receive if one.transfer_id != prompt.transfer_id]
-
-    def _drop(self, prompt: Prompt) -> None:
-        del self._prompts[prompt.placement]
-        prompt.ended = True
-        self._land(prompt)
-
-    def _end(self, sequence: Sequence) -> None:
-        """It is planned no more; `_land` gives its blocks back."""
-        self._running.remove(sequence)
-        sequence.ended = True
-
-    def _land(self, item: Prompt | Sequence) -> None:
-        """What was put off because a plan in flight used the item's blocks, if none does any more."""
-        if item.pending:
-            return
-        if item.ended:
-            self._release(item)
-        elif item.condemned:
-            self._give_up(item, "preempted: older sequences need its blocks", preempted=True)
-
-    def _release(self, item: Prompt | Sequence) -> None:
-        if isinstance(item, Sequence):
-            self.pool.free(item.table if item.source is None else [*item.table, item.source])
-            self._effects.retire.append(item.seq_id)
-            self._reservations.num_seqs -= 1
-        else:
-            self.pool.free(self._unclaimed_blocks(item))
-            self._reservations.num_seqs -= len(item.seq_ids)
-
-    def _unclaimed_blocks(self, prompt: Prompt) -> list[int]:
-        """All that nobody else writes; the others go into quarantine."""
-        blocks = prompt.paged.table + prompt.spares
-        if not prompt.claimed:
-            return blocks
-        claimed = prompt.blocks_to_receive(self.pool.block_size)
-        self._quarantine.put(prompt.transfer_id, claimed, self._now)
-        return [block for block in blocks if block not in set(claimed)]

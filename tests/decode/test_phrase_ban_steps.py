@@ -144,7 +144,7 @@ def test_nothing_held_back_is_in_the_prefix_cache() -> None:
     for _ in range(12):
         sim.place_what_fits()
         sim.turn()
-        for sequence in sim.scheduler._running:
+        for sequence in sim.scheduler._placed.running:
             released = len(request.prompt) + len(request.outputs[0])
             assert sequence.num_committed * 2 < max(released, len(request.prompt))
     sim.run()
@@ -178,7 +178,7 @@ def test_cancel_after_a_rewind() -> None:
 
     def cancel_then(plan: Plan, result: Result, now: float) -> None:
         apply(plan, result, now)
-        if any(sequence.rewound for sequence in sim.scheduler._running):
+        if any(sequence.rewound for sequence in sim.scheduler._placed.running):
             sim.cancel(request)
             cancelled.append(request)
 

@@ -185,9 +185,9 @@ def test_the_worker_loop_carries_claims_and_releases(end: str) -> None:
     ((transfer_id, blocks),) = receiver.registered.items()
     assert len(blocks.block_ids) == 3
     assert blocks.claim()
-    assert scheduler._prompts[1].untouched
+    assert scheduler._placed.prompts[1].untouched
     blocks.landed()
-    assert not scheduler._prompts[1].untouched
+    assert not scheduler._placed.prompts[1].untouched
     if end == "cancelled":
         loop.on_message(Cancel(1), 0.0)
         assert not blocks.claim()
