@@ -88,7 +88,7 @@ class MaskBatch:
 
     def _judge(self, moved_s: float, filled: Filled, turn_s: float) -> None:
         """Who took long is known of those who were by themselves; of the others, each goes alone next time."""
-        if moved_s + sum(filled.own_s) + filled.helped_s <= SLOW_S:
+        if moved_s + filled.spent_s + filled.helped_s <= SLOW_S:
             for task in self.tasks:
                 task.automaton.is_new = task.automaton.is_slow = task.automaton.is_suspect = False
             return
@@ -96,7 +96,9 @@ class MaskBatch:
         is_suspect = moved_s > _limit_s(self.tasks) and len(self.tasks) > 1
         for task, took_s in zip(alone, filled.own_s, strict=True):
             task.automaton.is_slow = took_s + moved_s * (len(self.tasks) == 1) > _limit_s([task])
-            task.automaton.is_suspect = is_suspect
+        is_unknown = filled.spent_s > _limit_s(alone) and not any(task.automaton.is_slow for task in alone)
+        for task in alone:
+            task.automaton.is_suspect = is_suspect or (is_unknown and len(alone) > 1)
         is_suspect |= bool(others) and filled.helped_s > _limit_s(others) + turn_s
         for task in others:
             task.automaton.is_slow, task.automaton.is_suspect = False, is_suspect

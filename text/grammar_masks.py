@@ -27,7 +27,9 @@ Runs = Sequence[tuple[LLMatcher, Sequence[int]]]
 class Filled(NamedTuple):
     words: Words
     own_s: Sequence[float]
-    """For each of the first matchers. What this thread waited for something else counts for none."""
+    """For each of the first matchers, at least: what this thread waited for something else may have been in any."""
+    spent_s: float
+    """For those together, without that."""
     helped_s: float
     """Until threads had done the others."""
 
@@ -63,10 +65,10 @@ class MaskFiller:
             now_s = time.perf_counter()
             own_s.append(now_s - last_s)
             last_s = now_s
-        waited_s = max(0.0, last_s - start_s - (time.thread_time() - start_cpu_s))
-        left = runs[len(own_s) :]
+        spent_s, left = time.thread_time() - start_cpu_s, runs[len(own_s) :]
+        waited_s = max(0.0, last_s - start_s - spent_s)
         helped_s = self._fill_in_threads(left, words, row) if left else 0.0
-        return Filled(words, [max(0.0, took_s - waited_s) for took_s in own_s], helped_s)
+        return Filled(words, [max(0.0, took_s - waited_s) for took_s in own_s], spent_s, helped_s)
 
     def _fill_in_threads(self, runs: Runs, words: Words, row: int) -> float:
         """From this row on; seconds."""

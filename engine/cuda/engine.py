@@ -3,7 +3,7 @@
 Most steps are replays of captured graphs (`step_sizes` says which), from the embedding to the drawn tokens; the others
 are launched kernel by kernel. Either way `launch` returns at once: the tokens a step draws stay on the device, where
 the next step takes them from, and a copy of them is waited for in `Handle.result`. Of a step whose masks follow from
-tokens in flight the model's part is launched, and drawing in `Handle.draw`.
+tokens in flight the model's part is launched, and drawing with whatever is told next.
 """
 
 from collections.abc import Callable, Sequence
@@ -81,7 +81,9 @@ class CudaEngine:
         num_slots = sizes.max_num_seqs if draws else 0
         device = runtime.device
         max_blocks = -(-sizes.max_model_len // pool.block_size)
-        self._sequences = Sequences(runtime, num_slots, sizes.max_num_seqs, max_blocks)
+        self._sequences = Sequences(
+            runtime, num_slots, sizes.max_num_seqs, num_blocks=max_blocks, block_size=pool.block_size
+        )
         self._drawing = Drawing(
             runtime,
             self._sequences,
@@ -184,10 +186,14 @@ class CudaEngine:
         return step
 
     def _draw_last(self) -> None:
-        """What is told from now on comes after all of the last step."""
+        """What is told from now on comes after all of the last step. Raises RuntimeError where that cannot be drawn,
+        which is nobody's fault who tells."""
         undrawn, self._undrawn = self._undrawn, None
         if undrawn is not None:
-            undrawn.draw()
+            try:
+                undrawn.draw()
+            except ValueError as error:
+                raise RuntimeError(f"step {undrawn.plan.step_id} could not be drawn") from error
 
     @torch.inference_mode()
     def _draw(

@@ -55,7 +55,6 @@ class FollowingHead:
     ) -> None:
         """`pool` is the head's; `last_tokens` int32: those of slots, if there are any."""
         self._sequences, self._runtime, self._last_tokens = sequences, runtime, last_tokens
-        self._block_size = pool.block_size
         device, tables = runtime.device, sequences.block_tables
         cos_sin = head.rope.table(max_positions).to(device)
         attention = AttentionState(
@@ -90,16 +89,25 @@ class FollowingHead:
     def begin(self, slots: np.ndarray, chunks: Sequence[Row], *, has_guesses: bool) -> None:
         """`slots`, int [N], of the rows that are drawn for: without guesses they lag. All others are followed at once,
         for which their sequences must not lag, nor any that has ended, or whose blocks they go on from."""
-        self._catch_up.give(self._sequences.told)
-        if chunks:
-            lagging = {self._sequences.slot(row.seq_id) for row in chunks if row.seq_id in self._sequences}
-            for row in chunks:
-                lagging.update(self._sequences.reading_from(row, self._block_size) if row.start else ())
+        self._catch_up.give(self._sequences.taken)
+        lagging = self._lagging(chunks)
+        if chunks or lagging:
             self._catch_up.now(sorted(lagging))
         if has_guesses:
             self._catch_up.now(slots)
         else:
             self._catch_up.later(slots)
+
+    def _lagging(self, chunks: Sequence[Row]) -> set[int]:
+        """Slots whose sequences are not to lag behind what others, or they themselves, go on from in a step with these,
+        which may be the first row of one that is drawn for, too."""
+        sequences = self._sequences
+        slots = {sequences.slot(row.seq_id) for row in chunks if row.seq_id in sequences}
+        for row in chunks:
+            slots.update(sequences.reading_from(row))
+        for row in sequences.first_rows:
+            slots.update(slot for slot in sequences.reading_from(row) if slot != sequences.slot(row.seq_id))
+        return slots
 
     # Within a step, captured or not.
 

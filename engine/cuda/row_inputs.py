@@ -21,7 +21,7 @@ class RowInputs:
         """Padding included."""
         columns: list[tuple[int, ...]] = [PADDING] * grid.num_tokens
         num_kept = 0
-        self._sequences.told.clear()
+        self._sequences.begin_step()
         for index, row in enumerate(grid.rows):
             slot = self._sequences.slot(row.seq_id)
             asks = self._drawing.tells_logprobs(row.seq_id)

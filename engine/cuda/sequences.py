@@ -14,19 +14,21 @@ from .runtime import Runtime
 
 
 class Sequences:
-    def __init__(self, runtime: Runtime, num_slots: int, max_chunks: int, max_blocks: int) -> None:
-        """At most `max_chunks` chunks in a step, `max_blocks` blocks in a sequence."""
-        self.num_slots, self._max_chunks = num_slots, max_chunks
+    def __init__(self, runtime: Runtime, num_slots: int, max_chunks: int, *, num_blocks: int, block_size: int) -> None:
+        """At most `max_chunks` chunks in a step, `num_blocks` blocks in a sequence."""
+        self.num_slots, self._max_chunks, self._block_size = num_slots, max_chunks, block_size
         num_rows = num_slots + 2 * max_chunks
-        self.block_tables = torch.zeros(num_rows, max_blocks, dtype=torch.int32, device=runtime.device)
-        self._host = runtime.pinned(num_rows, max_blocks)
+        self.block_tables = torch.zeros(num_rows, num_blocks, dtype=torch.int32, device=runtime.device)
+        self._host = runtime.pinned(num_rows, num_blocks)
         self._numpy = self._host.numpy()
         self._free = list(range(num_slots - 1, -1, -1))
         self._slots: dict[int, int] = {}
         self._known: list[list[int]] = [[] for _ in range(num_slots)]
         """Blocks of each slot that the device has been told of."""
-        self.told: list[int] = []
-        """Of those, the ones of the step that is being launched."""
+        self.taken: list[int] = []
+        """Blocks that are new in the step that is being launched, or are begun in it."""
+        self.first_rows: list[Row] = []
+        """Of the step that is being launched, those of sequences of which the device knew no block."""
 
     def admit(self, seq_id: int) -> int:
         """Its slot."""
@@ -48,9 +50,11 @@ class Sequences:
         """Whether it is admitted."""
         return seq_id in self._slots
 
-    def reading_from(self, row: Row, block_size: int) -> list[int]:
+    def reading_from(self, row: Row) -> list[int]:
         """Slots whose sequences have the block of the token before the row, too: it goes on where they have been."""
-        index = (row.start - 1) // block_size
+        if not row.start:
+            return []
+        index = (row.start - 1) // self._block_size
         block = row.block_table[index]
         return [slot for slot in self._slots.values() if self._known[slot][index : index + 1] == [block]]
 
@@ -61,11 +65,17 @@ class Sequences:
     def slot(self, seq_id: int) -> int:
         return self._slots[seq_id]
 
+    def begin_step(self) -> None:
+        self.taken.clear()
+        self.first_rows.clear()
+
     def new_block(self, slot: int, row: Row) -> tuple[int, int]:
         """(index in its table, block) of the one block that the device does not know yet, for the step to store; else
         (−1, 0). More than one are uploaded here. The last blocks may be others than before: wrong guesses give theirs
         back."""
         known, table = self._known[slot], row.block_table
+        if row.start % self._block_size == 0:  # maybe one that was given back, and was another's meanwhile
+            self.taken.append(table[row.start // self._block_size])
         if len(known) == len(table) and known[-1] == table[-1]:
             return -1, 0
         del known[len(table) :]
@@ -73,7 +83,9 @@ class Sequences:
             known.pop()
         first = len(known)
         known += table[first:]
-        self.told += table[first:]
+        self.taken += table[first:]
+        if not first:
+            self.first_rows.append(row)
         if len(known) > first + 1:
             self._upload(slot, table, first)
         return (first, table[first]) if len(known) == first + 1 else (-1, 0)

@@ -242,24 +242,39 @@ def test_threads_begin_what_is_slow_or_new(monkeypatch: pytest.MonkeyPatch) -> N
     assert guides[2].mask().is_done
 
 
-@pytest.mark.parametrize(("helped_s", "is_suspect"), [(0.0, False), (9.0, True)])
+@pytest.mark.parametrize(
+    ("own_s", "spent_s", "helped_s", "slow", "suspects"),
+    [
+        ([0.0, 9.0], 9.0, 0.0, [1], []),
+        ([0.0, 9.0], 9.0, 9.0, [1], [2, 3]),
+        ([0.0, 0.0], 9.0, 0.0, [], [0, 1]),
+        ([0.0, 0.0], 9.0, 9.0, [], [0, 1, 2, 3]),
+        ([0.0, 0.0], 0.0, 0.0, [], []),
+    ],
+)
 def test_who_takes_long_is_known_where_it_was_by_itself(
-    monkeypatch: pytest.MonkeyPatch, helped_s: float, is_suspect: bool
+    monkeypatch: pytest.MonkeyPatch,
+    own_s: list[float],
+    spent_s: float,
+    helped_s: float,
+    slow: list[int],
+    suspects: list[int],
 ) -> None:
-    """Of those that threads have worked on together, all are suspect."""
+    """Of those that threads have worked on together, all are suspect; so are those that a thread has worked on that
+    also waited, so that it cannot be told for whom."""
     masks = MaskMaker(COMPILER.num_words)
     guides = [guide_of(masks, "[a-c]*") for _ in range(4)]
     assert all(guide.mask().result().any() for guide in guides)
     fill = MaskFiller.fill
 
     def filling(self: MaskFiller, runs: Any, **how: Any) -> Filled:
-        return Filled(fill(self, runs, **how).words, [0.0, 9.0], helped_s)
+        return Filled(fill(self, runs, **how).words, own_s, spent_s, helped_s)
 
     monkeypatch.setattr(MaskFiller, "fill", filling)
     for guide in guides:
         guide._automaton.is_slow = guide._automaton.is_suspect = False
         guide.advance(ids("a"))
     assert guides[0].mask().result().any()
-    assert [guide._automaton.is_slow for guide in guides] == [False, True, False, False]
-    assert [guide._automaton.is_suspect for guide in guides] == [False, False, is_suspect, is_suspect]
+    assert [i for i, guide in enumerate(guides) if guide._automaton.is_slow] == slow
+    assert [i for i, guide in enumerate(guides) if guide._automaton.is_suspect] == suspects
     masks.close()

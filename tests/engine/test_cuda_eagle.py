@@ -241,7 +241,7 @@ def test_who_has_ended_is_followed_once_his_blocks_are_others(
     run = catch_up._run
 
     def noted(due: np.ndarray) -> None:
-        followed.append(due.tolist())
+        followed.extend([due.tolist()] if len(due) else [])
         run(due)
 
     monkeypatch.setattr(catch_up, "_run", noted)
@@ -264,6 +264,35 @@ def test_who_has_ended_is_followed_once_his_blocks_are_others(
         sequence.lag(2)
         followed.clear()
     assert len(followed) == 1
+
+
+def test_a_block_that_was_another_s_in_between(
+    headed: Headed, make: Callable[..., CudaEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong guesses had it first, and gave it back: it stands where the device knows it. Who had it then, and ended, is
+    followed before it is begun anew."""
+    engine, followed = make(headed), list[list[int]]()
+    catch_up = engine._head._catch_up
+    run = catch_up._run
+
+    def noted(due: np.ndarray) -> None:
+        followed.extend([due.tolist()] if len(due) else [])
+        run(due)
+
+    monkeypatch.setattr(catch_up, "_run", noted)
+    with Writer(engine, prompt(3), range(50, 60), seq_id=9) as other:
+        other.compute(0, 2, 50)
+        with Writer(engine, prompt(8, seed=1), TABLE[:3], seq_id=0) as sequence:
+            sequence.compute(0, 7, 50)
+            sequence.step()
+            del sequence.tokens[9:]
+            with Writer(engine, prompt(3, seed=5), (20, TABLE[2]), seq_id=1) as between:
+                between.lag(6)
+                slot = engine._sequences.slot(1)
+            followed.clear()
+            for _ in range(3):
+                sequence.step(0)
+            assert followed == [[slot]]
 
 
 @pytest.mark.parametrize("what", ["blocks", "hidden"])
@@ -344,6 +373,18 @@ def test_a_prefix_of_a_sequence_that_goes_on(headed: Headed, make: Callable[...,
         first.lag(6)
         with Writer(engine, [*first.tokens[:12], 5, 9], (*TABLE[:3], *OTHER_TABLE[2:]), seq_id=1) as second:
             second.compute(12, 13, 50)
+            assert_by_the_book(headed, second, 1)
+        assert_by_the_book(headed, first, 1)
+
+
+def test_a_whole_prompt_but_its_last_token_of_a_sequence_that_goes_on(
+    headed: Headed, make: Callable[..., CudaEngine]
+) -> None:
+    """So that its first row draws and has one token, as those of sequences that run."""
+    engine = make(headed)
+    with Writer(engine, prompt(7, seed=21)) as first:
+        first.lag(6)
+        with Writer(engine, [*first.tokens[:12], 5], (*TABLE[:3], *OTHER_TABLE[2:]), seq_id=1) as second:
             assert_by_the_book(headed, second, 1)
         assert_by_the_book(headed, first, 1)
 

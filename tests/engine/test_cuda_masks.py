@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -211,6 +212,20 @@ def test_the_model_computes_before_masks_may_be_asked_for() -> None:
         assert asked == ["mask"] * (tell != "result")
         assert ahead.result().token_ids[0] in (3, 4)
         assert asked == ["mask"]
+
+
+def test_who_is_admitted_is_not_refused_for_a_step_that_cannot_be_drawn() -> None:
+    engine = cuda_engine(CONFIG, None)
+    outputs = begin(engine)
+    first = row_of(0, outputs[0])
+    flying = engine.launch(Plan(1, (first,)))
+    row = Row(
+        0, (IN_FLIGHT,), first.start + 1, table_of(0), (Draw(0, 2, 0, Mock(result=Mock(side_effect=ValueError))),)
+    )
+    engine.launch(Plan(2, (row,)))
+    flying.result()
+    with pytest.raises(RuntimeError, match="step 2 could not be drawn"):
+        engine.admit(SequenceSeed(7, PARAMS[0], philox_key(7, 0, 7), PROMPT, [], frozenset()))
 
 
 def test_what_was_computed_is_free_once_it_was_drawn_from() -> None:
