@@ -133,8 +133,8 @@ class Plan:
 
     @property
     def waits_for_tokens(self) -> bool:
-        """Some masks follow from tokens that are in flight: none is asked for before the plan before has given its
-        result, and whatever the engine is told after that, the next plan included."""
+        """Some masks follow from tokens that are in flight. An engine asks for none of them before the plan before has
+        given its result; it may with whatever it is told after that, the next plan included."""
         return any(row.draws and row.draws[0].mask is not None and row.token_ids[0] == IN_FLIGHT for row in self.rows)
 
     @property

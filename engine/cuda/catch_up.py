@@ -46,7 +46,7 @@ class CatchUp:
         self._ended_blocks.update(blocks)
 
     def give(self, blocks: Sequence[int]) -> None:
-        """The next step's rows without chunks have these from now on."""
+        """The next step may write them for somebody else."""
         if blocks and not self._ended_blocks.isdisjoint(blocks):
             self.settle()
 
