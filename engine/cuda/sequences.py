@@ -66,6 +66,7 @@ class Sequences:
         return self._slots[seq_id]
 
     def begin_step(self) -> None:
+        """Another one is launched, of which nothing is known yet."""
         self.taken.clear()
         self.first_rows.clear()
 

@@ -117,6 +117,20 @@ def recorded(engine: CudaEngine) -> list[Guesses]:
     return made
 
 
+def catch_ups(engine: CudaEngine, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """The slots of each, from now on."""
+    made = list[list[int]]()
+    catch_up = engine._head._catch_up
+    run = catch_up._run
+
+    def noted(due: np.ndarray) -> None:
+        made.extend([due.tolist()] if len(due) else [])
+        run(due)
+
+    monkeypatch.setattr(catch_up, "_run", noted)
+    return made
+
+
 def assert_by_the_book(headed: Headed, sequence: Writer, num_steps: int = 3) -> None:
     for _ in range(num_steps):
         expected = reference_guesses(headed, sequence.tokens)
@@ -236,15 +250,8 @@ def test_who_has_ended_is_followed_once_his_blocks_are_others(
     headed: Headed, make: Callable[..., CudaEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All at once who have ended until then; or as soon as there will be no step."""
-    engine, followed = make(headed), list[list[int]]()
-    catch_up = engine._head._catch_up
-    run = catch_up._run
-
-    def noted(due: np.ndarray) -> None:
-        followed.extend([due.tolist()] if len(due) else [])
-        run(due)
-
-    monkeypatch.setattr(catch_up, "_run", noted)
+    engine = make(headed)
+    followed = catch_ups(engine, monkeypatch)
     with Writer(engine, prompt(11, seed=3), (32, 33, 34), seq_id=1) as other:
         other.compute(0, 10, 50)
         ending = [Writer(engine, prompt(7), table, seq_id) for seq_id, table in ((0, TABLE), (2, range(40, 50)))]
@@ -271,15 +278,8 @@ def test_a_block_that_was_another_s_in_between(
 ) -> None:
     """Wrong guesses had it first, and gave it back: it stands where the device knows it. Who had it then, and ended, is
     followed before it is begun anew."""
-    engine, followed = make(headed), list[list[int]]()
-    catch_up = engine._head._catch_up
-    run = catch_up._run
-
-    def noted(due: np.ndarray) -> None:
-        followed.extend([due.tolist()] if len(due) else [])
-        run(due)
-
-    monkeypatch.setattr(catch_up, "_run", noted)
+    engine = make(headed)
+    followed = catch_ups(engine, monkeypatch)
     with Writer(engine, prompt(3), range(50, 60), seq_id=9) as other:
         other.compute(0, 2, 50)
         with Writer(engine, prompt(8, seed=1), TABLE[:3], seq_id=0) as sequence:
