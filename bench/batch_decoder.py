@@ -1,8 +1,8 @@
 """A decode worker without its sockets: its scheduler and engine in this process, and how long their steps take.
 
-Steps run as in engine/worker.py: an engine that overlaps has the next one launched before the last is taken in. Only
-steps without prompts are measured, from the end of the step before, or where that was not the last thing done from
-when they were planned, to their own.
+Steps run as in engine/worker.py: an engine that overlaps has the next one launched before the last is taken in. A step
+ends when its tokens are told, before the engine hears who has ended. Only steps without prompts are measured, from the
+end of the step before, or where they were planned after that (always, where none is launched ahead) from then.
 """
 
 import time
@@ -142,6 +142,8 @@ class BatchDecoder:
     _flying: _Flight | None = field(init=False, default=None)
     _last_end_s: float = field(init=False, default=0.0)
     """Of a step."""
+    _told_s: float = field(init=False, default=0.0)
+    """When tokens were told last."""
 
     def __post_init__(self) -> None:
         self._scheduler = DecodeScheduler(
@@ -217,16 +219,13 @@ class BatchDecoder:
             if plan is None:
                 time.sleep(REST_S)
             return None, num_tokens, 0.0
-        elapsed_s = self.clock() - max(done.start_s, self._last_end_s)
-        self._last_end_s = self.clock()
+        elapsed_s = self._told_s - max(done.start_s, self._last_end_s)
+        self._last_end_s = self._told_s
         return done.step.plan, num_tokens, elapsed_s
 
     def _carry_out(self) -> int:
         """The scheduler's effects; how many tokens there were among them."""
         effects = self._scheduler.take_effects()
-        self.engine.retire(*effects.retire)
-        for seed in effects.admit:
-            self.engine.admit(seed)
         num_tokens = 0
         for message in effects.messages:
             match message:
@@ -234,6 +233,10 @@ class BatchDecoder:
                     num_tokens += self._take(message)
                 case Failed() | Declined():
                     raise RuntimeError(f"a request was not served: {message}")
+        self._told_s = self.clock()
+        self.engine.retire(*effects.retire)
+        for seed in effects.admit:
+            self.engine.admit(seed)
         return num_tokens
 
     def _take(self, message: Tokens) -> int:

@@ -28,6 +28,8 @@ from isthmus.text.tokenizer import Tokenizer
 from isthmus.wire.sampling import SamplingParams
 
 PROMPT_S, STEP_S = 7.0, 0.5
+RETIRE_S = 0.125
+"""Of one sequence."""
 NUM_TOKENS = 11
 TOKEN = 3
 
@@ -72,6 +74,7 @@ class ClockEngine:
 
     def retire(self, *seq_ids: int) -> None:
         self.known -= set(seq_ids)
+        self.clock.now_s += RETIRE_S * len(seq_ids)
 
 
 def request(prompt: Sequence[int], seed: int = 0, temperature: float = 0.0) -> Request:
@@ -98,6 +101,17 @@ def test_steps_without_prompts_are_measured(overlaps: bool) -> None:
         assert not engine.known
 
 
+def test_what_the_engine_does_for_who_has_ended_is_part_of_the_next_step() -> None:
+    """As in a worker, which tells tokens first: after the last step nobody waits for it."""
+    clock = Clock()
+    decoder = BatchDecoder(ClockEngine(clock, overlaps=True), max_num_seqs=4, max_model_len=40, clock=clock.monotonic)
+    params = [SamplingParams(temperature=0, max_tokens=length, seed=0, ignore_eos=True) for length in (3, NUM_TOKENS)]
+    run = decoder.run([Request(tiny.prompt(9), one) for one in params], batch=2)
+    assert [len(output) for output in run.outputs] == [3, NUM_TOKENS]
+    assert run.steps.num_steps == NUM_TOKENS - 1
+    assert run.steps.elapsed_s == pytest.approx((NUM_TOKENS - 1) * STEP_S + RETIRE_S)
+
+
 def test_turn_about_each_is_measured_alone() -> None:
     clock = Clock()
     engines = [ClockEngine(clock, overlaps=False) for _ in range(2)]
@@ -107,7 +121,8 @@ def test_turn_about_each_is_measured_alone() -> None:
     for run, requests in zip(runs, many, strict=True):
         assert run.outputs == [[TOKEN] * NUM_TOKENS] * len(requests)
         assert run.steps.step_s == pytest.approx(STEP_S)
-    assert clock.now_s == pytest.approx(100 + 2 * (PROMPT_S + (NUM_TOKENS - 1) * STEP_S), abs=STEP_S / 2)
+    elapsed_s = 2 * (PROMPT_S + (NUM_TOKENS - 1) * STEP_S) + 4 * RETIRE_S
+    assert clock.now_s == pytest.approx(100 + elapsed_s, abs=STEP_S / 2)
 
 
 @pytest.mark.parametrize("overlaps", [False, True])
