@@ -74,10 +74,14 @@ class CapturedSteps:
         self.chunk_inputs.upload(0, (), size.num_single, ())
         self._run(size)  # compiles, and lets libraries allocate
         if has_halves:
-            self.halves[size] = self._runtime.capture_in_two(partial(self._logits, size), partial(self._draw, size))
+            self.halves[size] = self._runtime.capture_in_two(
+                partial(self._logits, size), partial(self._draw, size), has_branch=size.has_branch
+            )
         # What has guesses waits for the host anyway: that its halves are launched apart is not to be seen.
-        is_whole = not size.num_drafts
-        self.steps[size] = self._runtime.capture(partial(self._run, size)) if is_whole else _both(*self.halves[size])
+        if size.num_drafts:
+            self.steps[size] = _both(*self.halves[size])
+        else:
+            self.steps[size] = self._runtime.capture(partial(self._run, size), has_branch=size.has_branch)
 
     # What is captured.
 

@@ -25,11 +25,14 @@ class Runtime(Protocol):
     def mark(self) -> Run:
         """Call it to wait until compute has come to where it was at the time of `mark`."""
 
-    def capture(self, run: Run) -> Run:
+    def capture(self, run: Run, *, has_branch: bool = False) -> Run:
         """What repeats the device's part of `run`, which allocates no memory that outlives it and never waits. `run`
-        has been called before, so that its kernels are compiled."""
+        has been called before, so that its kernels are compiled. `has_branch`: beside the run, of one node that
+        computes nothing, so that the graph is not one chain."""
 
-    def capture_in_two(self, first: Callable[[], T], then: Callable[[T], None]) -> tuple[Run, Run]:
+    def capture_in_two(
+        self, first: Callable[[], T], then: Callable[[T], None], *, has_branch: bool = False
+    ) -> tuple[Run, Run]:
         """As `capture`, of a run in two parts, of which the second takes what the first gives. They are repeated one
         right after the other: nothing else that was captured comes in between."""
 
@@ -62,25 +65,26 @@ class CudaRuntime:
         event.record()
         return event.synchronize
 
-    def capture(self, run: Run) -> Run:
-        return self._capture(run)[0]
+    def capture(self, run: Run, *, has_branch: bool = False) -> Run:
+        return self._capture(run, has_branch)[0]
 
-    def capture_in_two(self, first: Callable[[], T], then: Callable[[T], None]) -> tuple[Run, Run]:
-        replay_first, made = self._capture(first)
-        replay_then, _ = self._capture(partial(then, made))
+    def capture_in_two(
+        self, first: Callable[[], T], then: Callable[[T], None], *, has_branch: bool = False
+    ) -> tuple[Run, Run]:
+        replay_first, made = self._capture(first, has_branch)
+        replay_then, _ = self._capture(partial(then, made), has_branch)
         return replay_first, replay_then
 
-    def _capture(self, run: Callable[[], T]) -> tuple[Run, T]:
-        """Beside the run each graph has a branch, of one node that computes nothing. In a graph that is one chain a
-        kernel of cuBLAS's begins some 0.7 us late after one that was launched early: up to 9% of a small model's steps
-        (docs/benchmarks/gpu_engine.md)."""
+    def _capture(self, run: Callable[[], T], has_branch: bool) -> tuple[Run, T]:
         graph, stream = torch.cuda.CUDAGraph(), self._capture_stream
         torch.cuda.synchronize()
         with torch.cuda.graph(graph, pool=self._graph_pool, stream=stream):
-            self._branch.wait_stream(stream)
-            self._branch_end.record(self._branch)
+            if has_branch:
+                self._branch.wait_stream(stream)
+                self._branch_end.record(self._branch)
             made = run()
-            stream.wait_stream(self._branch)
+            if has_branch:
+                stream.wait_stream(self._branch)
         return graph.replay, made
 
     def aside(self) -> AbstractContextManager[object]:
@@ -105,10 +109,12 @@ class HostRuntime:
     def mark(self) -> Run:
         return lambda: None
 
-    def capture(self, run: Run) -> Run:
+    def capture(self, run: Run, *, has_branch: bool = False) -> Run:
         return run
 
-    def capture_in_two(self, first: Callable[[], T], then: Callable[[T], None]) -> tuple[Run, Run]:
+    def capture_in_two(
+        self, first: Callable[[], T], then: Callable[[T], None], *, has_branch: bool = False
+    ) -> tuple[Run, Run]:
         made: list[T] = []
         return lambda: made.append(first()), lambda: then(made.pop())
 

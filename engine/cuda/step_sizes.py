@@ -15,6 +15,10 @@ MAX_CHUNKS = 16
 DRAFTED_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 """Of steps with guesses. Batches beyond are bound by arithmetic, which guesses add to."""
 SLOW_TOKENS = (3, 4)
+CHAINED_TOKENS = range(5, 17)
+"""Steps whose graphs are one chain. All others have a branch beside it: without one a kernel of cuBLAS's begins late
+after one that was launched early, by 0.7 us on an H200; up to 8% of a step of more tokens. These take 1% longer with it
+(docs/benchmarks/gpu_engine.md)."""
 CAPTURED_FLOPS = 40e12
 """Up to so many operations in the linear layers (some 55 ms on an H100, the host's cost of 32 layers being 35 ms) a
 step with chunks is captured."""
@@ -35,6 +39,11 @@ class StepSize:
     @property
     def num_tokens(self) -> int:
         return self.num_decode_tokens + self.num_chunk_tokens
+
+    @property
+    def has_branch(self) -> bool:
+        """As of `Runtime.capture`."""
+        return self.num_tokens not in CHAINED_TOKENS
 
 
 @dataclass(frozen=True, slots=True)

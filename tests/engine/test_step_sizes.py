@@ -85,3 +85,9 @@ def test_steps_in_two_halves_are_few_and_hold_any_batch() -> None:
             assert size in halved
         assert ladder.fit_masked(max_num_seqs + 1) is None
     assert NOTHING_CAPTURED.fit_masked(1) is None
+
+
+def test_graphs_have_a_branch_but_for_few_tokens_that_a_library_multiplies() -> None:
+    sizes = [StepSize(1, 0), StepSize(4, 0), StepSize(0, 32), StepSize(1, 16), StepSize(4, 0, 4), StepSize(64, 512)]
+    assert all(size.has_branch for size in sizes)
+    assert not any(size.has_branch for size in (StepSize(5, 0), StepSize(16, 0), StepSize(0, 16), StepSize(2, 0, 4)))
