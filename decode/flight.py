@@ -24,6 +24,8 @@ class Flight:
     """Guesses in those rows."""
     part: Part = Part.NONE
     """Of speculation in how it was planned."""
+    is_quiet: bool = False
+    """Speculation is not told of it."""
     forked: list[Sequence] = field(default_factory=list)
     """Drawn for by the last row of their prompt."""
     from_shipped: list[Sequence] = field(default_factory=list)

@@ -44,6 +44,16 @@ class Lookout:
             return Reach.SCOUTS
         return Reach.FOUND if self._goes_on else None
 
+    def num_quiet(self, num_rows: int) -> int:
+        """Steps of so many rows before the next one with looks, if no sequence begins meanwhile."""
+        if self._is_recalled or self._goes_on or num_rows != (self._rests_with or num_rows):
+            return 0
+        return max(0, self._next_look - self._num_steps - 1)
+
+    def pass_step(self) -> None:
+        """One of these."""
+        self._num_steps += 1
+
     def scouts(self, num_rows: int) -> tuple[int, int]:
         """One in so many sequences, and which of them."""
         num_groups = max(1, num_rows // NUM_SCOUTS)

@@ -425,8 +425,9 @@ class DecodeScheduler:
 
     def _accept(self, sequence: Sequence, drawn: list[Drawn], *, has_row: bool) -> TokenRow | None:
         """What was drawn for a sequence that has ended in the meantime is discarded."""
-        self._guesses.judge(sequence, drawn)
         num_drafts, ended = sequence.num_drafts, sequence.ended
+        if num_drafts:
+            self._guesses.judge(sequence, drawn)
         row = sequence.take(drawn, self.pool, has_row=has_row)
         if row is not None and row.finish_reason:
             self._placed.end(sequence)

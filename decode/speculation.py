@@ -21,6 +21,8 @@ NOTED_S, MOST_UNNOTED = 0.02, 24
 part of short ones."""
 MOST_LOOKED = 48
 """Steps with looks and no guesses in a row, of which none is noted: then one is, for all of them."""
+NUM_UNTOLD = 3
+"""Steps that `notes` may not have been asked about: two in flight, and the one that is planned."""
 MOST_CHANGES = 4
 """A step whose batch is not the one before's also takes what coming and going takes, so that it is not noted: unless so
 many in a row are like that."""
@@ -63,6 +65,8 @@ class Speculation:
         self._num_begun = self._num_unnoted = self._last_rows = self._num_changes = 0
         self._note_every = 1
         """Plain steps."""
+        self._num_quiet = self._begun_rows = 0
+        """Steps that pass, at most, if they have as many rows as the last that began here."""
         self.is_looking = False
         """For guesses, in the step that is being planned."""
         self._look_s = 0.0
@@ -91,14 +95,28 @@ class Speculation:
         if not limit:
             return None
         self._num_begun += 1
+        self._num_quiet = 0
         self._lookout.welcome()
         return Speculator(self._make_proposer(), limit, self._experience, Kind.of(params), self._num_begun)
+
+    def passes(self, num_rows: int) -> bool:
+        """Whether the step that is planned next, of about so many rows and without prompts, is one of which nothing
+        need be told here: nobody is looked at in it, and what it takes is not noted. So most steps take none of the
+        host's time for guesses that do not pay."""
+        if not self._num_tokens:
+            return True
+        if not self._num_quiet or num_rows != self._begun_rows:
+            return False
+        self._num_quiet -= 1
+        self._num_unnoted += 1
+        self._lookout.pass_step()
+        return True
 
     def begin_step(self, num_rows: int, has_grammar: Callable[[], bool] = lambda: False) -> None:
         """A step of about so many rows is planned. `has_grammar`: whether any of them has one."""
         if not self._num_tokens:
             return
-        self.is_looking = False
+        self.is_looking, self._begun_rows = False, num_rows
         reach = self._lookout.begin_step(num_rows)
         if reach is None:
             return
@@ -148,6 +166,7 @@ class Speculation:
 
     def end_step(self, num_drafts: int) -> Part:
         """A step is planned, with so many guesses."""
+        self._num_quiet = self._quiet_steps(num_drafts)
         if not (self._has_looked or self._num_last_drafts or num_drafts):
             return Part.NONE
         waited = self._waits or self._num_last_drafts > 0 or num_drafts > 0
@@ -155,6 +174,13 @@ class Speculation:
         self._num_last_drafts = num_drafts
         self._has_looked = self._waits = False
         return part
+
+    def _quiet_steps(self, num_drafts: int) -> int:
+        """Those after the one that is planned now that `passes` may tell of."""
+        num_rows = self._begun_rows
+        if num_drafts or num_rows != self._last_rows:
+            return 0
+        return max(0, min(self._lookout.num_quiet(num_rows), self._note_every - self._num_unnoted - NUM_UNTOLD))
 
     def _look(self, rows: Rows) -> Found:
         looked = [(one, rate) for one, tokens in rows if one is not None and (rate := one.look(tokens)) is not None]
@@ -187,19 +213,23 @@ class Speculation:
         if not self._num_tokens:
             return 0
         if part is Part.WAITED:
-            self._note_every = 1
+            self._note_all()
             return 1
         self._num_unnoted += 1
         has_changed, self._last_rows = num_rows != self._last_rows, num_rows
         if has_changed and self._num_changes < MOST_CHANGES:
             self._num_changes += 1
-            self._note_every = 1
+            self._note_all()
             return 0
         self._num_changes = 0
         if self._num_unnoted < (MOST_LOOKED if part is Part.LOOKED else self._note_every):
             return 0
         count, self._num_unnoted = self._num_unnoted, 0
         return count
+
+    def _note_all(self) -> None:
+        """From now on, until what plain steps take is known."""
+        self._note_every, self._num_quiet = 1, 0
 
     def record(self, step: DecodedStep) -> None:
         """What a step without prompts took."""

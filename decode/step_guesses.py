@@ -24,6 +24,8 @@ class StepGuesses:
         """From which step on there may be some: later each time that the engine leaves all out there."""
         self._has_begun = False
         """The next step."""
+        self._is_quiet = False
+        """Speculation is not told of it: see Speculation.passes."""
         self._done: tuple[Flight, Result, float] | None = None
         """The last step, and what it took, if speculation is yet to be told."""
 
@@ -35,7 +37,11 @@ class StepGuesses:
         if self._has_begun:
             return
         self._has_begun = True
-        self._note()
+        if self._done is not None:
+            self._note()
+        self._is_quiet = not computes_prompts and self._speculation.passes(len(running))
+        if self._is_quiet:
+            return
         if computes_prompts and self._num_steps < self._beside_prompts_at:
             self._speculation.skip_step()
         else:
@@ -43,13 +49,13 @@ class StepGuesses:
 
     def are_awaited(self, running: Many[Sequence]) -> bool:
         """Whether guesses will pay in a step after the one in flight: then all wait for that, and else nobody."""
-        if not self._speculation.is_looking:
+        if self._is_quiet or not self._speculation.is_looking:
             return False
         return self._speculation.awaits([(one.speculator, one.tokens) for one in running if one.goes_on])
 
     def prepare(self, sequences: Many[Sequence]) -> bool:
         """Of the rows of a step: whether there may be any. They take half of what the budget leaves, at most."""
-        if not self._speculation.is_looking:
+        if self._is_quiet or not self._speculation.is_looking:
             return False
         budget = (self._max_num_batched_tokens - len(sequences)) // 2
         # Nothing is guessed for a sequence with a token in flight.
@@ -73,25 +79,28 @@ class StepGuesses:
 
     def end_step(self, flight: Flight) -> None:
         """It is planned, if there is anything in it."""
-        self._has_begun = False
+        self._has_begun, flight.is_quiet = False, self._is_quiet
         if flight.empty:
             self._speculation.skip_step()
             return
         self._num_steps += 1
-        flight.part = self._speculation.end_step(flight.num_drafts)
+        if not self._is_quiet:
+            flight.part = self._speculation.end_step(flight.num_drafts)
 
     # After one.
 
     def take_in(self, flight: Flight, result: Result, elapsed_s: float) -> None:
         """Before its sequences do."""
+        if flight.is_quiet:
+            return
         self._note()
         self._done = flight, result, elapsed_s
         if flight.chunks and flight.num_drafts and result.token_ids.count(NOT_TRIED) == flight.num_drafts:
             self._beside_prompts_at = self._num_steps + REFUSED_STEPS
 
     def judge(self, sequence: Sequence, drawn: Many[Drawn]) -> None:
-        """How many of its guesses were right."""
-        if sequence.speculator is not None and sequence.num_drafts:
+        """How many of its guesses were right, if it had some."""
+        if sequence.speculator is not None:
             num_tried = sum(token != NOT_TRIED for token, _, _ in drawn) - 1
             num_right = sum(token >= NO_TOKEN for token, _, _ in drawn) - 1
             self._speculation.learn(sequence.speculator, num_tried, num_right)

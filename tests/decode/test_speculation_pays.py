@@ -4,6 +4,7 @@ decides is the same on every machine."""
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 from isthmus.bench.batch_decoder import BatchDecoder, Request, Steps
@@ -117,3 +118,44 @@ def test_what_can_be_gained_is_gained_after_chats_too(batch: int, costs: Costs) 
     pace, least = speculating.pace(rounds), plain.pace(rounds)
     assert pace >= 0.9 * max(least, fixed.pace(rounds))
     assert pace >= 1.1 * least
+
+
+LOOK_S = 2e-4
+
+
+def _later(clock: VirtualClock) -> float:
+    """Looks take some time."""
+    clock.now += LOOK_S
+    return clock.now
+
+
+class Counting(Speculation):
+    num_told = 0
+
+    def begin_step(self, num_rows: int, has_grammar: Callable[[], bool] = lambda: False) -> None:
+        self.num_told += 1
+        super().begin_step(num_rows, has_grammar)
+
+
+class Told(Counting):
+    def passes(self, num_rows: int) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("make", [NgramProposer, Wrong])
+@pytest.mark.parametrize("batch", [1, 8])
+def test_most_steps_that_speculation_is_not_told_of_change_nothing_that_it_does(
+    batch: int, make: Callable[[], Proposer]
+) -> None:
+    """As a batch shrinks a step may be noted one later."""
+    rounds = [texts for kind in (chats, edits, chats) for texts in rounds_of(kind, batch, 6)]
+    found = []
+    for kind in (Counting, Told):
+        clock = VirtualClock()
+        speculation = kind(make, 4, partial(_later, clock))
+        pace = Worker(GPU, clock, speculation).pace(rounds)
+        found.append((pace, speculation.num_draft_tokens, speculation.num_told))
+    (pace, num_drafts, num_told), (its_pace, its_drafts, all_told) = found
+    assert pace == pytest.approx(its_pace, rel=0.01)
+    assert 0 < num_drafts == pytest.approx(its_drafts, rel=0.2)
+    assert num_told < 0.7 * all_told
