@@ -12,7 +12,7 @@ from .guess_costs import FIRST_PROBE_STEPS, KNOWN_SAMPLES, LAST_PROBE_STEPS, NUM
 from .plain_steps import PlainSteps
 from .running_median import RunningMedian
 
-REFRESH_STEPS, SURE_REFRESH_STEPS = 32, 128
+REFRESH_STEPS, SURE_REFRESH_STEPS = 64, 128
 """After which a plain step is measured again, which takes two steps without guesses: sooner where guesses promise less
 than SURE_GAIN times as many tokens a second, since what plain steps take need not stay as it is."""
 SURE_GAIN = 2.0

@@ -16,7 +16,7 @@ from .guess_costs import PROBE_GUESSES
 from .lookout import Lookout
 from .speculator import EngineProposer, Experience, Kind, Proposer, Reach, Speculator
 
-NOTED_S, MOST_UNNOTED = 0.02, 24
+NOTED_S, MOST_UNNOTED = 0.02, 48
 """Of plain steps, once some are known, one is noted in about so much time, and one in so many at least: noting takes a
 part of short ones."""
 MOST_LOOKED = 48

@@ -120,7 +120,7 @@ def test_what_can_be_gained_is_gained_after_chats_too(batch: int, costs: Costs) 
     assert pace >= 1.1 * least
 
 
-LOOK_S = 2e-4
+LOOK_S = 5e-5
 
 
 def _later(clock: VirtualClock) -> float:
@@ -156,6 +156,6 @@ def test_most_steps_that_speculation_is_not_told_of_change_nothing_that_it_does(
         pace = Worker(GPU, clock, speculation).pace(rounds)
         found.append((pace, speculation.num_draft_tokens, speculation.num_told))
     (pace, num_drafts, num_told), (its_pace, its_drafts, all_told) = found
-    assert pace == pytest.approx(its_pace, rel=0.01)
-    assert 0 < num_drafts == pytest.approx(its_drafts, rel=0.2)
-    assert num_told < 0.7 * all_told
+    assert pace == pytest.approx(its_pace, rel=0.005)
+    assert 0 < num_drafts == pytest.approx(its_drafts, rel=0.05)
+    assert num_told < 0.4 * all_told
