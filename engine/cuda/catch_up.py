@@ -47,7 +47,7 @@ class CatchUp:
 
     def give(self, blocks: Sequence[int]) -> None:
         """The next step may write them for somebody else."""
-        if blocks and not self._ended_blocks.isdisjoint(blocks):
+        if not self._ended_blocks.isdisjoint(blocks):
             self.settle()
 
     def settle(self) -> None:

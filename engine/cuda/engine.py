@@ -168,9 +168,8 @@ class CudaEngine:
             self._has_aside = False
         self._num_steps += 1
         parity = self._num_steps % 2
-        if self._head is not None:
-            self._head.copy(plan.copies)
-        self._pools.blocks.copy(plan.copies)
+        if plan.copies:
+            self._copy(plan.copies)
         is_single = [self._is_single(row) for row in plan.rows]
         chunks = [without_guesses(row) for row, single in zip(plan.rows, is_single, strict=True) if not single]
         singles = [row for row, single in zip(plan.rows, is_single, strict=True) if single]
@@ -184,6 +183,12 @@ class CudaEngine:
         else:
             step.draw()
         return step
+
+    def _copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """(source block, destination block)."""
+        if self._head is not None:
+            self._head.copy(pairs)
+        self._pools.blocks.copy(pairs)
 
     def _draw_last(self) -> None:
         """What is told from now on comes after all of the last step. Raises RuntimeError where that cannot be drawn,

@@ -82,21 +82,25 @@ class FollowingHead:
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """(source block, destination block), before the pools copy them."""
-        if pairs:
-            self._catch_up.all()
-            self.cache.copy(pairs)
+        self._catch_up.all()
+        self.cache.copy(pairs)
 
     def begin(self, slots: np.ndarray, chunks: Sequence[Row], *, has_guesses: bool) -> None:
         """`slots`, int [N], of the rows that are drawn for: without guesses they lag. All others are followed at once,
         for which their sequences must not lag, nor any that has ended, or whose blocks they go on from."""
-        self._catch_up.give(self._sequences.taken)
-        lagging = self._lagging(chunks)
-        if chunks or lagging:
-            self._catch_up.now(sorted(lagging))
+        if self._sequences.taken:
+            self._catch_up.give(self._sequences.taken)
+        if chunks or self._sequences.first_rows:
+            self._follow_who_is_read(chunks)
         if has_guesses:
             self._catch_up.now(slots)
         else:
             self._catch_up.later(slots)
+
+    def _follow_who_is_read(self, chunks: Sequence[Row]) -> None:
+        lagging = self._lagging(chunks)
+        if chunks or lagging:
+            self._catch_up.now(sorted(lagging))
 
     def _lagging(self, chunks: Sequence[Row]) -> set[int]:
         """Slots whose sequences are not to lag behind what others, or they themselves, go on from in a step with these,
