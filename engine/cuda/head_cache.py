@@ -81,12 +81,11 @@ class HeadCache:
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """(source block, destination block), in this order."""
-        if pairs:
-            host = self._runtime.pinned(2, len(pairs), dtype=torch.int64)
-            host.copy_(torch.tensor(pairs).t())
-            sources, destinations = host.to(self._hidden.device, non_blocking=True)
-            self._hidden[destinations] = self._hidden[sources]
-            self._positions[destinations] = self._positions[sources]
+        host = self._runtime.pinned(2, len(pairs), dtype=torch.int64)
+        host.copy_(torch.tensor(pairs).t())
+        sources, destinations = host.to(self._hidden.device, non_blocking=True)
+        self._hidden[destinations] = self._hidden[sources]
+        self._positions[destinations] = self._positions[sources]
 
     def forget(self, block_ids: Sequence[int]) -> None:
         """They are written with another's KV; told aside."""

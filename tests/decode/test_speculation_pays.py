@@ -120,12 +120,9 @@ def test_what_can_be_gained_is_gained_after_chats_too(batch: int, costs: Costs) 
     assert pace >= 1.1 * least
 
 
-LOOK_S = 5e-5
-
-
-def _later(clock: VirtualClock) -> float:
+def _later(clock: VirtualClock, look_s: float) -> float:
     """Looks take some time."""
-    clock.now += LOOK_S
+    clock.now += look_s
     return clock.now
 
 
@@ -142,20 +139,20 @@ class Told(Counting):
         return False
 
 
+@pytest.mark.parametrize("look_s", [2e-5, 5e-5, 2e-4])
 @pytest.mark.parametrize("make", [NgramProposer, Wrong])
 @pytest.mark.parametrize("batch", [1, 8])
-def test_most_steps_that_speculation_is_not_told_of_change_nothing_that_it_does(
-    batch: int, make: Callable[[], Proposer]
+def test_what_speculation_is_not_told_neither_gains_nor_loses(
+    batch: int, make: Callable[[], Proposer], look_s: float
 ) -> None:
-    """As a batch shrinks a step may be noted one later."""
+    """Most steps. As a batch shrinks a step may be noted one later, after which other guesses may be made."""
     rounds = [texts for kind in (chats, edits, chats) for texts in rounds_of(kind, batch, 6)]
     found = []
     for kind in (Counting, Told):
         clock = VirtualClock()
-        speculation = kind(make, 4, partial(_later, clock))
-        pace = Worker(GPU, clock, speculation).pace(rounds)
-        found.append((pace, speculation.num_draft_tokens, speculation.num_told))
-    (pace, num_drafts, num_told), (its_pace, its_drafts, all_told) = found
-    assert pace == pytest.approx(its_pace, rel=0.005)
-    assert 0 < num_drafts == pytest.approx(its_drafts, rel=0.05)
+        speculation = kind(make, 4, partial(_later, clock, look_s))
+        found.append((Worker(GPU, clock, speculation).pace(rounds), speculation.num_told))
+        assert speculation.num_draft_tokens > 0
+    (pace, num_told), (its_pace, all_told) = found
+    assert pace == pytest.approx(its_pace, rel=0.015)
     assert num_told < 0.4 * all_told
