@@ -22,6 +22,6 @@ class FixedSpeculation(Speculation):
                 speculator.wanted = min(speculator.limit, budget) if speculator.look(tokens) else 0
                 budget -= speculator.wanted
 
-    def notes(self, part: Part, num_rows: int) -> int:
+    def notes(self, part: Part, *, has_changed: bool) -> int:
         """Nothing is learnt of costs."""
         return 0

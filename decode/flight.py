@@ -26,6 +26,8 @@ class Flight:
     """Of speculation in how it was planned."""
     is_quiet: bool = False
     """Speculation is not told of it."""
+    has_changed: bool = False
+    """Other rows than in the step before are drawn for."""
     forked: list[Sequence] = field(default_factory=list)
     """Drawn for by the last row of their prompt."""
     from_shipped: list[Sequence] = field(default_factory=list)

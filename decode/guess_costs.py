@@ -201,5 +201,11 @@ class GuessCosts:
 
 def about(number: int) -> int:
     """Up to 8 the number itself, above four share an octave."""
+    return alike(number).start
+
+
+def alike(number: int) -> range:
+    """The numbers that are `about` the same."""
     shift = max(0, number.bit_length() - 3)
-    return number >> shift << shift
+    first = number >> shift << shift
+    return range(first, first + (1 << shift))

@@ -5,6 +5,7 @@ step. While guesses are made everyone who had one is looked at in every step. El
 sequence has begun or guesses were made, then ever more rarely; when one of them has a guess, all are.
 """
 
+from .guess_costs import alike
 from .speculator import Reach
 
 NUM_SCOUTS = 4
@@ -29,15 +30,15 @@ class Lookout:
         self._search_steps = FIRST_SEARCH_STEPS
         self._recall_steps = FIRST_RECALL_STEPS
         self._is_recalled = False
-        self._rests_with: int | None = None
-        """Rows."""
+        self._rests_with = range(0)
+        """Numbers of rows; empty: it does not rest."""
         self._goes_on = False
         """Guesses were made in the step before, or waited for."""
 
     def begin_step(self, num_rows: int) -> Reach | None:
         """Of the looks in this step, of about so many rows, if there are any."""
         self._num_steps += 1
-        is_due = self._num_steps >= self._next_look or num_rows != (self._rests_with or num_rows)
+        is_due = self._num_steps >= self._next_look or not self._may_rest(num_rows)
         if self._is_recalled or (self._goes_on and is_due):
             return Reach.ALL
         if is_due:
@@ -45,8 +46,8 @@ class Lookout:
         return Reach.FOUND if self._goes_on else None
 
     def num_quiet(self, num_rows: int) -> int:
-        """Steps of so many rows before the next one with looks, if no sequence begins meanwhile."""
-        if self._is_recalled or self._goes_on or num_rows != (self._rests_with or num_rows):
+        """Steps of about so many rows before the next one with looks, if no sequence begins meanwhile."""
+        if self._is_recalled or self._goes_on or not self._may_rest(num_rows):
             return 0
         return max(0, self._next_look - self._num_steps - 1)
 
@@ -65,8 +66,8 @@ class Lookout:
         self._next_look = min(self._next_look, max(self._earliest_look, self._num_steps + FIRST_SEARCH_STEPS))
 
     def rest(self, num_rows: int, search_steps: int) -> None:
-        """No guess can pay now, with so many rows. `search_steps`: as of `looked`."""
-        self._next_look, self._rests_with = self._num_steps + max(REST_STEPS, search_steps), num_rows
+        """No guess can pay now, with about so many rows. `search_steps`: as of `looked`."""
+        self._next_look, self._rests_with = self._num_steps + max(REST_STEPS, search_steps), alike(num_rows)
         self._goes_on = self._is_recalled = False
 
     def looked(
@@ -75,7 +76,7 @@ class Lookout:
         """What came of it: whether anyone has a guess, whether guesses are made, and whether they would be, were all
         like those that were looked at. `search_steps`: from one look to the next, so that they take little of the time.
         `is_ahead`: a step was in flight meanwhile."""
-        self._rests_with = None
+        self._rests_with = range(0)
         if pays:
             self._search_steps = FIRST_SEARCH_STEPS
         if reach is not Reach.FOUND or not pays:
@@ -90,3 +91,7 @@ class Lookout:
         may_recall = promises or self._num_steps >= self._next_recall
         self._is_recalled = reach is Reach.SCOUTS and found and may_recall
         self._goes_on = pays
+
+    def _may_rest(self, num_rows: int) -> bool:
+        """Until the next look."""
+        return not self._rests_with or num_rows in self._rests_with

@@ -12,7 +12,7 @@ from itertools import zip_longest
 from ..wire.sampling import SamplingParams
 from .decoded_step import DecodedStep, Part
 from .draft_policy import DraftPolicy
-from .guess_costs import PROBE_GUESSES
+from .guess_costs import PROBE_GUESSES, alike
 from .lookout import Lookout
 from .speculator import EngineProposer, Experience, Kind, Proposer, Reach, Speculator
 
@@ -62,11 +62,11 @@ class Speculation:
         """For the step that is being planned."""
         self._experience = Experience()
         self._lookout = Lookout()
-        self._num_begun = self._num_unnoted = self._last_rows = self._num_changes = 0
+        self._num_begun = self._num_unnoted = self._num_changes = 0
         self._note_every = 1
         """Plain steps."""
-        self._num_quiet = self._begun_rows = 0
-        """Steps that pass, at most, if they have as many rows as the last that began here."""
+        self._num_quiet, self._begun_rows = 0, range(0)
+        """Steps that pass, at most, if they have about as many rows as the last that began here."""
         self.is_looking = False
         """For guesses, in the step that is being planned."""
         self._look_s = 0.0
@@ -105,7 +105,7 @@ class Speculation:
         host's time for guesses that do not pay."""
         if not self._num_tokens:
             return True
-        if not self._num_quiet or num_rows != self._begun_rows:
+        if not self._num_quiet or num_rows not in self._begun_rows:
             return False
         self._num_quiet -= 1
         self._num_unnoted += 1
@@ -116,7 +116,7 @@ class Speculation:
         """A step of about so many rows is planned. `has_grammar`: whether any of them has one."""
         if not self._num_tokens:
             return
-        self.is_looking, self._begun_rows = False, num_rows
+        self.is_looking, self._begun_rows = False, alike(num_rows)
         reach = self._lookout.begin_step(num_rows)
         if reach is None:
             return
@@ -126,6 +126,8 @@ class Speculation:
         if least >= 1 or not (is_probe or experience.best_rate >= least):
             if self._policy.knows(num_rows):
                 self._lookout.rest(num_rows, self._policy.search_steps(num_rows, self._clock() - start_s))
+            else:
+                self._note_all()
             return
         experience.least_rate, experience.reach = least, reach
         experience.scouts = self._lookout.scouts(num_rows)
@@ -177,10 +179,10 @@ class Speculation:
 
     def _quiet_steps(self, num_drafts: int) -> int:
         """Those after the one that is planned now that `passes` may tell of."""
-        num_rows = self._begun_rows
-        if num_drafts or num_rows != self._last_rows:
+        if num_drafts:
             return 0
-        return max(0, min(self._lookout.num_quiet(num_rows), self._note_every - self._num_unnoted - NUM_UNTOLD))
+        num_unlooked = self._lookout.num_quiet(self._begun_rows.start)
+        return max(0, min(num_unlooked, self._note_every - self._num_unnoted - NUM_UNTOLD))
 
     def _look(self, rows: Rows) -> Found:
         looked = [(one, rate) for one, tokens in rows if one is not None and (rate := one.look(tokens)) is not None]
@@ -208,18 +210,17 @@ class Speculation:
             map(sum, zip_longest(self.num_accepted_per_position, right, fillvalue=0))
         )
 
-    def notes(self, part: Part, num_rows: int) -> int:
-        """How many steps the last one, without prompts, is to stand for in `record`; 0: it is not needed."""
+    def notes(self, part: Part, *, has_changed: bool) -> int:
+        """How many steps the last one, without prompts, is to stand for in `record`; 0: it is not needed.
+        `has_changed`: its batch was not the one before's."""
         if not self._num_tokens:
             return 0
         if part is Part.WAITED:
             self._note_all()
             return 1
         self._num_unnoted += 1
-        has_changed, self._last_rows = num_rows != self._last_rows, num_rows
         if has_changed and self._num_changes < MOST_CHANGES:
             self._num_changes += 1
-            self._note_all()
             return 0
         self._num_changes = 0
         if self._num_unnoted < (MOST_LOOKED if part is Part.LOOKED else self._note_every):

@@ -19,7 +19,8 @@ class StepGuesses:
     ) -> None:
         self._speculation, self._pool, self._reservations = speculation, pool, reservations
         self._max_num_batched_tokens = max_num_batched_tokens
-        self._num_steps = 0
+        self._num_steps = self._num_rows = 0
+        """And rows of the last one."""
         self._beside_prompts_at = 0
         """From which step on there may be some: later each time that the engine leaves all out there."""
         self._has_begun = False
@@ -84,6 +85,8 @@ class StepGuesses:
             self._speculation.skip_step()
             return
         self._num_steps += 1
+        num_rows = len(flight.decoding)
+        flight.has_changed, self._num_rows = num_rows != self._num_rows, num_rows
         if not self._is_quiet:
             flight.part = self._speculation.end_step(flight.num_drafts)
 
@@ -111,6 +114,6 @@ class StepGuesses:
             return
         (flight, result, elapsed_s), self._done = self._done, None
         if flight.decodes_only and elapsed_s > 0:
-            num_steps = self._speculation.notes(flight.part, len(flight.decoding))
+            num_steps = self._speculation.notes(flight.part, has_changed=flight.has_changed)
             if num_steps:
                 self._speculation.record(flight.decoded(result, elapsed_s, num_steps))

