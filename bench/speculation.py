@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import product
+from itertools import chain, product
 from math import inf
 from pathlib import Path
 
@@ -71,7 +71,7 @@ def warm(decoders: Sequence[BatchDecoder], asker: Asker, batches: Sequence[int])
 
 
 def lines(case: Case, off: Measured, found: Mapping[str, Measured]) -> Iterator[str]:
-    """Of the table, a line a method. Ratios are medians of `Measured.ratios`."""
+    """Of the table, a line a method. Ratios are medians of `Measured.ratios`, of several engines their mean."""
     yield f"{_begun(case, 'off', off.steps)} | | | | | | | | |"
     for name, one in found.items():
         steps, ratio = one.steps, one.ratio
@@ -82,6 +82,7 @@ def lines(case: Case, off: Measured, found: Mapping[str, Measured]) -> Iterator[
         spread = f"{min(one.ratios):.2f} {max(one.ratios):.2f}" if len(one.ratios) > 1 else "–"
         met = "met" if ratio * MAX_SLOWDOWN >= 1 else "missed"
         error = f" ± {one.error:.3f}" if len(one.ratios) > 1 else ""
+        error += f" ({' '.join(f'{one:.3f}' for one in one.by_engine)})" if one.num_engines > 1 else ""
         compared = f"{ratio:.3f}{error} × | {spread} | {own} | {met}"
         same = f"{num_same(one.outputs, off.outputs)} of {len(off.outputs)}"
         yield f"{_begun(case, name, steps)} | {guessed} | {right} | {right_a_row} | {compared} | {same} |"
@@ -107,15 +108,16 @@ def num_same(outputs: Sequence[Sequence[int]], others: Sequence[Sequence[int]]) 
 
 def compare(maker: EngineMaker, asker: Asker, options: argparse.Namespace) -> None:
     """Prints the table, line by line."""
-    caches, no_guesses = not options.idle, SpeculationConfig()
-    off, others = maker.decoder(no_guesses, caches=caches), dict[str, BatchDecoder]()
+    caches, no_guesses, count = not options.idle, SpeculationConfig(), options.engines
+    off, others = maker.decoders(no_guesses, count, caches=caches), dict[str, list[BatchDecoder]]()
     if options.control:
-        others["off again"] = maker.decoder(no_guesses, caches=caches)
+        others["off again"] = maker.decoders(no_guesses, count, caches=caches)
     for method in options.methods:
-        others[method] = maker.decoder(config_of(method, options), fixed=options.fixed, caches=caches)
+        others[method] = maker.decoders(config_of(method, options), count, fixed=options.fixed, caches=caches)
         if options.idle:
-            others[idle(method)] = maker.around(others[method].engine, None, caches=False)
-    warm([off, *others.values()], asker, options.batches)
+            others[idle(method)] = [maker.around(one.engine, None, caches=False) for one in others[method]]
+    decoders = [*chain(off, *others.values())]
+    warm(decoders, asker, options.batches)
     settle()
     print(f"\n{HEADER}", flush=True)
     until = Until(options.precision, options.most_rounds)
@@ -123,7 +125,7 @@ def compare(maker: EngineMaker, asker: Asker, options: argparse.Namespace) -> No
         plain, found = measure(case, off, others, backwards=number % 2 == 1, until=until)
         for line in lines(case, plain, found):
             print(line, flush=True)
-    for decoder in (off, *others.values()):
+    for decoder in decoders:
         decoder.check()
 
 
@@ -184,6 +186,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--random-rounds", type=int, default=4, help="of random prompts; 0 leaves them out")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--engines", type=int, default=1, help="for each method, in turn: no two are as fast")
     parser.add_argument("--control", action="store_true", help="a second engine without guesses, to see what is chance")
     parser.add_argument(
         "--idle",
@@ -199,6 +202,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"{' and '.join(asking)} each need a --speculative-model: measure one at a time")
     if asking and options.speculative_model is None:
         parser.error(f"{asking[0]} needs a --speculative-model")
+    if options.engines < 1:
+        parser.error(f"--engines is {options.engines}: each method needs one")
     if options.idle and options.device == "cpu":
         parser.error("--idle takes turns on one engine, round by round: it needs --device cuda")
     return quick(options) if options.quick else options

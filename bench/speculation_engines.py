@@ -38,10 +38,17 @@ class EngineMaker:
     def dtype(self) -> str:
         return CPU_DTYPE if self.device == "cpu" else GPU_DTYPE
 
-    def decoder(self, config: SpeculationConfig, *, fixed: bool = False, caches: bool = True) -> BatchDecoder:
-        """A worker with this speculation; `fixed`: its guesses are as many always. Raises ValueError where the model
-        cannot be guessed for so."""
-        return self.around(self.engine(config), self._speculation(config, fixed), caches=caches)
+    def decoder(self, config: SpeculationConfig, *, fixed: bool = False) -> BatchDecoder:
+        """See `decoders`."""
+        return self.decoders(config, 1, fixed=fixed)[0]
+
+    def decoders(
+        self, config: SpeculationConfig, count: int, *, fixed: bool = False, caches: bool = True
+    ) -> list[BatchDecoder]:
+        """Workers with this speculation, which is of all of them; `fixed`: its guesses are as many always. Raises
+        ValueError where the model cannot be guessed for so."""
+        speculation = self._speculation(config, fixed)
+        return [self.around(self.engine(config), speculation, caches=caches) for _ in range(count)]
 
     def around(self, engine: StepEngine, speculation: Speculation | None, *, caches: bool = True) -> BatchDecoder:
         """Several may be around one engine, for runs in turn, if none caches prompts."""

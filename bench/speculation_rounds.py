@@ -2,13 +2,16 @@
 
 A machine's pace drifts by more than what is to be told apart. So engines that launch their steps ahead, which cannot
 take turns step by step, have a round without speculation before each round of a method and after it.
+
+Two engines that are alike differ as well, by a hundredth and more where steps are short, for as long as their process
+lives. So there may be several for each method, which take turns; what is told is the mean over them.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
-from statistics import median
+from itertools import chain, pairwise
+from statistics import mean, median
 
 from .batch_decoder import BatchDecoder, Request, Run, Steps, run_all
 
@@ -30,6 +33,8 @@ class Case:
 class Measured:
     """Of one method in one case."""
 
+    num_engines: int = 1
+    """Of two rounds at a time."""
     rounds: list[Steps] = field(default_factory=list)
     off: list[Steps] = field(default_factory=list)
     """Without speculation, at the time of each round."""
@@ -51,49 +56,62 @@ class Measured:
         return [pace_ratio(mine, its) for mine, its in zip(_pairs(self.rounds), _pairs(self.off), strict=True)]
 
     @property
+    def by_engine(self) -> list[float]:
+        return [median(ratios) for ratios in self._ratios_by_engine]
+
+    @property
     def ratio(self) -> float:
-        return median(self.ratios)
+        return mean(self.by_engine)
 
     @property
     def error(self) -> float:
-        """Of the ratio: a standard error, by how far the ratios lie apart; infinite where there is but one."""
-        ratios, ratio = self.ratios, self.ratio
-        if len(ratios) < 2:
-            return math.inf
-        return DEVIATIONS * median(abs(one - ratio) for one in ratios) / math.sqrt(len(ratios))
+        """Of the ratio, for these engines: a standard error, by how far those of each lie apart; infinite where one has
+        but one."""
+        many = self._ratios_by_engine
+        return math.hypot(*(_error(ratios) for ratios in many)) / len(many)
+
+    @property
+    def _ratios_by_engine(self) -> list[list[float]]:
+        ratios = self.ratios
+        return [some for first in range(self.num_engines) if (some := ratios[first :: self.num_engines])]
 
 
 @dataclass(frozen=True, slots=True)
 class Until:
-    """Rounds go on: an even number of them, where they are more than the least."""
+    """Rounds go on: as many of each engine, in either order, where they are more than the least."""
 
     precision: float = math.inf
     """The error of every ratio is to be no more than this,"""
     most_rounds: int = 24
     """if that takes no more of them."""
 
-    def is_reached(self, found: Sequence[Measured], num_rounds: int) -> bool:
+    def is_reached(self, found: Sequence[Measured], num_rounds: int, num_engines: int) -> bool:
         if self.precision == math.inf:
             return True
-        return num_rounds % 2 == 0 and (
+        return num_rounds % (2 * num_engines) == 0 and (
             num_rounds >= self.most_rounds or all(one.error <= self.precision for one in found)
         )
 
 
+Decoders = Sequence[BatchDecoder]
+"""Of one method, around an engine each."""
+
+
 def measure(
-    case: Case, off: BatchDecoder, others: Mapping[str, BatchDecoder], *, backwards: bool, until: Until = Until()
+    case: Case, off: Decoders, others: Mapping[str, Decoders], *, backwards: bool, until: Until = Until()
 ) -> tuple[Measured, dict[str, Measured]]:
-    """Of `off` and of each other method, by name."""
-    plain, found = Measured(), {name: Measured() for name in others}
-    overlap = any(decoder.engine.overlaps for decoder in (off, *others.values()))
-    while len(plain.rounds) < case.least_rounds or not until.is_reached(list(found.values()), len(plain.rounds)):
-        requests = case.requests(len(plain.rounds))
-        turns = _between if overlap else _step_by_step
-        first, beside, runs = turns(requests, case.batch, off, list(others.values()), backwards=backwards)
+    """Of `off` and of each other method, by name, which have as many engines."""
+    num_engines, number = len(off), 0
+    plain, found = Measured(num_engines), {name: Measured(num_engines) for name in others}
+    overlap = any(decoder.engine.overlaps for decoder in chain(off, *others.values()))
+    while number < case.least_rounds or not until.is_reached(list(found.values()), number, num_engines):
+        requests, index = case.requests(number), number // 2 % num_engines
+        turns, now = _between if overlap else _step_by_step, [decoders[index] for decoders in others.values()]
+        first, beside, runs = turns(requests, case.batch, off[index], now, backwards=backwards)
         plain.add(first, first.steps)
         for one, run, steps in zip(found.values(), runs, beside, strict=True):
             one.add(run, steps)
-        backwards = not backwards
+        backwards, number = not backwards, number + 1
     return plain, found
 
 
@@ -120,6 +138,14 @@ def _between(
         plain.append(off.run(requests, batch))
     beside = [before.steps + after.steps for before, after in pairwise(plain)]
     return plain[0], beside[::order], runs[::order]
+
+
+def _error(ratios: Sequence[float]) -> float:
+    """Of their median."""
+    if len(ratios) < 2:
+        return math.inf
+    middle = median(ratios)
+    return DEVIATIONS * median(abs(one - middle) for one in ratios) / math.sqrt(len(ratios))
 
 
 def _pairs(rounds: Sequence[Steps]) -> Sequence[Steps]:

@@ -274,8 +274,9 @@ def test_methods_take_turns_step_by_step() -> None:
     order: list[str] = []
     others = named(order, overlaps=False)
     off = others.pop("off")
-    measure(Case("chat", 0, 1, 3, lambda _: []), off, others, backwards=False)
-    measure(Case("chat", 0, 1, 1, lambda _: []), off, others, backwards=True)
+    each = {name: [decoder] for name, decoder in others.items()}
+    measure(Case("chat", 0, 1, 3, lambda _: []), [off], each, backwards=False)
+    measure(Case("chat", 0, 1, 1, lambda _: []), [off], each, backwards=True)
     there, back = ["off", "ngram", "eagle"] * 2, ["eagle", "ngram", "off"] * 2
     assert order == there + back + there + back
 
@@ -285,7 +286,8 @@ def test_where_steps_are_launched_ahead_each_round_is_between_two_without_specul
     order: list[str] = []
     others = named(order, overlaps=True)
     off = others.pop("off")
-    plain, found = measure(Case("chat", 0, 1, 2, lambda _: []), off, others, backwards=False)
+    each = {name: [decoder] for name, decoder in others.items()}
+    plain, found = measure(Case("chat", 0, 1, 2, lambda _: []), [off], each, backwards=False)
     there, back = ["off", "ngram", "off", "eagle", "off"], ["off", "eagle", "off", "ngram", "off"]
     assert order == [name for name in (*there, *back) for _ in range(2)]
     assert [len(one.rounds) for one in (plain, *found.values())] == [2, 2, 2]
@@ -319,8 +321,31 @@ def test_rounds_go_on_until_ratios_are_known(least: int, precision: float, expec
 
     off, other = (Varying(ClockEngine(Clock(), overlaps=True), 1, 8) for _ in range(2))
     case = Case("chat", 0, 1, least, lambda _: [])
-    plain, _ = measure(case, off, {"other": other}, backwards=False, until=Until(precision, 12))
+    plain, _ = measure(case, [off], {"other": [other]}, backwards=False, until=Until(precision, 12))
     assert len(plain.rounds) == expected
+
+
+def test_of_several_engines_each_counts_the_same() -> None:
+    """Each has as many pairs of rounds in either order, and none of them is better known for another's."""
+    order: list[str] = []
+    off, other = (
+        [Named(ClockEngine(Clock(), True), 1, 8, name=f"{kind}{i}", order=order) for i in range(2)]
+        for kind in ("off", "other")
+    )
+    case = Case("chat", 0, 1, 4, lambda _: [])
+    plain, _ = measure(case, off, {"other": other}, backwards=False, until=Until(1e-9, 8))
+    assert len(plain.rounds) == 8
+    turns = [["off0", "other0", "off0"], ["off1", "other1", "off1"]]
+    assert order[::2] == [name for turn in turns * 2 for _ in range(2) for name in turn]
+    one = measured(*[9] * 2, *[10] * 2, *[9] * 2, *[10] * 2, *[9] * 2, *[40] * 2)
+    one.num_engines = 2
+    assert one.by_engine == pytest.approx([0.9, 1.0])
+    assert one.ratio == pytest.approx(0.95)
+    assert one.error == 0
+    assert measured(9, 9, 10, 10).error > 0
+    one = measured(9, 9, 10, 10)
+    one.num_engines = 2
+    assert one.error == math.inf
 
 
 def test_requests() -> None:
