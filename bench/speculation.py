@@ -81,7 +81,7 @@ def lines(case: Case, off: Measured, found: Mapping[str, Measured]) -> Iterator[
         own = "–" if resting is None else f"{ratio / resting.ratio:.2f} ×"
         spread = f"{min(one.ratios):.2f} {max(one.ratios):.2f}" if len(one.ratios) > 1 else "–"
         met = "met" if ratio * MAX_SLOWDOWN >= 1 else "missed"
-        error = f" ± {one.error:.3f}" if len(one.ratios) > 1 else ""
+        error = f" ± {one.error:.3f}" if one.error < inf else ""
         error += f" ({' '.join(f'{one:.3f}' for one in one.by_engine)})" if one.num_engines > 1 else ""
         compared = f"{ratio:.3f}{error} × | {spread} | {own} | {met}"
         same = f"{num_same(one.outputs, off.outputs)} of {len(off.outputs)}"
