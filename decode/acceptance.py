@@ -1,9 +1,18 @@
 """How often guesses are right, of one sequence or of a worker, by what came of the last ones."""
 
-DECAY = 0.9
-"""Weight of a step beside the next one."""
-PRIOR_WEIGHT = 2.0
-"""Guesses that what is expected beforehand counts for."""
+from typing import NamedTuple
+
+
+class Memory(NamedTuple):
+    decay: float
+    """Weight of a step beside the next one."""
+    prior_weight: float
+    """Guesses that what is expected beforehand counts for."""
+
+
+GENERAL, OWN = Memory(0.98, 2.0), Memory(0.95, 6.0)
+"""Of a worker, and of a sequence, which is expected to do as others do: else a few wrong guesses end those that would
+pay, and nothing is learnt from then on."""
 FIRST_RATE = 0.7
 """Expected where nothing is known: guesses are tried."""
 BOUNDS = 0.01, 0.99
@@ -17,6 +26,7 @@ class Acceptance:
         """What is expected beforehand is `general`, the rate of others, or that of guesses `below`, which are not as
         sure, if that is higher and any were judged."""
         self._general, self._below = general, below
+        self._memory = GENERAL if general is None else OWN
         self._num_right = 0.0
         self._num_judged = 0.0
         self._as_below: float | None = None
@@ -32,13 +42,15 @@ class Acceptance:
             if below._as_below is None:
                 below._as_below = below.rate
             expected = max(expected, below._as_below)
-        rate = (self._num_right + PRIOR_WEIGHT * expected) / (self._num_judged + PRIOR_WEIGHT)
+        weight = self._memory.prior_weight
+        rate = (self._num_right + weight * expected) / (self._num_judged + weight)
         return min(max(rate, BOUNDS[0]), BOUNDS[1])
 
     def learn(self, num_drafts: int, num_right: int) -> None:
         """What came of one row."""
-        self._num_right = DECAY * self._num_right + num_right
-        self._num_judged = DECAY * self._num_judged + num_right + (num_right < num_drafts)
+        decay = self._memory.decay
+        self._num_right = decay * self._num_right + num_right
+        self._num_judged = decay * self._num_judged + num_right + (num_right < num_drafts)
         if self._general is not None:
             self._general.learn(num_drafts, num_right)
         self._as_below = None

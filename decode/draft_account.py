@@ -12,14 +12,16 @@ LEAST_GAIN = 1.02
 """Times as many tokens a second, or nothing is guessed."""
 LOSS_SHARE = 0.003
 """Of the time, that guesses may lose in the long run."""
-FIRST_CREDIT, MOST_CREDIT = 2, 4
-"""Plain steps that may be lost at once: at first, and when much was gained."""
+FIRST_CREDIT, MOST_CREDIT = 4, 8
+"""Plain steps that may be lost at once: at first, and when much was gained. With less, a run of wrong guesses closes
+accounts of guesses that pay."""
 TRIES_CREDIT = 3
 """From so much on what does not pay may be tried: the rest is for guesses that promise something."""
-BARS = (FIRST_CREDIT, LEAST_GAIN), (0, 1.1), (-3, 1.25)
+BARS = (2, LEAST_GAIN), (0, 1.1), (-3, 1.25)
 """What guesses must promise, times as many tokens a second, from so many plain steps of credit on."""
-FIRST_STEPS = 3
-"""With guesses: what one of them costs is capped, for it may have been held up, which cannot be told yet."""
+FIRST_STEPS, FIRST_LOSS = 3, 2
+"""With guesses: one of them costs no more than so many plain steps, for it may have been held up, which cannot be told
+yet."""
 
 
 @dataclass(slots=True)
@@ -51,5 +53,5 @@ class DraftAccount:
         gain = 1 + step.num_right / step.num_rows - spent_s / plain_s
         self.num_settled += 1
         if self.num_settled <= FIRST_STEPS:
-            gain = max(gain, -FIRST_CREDIT)
+            gain = max(gain, -FIRST_LOSS)
         self.credit = min(MOST_CREDIT, self.credit + gain)

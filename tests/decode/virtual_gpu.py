@@ -37,6 +37,12 @@ GPU = Costs(
     launch=lambda rows, guessing: 0.13 + 0.01 * rows + (0.05 + 0.013 * guessing if guessing else 0.0),
     apply=lambda rows: 0.07 + 0.0065 * rows,
 )
+BIG = Costs(
+    device=lambda rows, _, most: 4.1 + 0.05 * rows + (1.2 + 0.1 * most if most else 0.0),
+    launch=lambda rows, guessing: 0.2 + 0.01 * rows + (0.05 if guessing else 0.0),
+    apply=lambda rows: 0.1,
+)
+"""About as a model of 8B parameters."""
 CPU = Costs(device=lambda rows, guesses, _: 40.0 + 6.0 * (rows + guesses), launch=lambda *_: 0.2, apply=lambda _: 0.1)
 
 
