@@ -34,7 +34,7 @@ class Measured:
     """Of one method in one case."""
 
     num_engines: int = 1
-    """Of two rounds at a time."""
+    """They take turns, two rounds at a time."""
     rounds: list[Steps] = field(default_factory=list)
     off: list[Steps] = field(default_factory=list)
     """Without speculation, at the time of each round."""
@@ -57,7 +57,7 @@ class Measured:
 
     @property
     def by_engine(self) -> list[float]:
-        return [median(ratios) for ratios in self._ratios_by_engine]
+        return [median(ratios) for ratios in self._ratios_by_engine if ratios]
 
     @property
     def ratio(self) -> float:
@@ -73,7 +73,7 @@ class Measured:
     @property
     def _ratios_by_engine(self) -> list[list[float]]:
         ratios = self.ratios
-        return [some for first in range(self.num_engines) if (some := ratios[first :: self.num_engines])]
+        return [ratios[first :: self.num_engines] for first in range(self.num_engines)]
 
 
 @dataclass(frozen=True, slots=True)

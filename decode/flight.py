@@ -27,7 +27,7 @@ class Flight:
     is_quiet: bool = False
     """Speculation is not told of it."""
     has_changed: bool = False
-    """Other rows than in the step before are drawn for."""
+    """It draws for another number of rows than the step before."""
     forked: list[Sequence] = field(default_factory=list)
     """Drawn for by the last row of their prompt."""
     from_shipped: list[Sequence] = field(default_factory=list)

@@ -343,9 +343,9 @@ def test_of_several_engines_each_counts_the_same() -> None:
     assert one.ratio == pytest.approx(0.95)
     assert one.error == 0
     assert measured(9, 9, 10, 10).error > 0
-    one = measured(9, 9, 10, 10)
-    one.num_engines = 2
-    assert one.error == math.inf
+    for few in (measured(), measured(9, 9), measured(9, 9, 10, 10)):
+        few.num_engines = 2
+        assert few.error == math.inf
 
 
 def test_requests() -> None:

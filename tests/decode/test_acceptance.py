@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from isthmus.decode.acceptance import BOUNDS, FIRST_RATE, GENERAL, Acceptance
+from isthmus.decode.acceptance import BOUNDS, FIRST_RATE, GENERAL, OWN, Acceptance
 
 
 def test_nothing_known() -> None:
@@ -71,7 +71,8 @@ def test_surer_guesses_are_expected_to_be_right_as_often_at_least() -> None:
     learning = Acceptance(general, sure)
     for _ in range(50):
         learning.learn(4, 0)
-    assert learning.rate < 0.3
+    num_judged = (1 - OWN.decay**50) / (1 - OWN.decay)
+    assert learning.rate == pytest.approx(sure.rate * OWN.prior_weight / (num_judged + OWN.prior_weight))
     assert sure.rate > 0.9, "they are not held against the others"
 
 

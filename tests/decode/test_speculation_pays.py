@@ -150,15 +150,14 @@ class Head:
 def test_a_head_gains_where_it_is_right_often_enough(
     costs: Costs, rate: float, batch: int, least: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Four guesses always give 1.41, 1.04, 1.71, 1.19 and 1.36 times as much. That it pays is learnt of few guesses, of
+    """Four guesses always give 1.42, 1.04, 1.68, 1.18 and 1.35 times as much. That it pays is learnt of few guesses, of
     which many are wrong; and it is gone on with though some more than usual are."""
     monkeypatch.setattr(Speculator, "_judge_unmade", lambda *_: None)
     rounds = rounds_of(chats, batch, 30 if batch == 1 else 8)
     known = {prompt: text for texts in rounds for prompt, text in texts.items()}
     for seed in range(3):
         make = partial(Head, known, rate, random.Random(seed))
-        speculating = worker(costs, lambda clock, make=make: Speculation(make, 4, clock))  # type: ignore[misc]
-        assert speculating.pace(rounds) >= least * worker(costs, None).pace(rounds)
+        assert worker(costs, partial(Speculation, make, 4)).pace(rounds) >= least * worker(costs, None).pace(rounds)
 
 
 def _later(clock: VirtualClock, look_s: float) -> float:
@@ -196,4 +195,4 @@ def test_nothing_is_lost_by_what_speculation_is_not_told(
         assert speculation.num_draft_tokens > 0
     (pace, num_told), (its_pace, all_told) = found
     assert pace >= 0.985 * its_pace
-    assert num_told < 0.45 * all_told
+    assert num_told < (0.45 if batch == 32 else 0.35) * all_told
