@@ -78,7 +78,8 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Until:
-    """Rounds go on: as many of each engine, in either order, where they are more than the least."""
+    """Rounds go on until each engine has as many, in either order. One engine has just the least, if no precision is
+    asked for."""
 
     precision: float = math.inf
     """The error of every ratio is to be no more than this,"""
@@ -86,11 +87,11 @@ class Until:
     """if that takes no more of them."""
 
     def is_reached(self, found: Sequence[Measured], num_rounds: int, num_engines: int) -> bool:
-        if self.precision == math.inf:
-            return True
-        return num_rounds % (2 * num_engines) == 0 and (
-            num_rounds >= self.most_rounds or all(one.error <= self.precision for one in found)
-        )
+        is_known = all(one.error <= self.precision for one in found)
+        takes_turns = num_engines > 1 or self.precision < math.inf
+        if takes_turns and num_rounds % (2 * num_engines):
+            return False
+        return is_known or num_rounds >= self.most_rounds
 
 
 Decoders = Sequence[BatchDecoder]

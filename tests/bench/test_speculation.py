@@ -306,12 +306,13 @@ def test_how_well_a_ratio_is_known() -> None:
     assert measured(9).error == math.inf
 
 
-ROUNDS = [(1, math.inf, 1), (3, math.inf, 3), (1, 0.1, 4), (7, 0.1, 8), (1, 0.0, 12), (20, 0.0, 20)]
+ROUNDS = [(1, math.inf, 1, 1), (3, math.inf, 1, 3), (1, 0.1, 1, 4), (7, 0.1, 1, 8), (1, 0.0, 1, 12), (20, 0.0, 1, 20)]
+ROUNDS += [(1, math.inf, 3, 6), (7, math.inf, 3, 12), (1, 0.1, 2, 8), (1, 0.0, 5, 20)]
 
 
-@pytest.mark.parametrize(("least", "precision", "expected"), ROUNDS)
-def test_rounds_go_on_until_ratios_are_known(least: int, precision: float, expected: int) -> None:
-    """As many in one order as in the other, and not for ever."""
+@pytest.mark.parametrize(("least", "precision", "num_engines", "expected"), ROUNDS)
+def test_rounds_go_on_until_ratios_are_known(least: int, precision: float, num_engines: int, expected: int) -> None:
+    """As many in one order as in the other, of each engine, and not for ever."""
     rng = random.Random(1)
 
     class Varying(BatchDecoder):
@@ -319,10 +320,11 @@ def test_rounds_go_on_until_ratios_are_known(least: int, precision: float, expec
             yield
             return Run([], at_pace(rng.uniform(9.9, 10.1)))
 
-    off, other = (Varying(ClockEngine(Clock(), overlaps=True), 1, 8) for _ in range(2))
+    off, other = ([Varying(ClockEngine(Clock(), overlaps=True), 1, 8) for _ in range(num_engines)] for _ in range(2))
     case = Case("chat", 0, 1, least, lambda _: [])
-    plain, _ = measure(case, [off], {"other": [other]}, backwards=False, until=Until(precision, 12))
+    plain, found = measure(case, off, {"other": other}, backwards=False, until=Until(precision, 12))
     assert len(plain.rounds) == expected
+    assert len(found["other"].by_engine) == num_engines
 
 
 def test_of_several_engines_each_counts_the_same() -> None:
