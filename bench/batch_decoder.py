@@ -130,6 +130,8 @@ class BatchDecoder:
     eos_ids: Sequence[int] = ()
     caches: bool = True
     """Prompts, for who comes after. False where others use the engine, too, between runs."""
+    least_rows: int = 1
+    """Of the steps that are measured."""
     clock: Callable[[], float] = time.monotonic
     """Seconds."""
     _scheduler: DecodeScheduler = field(init=False)
@@ -171,7 +173,7 @@ class BatchDecoder:
                 self._place(waiting.popleft())
             num_going = sum(bool(self._outputs[placement]) for placement in self._open)
             done, num_tokens, elapsed_s = self._turn()
-            if done is not None and only_decodes(done):
+            if done is not None and only_decodes(done, self.least_rows):
                 steps.count(len(done.rows), num_tokens, elapsed_s, num_going)
             yield
         self._turn()  # ended sequences may stand in a step that was launched ahead
@@ -253,9 +255,9 @@ class BatchDecoder:
         return Steps(num_drafts=one.num_drafts, num_guesses=one.num_draft_tokens, num_accepted=one.num_accepted_tokens)
 
 
-def only_decodes(plan: Plan) -> bool:
-    """Whether no prompt is computed: the first token comes from a prompt's last row."""
-    return all(row.draws and row.draws[0].position for row in plan.rows)
+def only_decodes(plan: Plan, least_rows: int = 0) -> bool:
+    """Whether so many rows are in it and no prompt is computed: the first token comes from a prompt's last row."""
+    return len(plan.rows) >= least_rows and all(row.draws and row.draws[0].position for row in plan.rows)
 
 
 def _difference(after: Steps, before: Steps) -> Steps:

@@ -1,7 +1,8 @@
 """How much of a step drawing takes, and waiting for masks, where every row has guesses and all of them are right.
 
-What answers will be is found out without guesses, and then guessed: so each row draws as often as it can. On a CPU the
-sampler is timed from inside; on a GPU it is part of the step, and shows in the difference to greedy rows alone.
+What answers will be is found out without guesses, and then guessed: so each row draws as often as it can. Steps of all
+rows count: a row that went on otherwise, as logits that are nearly equal let it, ends long after the others. On a CPU
+the sampler is timed from inside; on a GPU it is part of the step, and shows in the difference to greedy rows alone.
 """
 
 import time
@@ -22,7 +23,7 @@ from .fixed_speculation import FixedSpeculation
 from .speculation_engines import EngineMaker
 from .speculation_tasks import Asker
 
-NUM_STEPS = 6
+NUM_STEPS = 12
 """With guesses, that each answer takes."""
 MIXTURE = SamplingParams(
     repetition_penalty=1.1,
@@ -100,10 +101,12 @@ class TimedMask:
 
 @dataclass(slots=True)
 class TimedEngine:
-    """Launches as `inner` does, and sums up what the watch shows over steps without prompts."""
+    """Launches as `inner` does, and sums up what the watch shows over steps of so many rows without prompts."""
 
     inner: StepEngine
     watch: Stopwatch
+    least_rows: int = 1
+    """Of the steps that count."""
     total: Stopwatch = field(default_factory=Stopwatch)
 
     @property
@@ -133,7 +136,7 @@ class TimedEngine:
     def _counting(self, plan: Plan) -> Iterator[None]:
         sampling_s, masks_s = self.watch.sampling_s, self.watch.masks_s
         yield
-        if only_decodes(plan):
+        if only_decodes(plan, self.least_rows):
             self.total.sampling_s += self.watch.sampling_s - sampling_s
             self.total.masks_s += self.watch.masks_s - masks_s
 
@@ -199,8 +202,8 @@ def measure_shares(maker: EngineMaker, asker: Asker, batch: int, num_guesses: in
     watch, texts = Stopwatch(), list[list[int]]()
     sampler = TimedSampler(maker.sampler(), watch) if maker.device == "cpu" else None
     # Guesses come from outside the engine: so do those of n-grams, which it is told of.
-    engine = TimedEngine(maker.engine(SpeculationConfig("ngram", num_guesses), sampler), watch)
-    decoder = maker.around(engine, FixedSpeculation(lambda: Replay(texts), num_guesses))
+    engine = TimedEngine(maker.engine(SpeculationConfig("ngram", num_guesses), sampler), watch, batch)
+    decoder = replace(maker.around(engine, FixedSpeculation(lambda: Replay(texts), num_guesses)), least_rows=batch)
     greedy_s = 0.0
     for name, params in {"": CASES["greedy"], **CASES}.items():
         requests = _requests(asker, params, batch, 1 + NUM_STEPS * (1 + num_guesses))

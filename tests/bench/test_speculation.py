@@ -77,6 +77,27 @@ class ClockEngine:
         self.clock.now_s += RETIRE_S * len(seq_ids)
 
 
+@dataclass
+class Ticking:
+    """As if each step drew for a second."""
+
+    inner: ClockEngine
+    watch: Stopwatch
+    num_blocks: int = 64
+    block_size: int = 4
+    overlaps: bool = False
+
+    def launch(self, plan: Plan) -> ClockHandle:
+        self.watch.sampling_s += 1
+        return self.inner.launch(plan)
+
+    def admit(self, seed: SequenceSeed) -> None:
+        self.inner.admit(seed)
+
+    def retire(self, *seq_ids: int) -> None:
+        self.inner.retire(*seq_ids)
+
+
 def request(prompt: Sequence[int], seed: int = 0, temperature: float = 0.0) -> Request:
     return Request(prompt, SamplingParams(temperature=temperature, max_tokens=NUM_TOKENS, seed=seed, ignore_eos=True))
 
@@ -110,6 +131,18 @@ def test_what_the_engine_does_for_who_has_ended_is_part_of_the_next_step() -> No
     assert [len(output) for output in run.outputs] == [3, NUM_TOKENS]
     assert run.steps.num_steps == NUM_TOKENS - 1
     assert run.steps.elapsed_s == pytest.approx((NUM_TOKENS - 1) * STEP_S + RETIRE_S)
+
+
+def test_steps_of_few_rows_may_be_left_out() -> None:
+    """Of what an engine says of itself, too."""
+    clock, watch = Clock(), Stopwatch()
+    engine = TimedEngine(Ticking(ClockEngine(clock, overlaps=False), watch), watch, least_rows=2)
+    decoder = BatchDecoder(engine, 4, 40, least_rows=2, clock=clock.monotonic)
+    params = [SamplingParams(temperature=0, max_tokens=length, seed=0, ignore_eos=True) for length in (3, NUM_TOKENS)]
+    run = decoder.run([Request(tiny.prompt(9), one) for one in params], batch=2)
+    assert [len(output) for output in run.outputs] == [3, NUM_TOKENS]
+    assert (run.steps.num_steps, run.steps.num_tokens) == (2, 4)
+    assert (engine.total.sampling_s, watch.sampling_s) == (2, NUM_TOKENS)
 
 
 def test_turn_about_each_is_measured_alone() -> None:
