@@ -162,7 +162,8 @@ def _move_kernel(
 ):
     PIECES: tl.constexpr = (CHUNK + PIECE - 1) // PIECE
     if IS_ADDRESS:
-        target = tl.multiple_of(destination.to(source.dtype), 16)
+        # A low one comes as an int32, which the interpreter makes no pointer of.
+        target = tl.multiple_of(destination.to(tl.int64).to(source.dtype), 16)
     else:
         target = destination
     for job in tl.range(tl.program_id(0), num_jobs, tl.num_programs(0), num_stages=1):

@@ -1,3 +1,5 @@
+import mmap
+import platform
 from dataclasses import dataclass
 
 import pytest
@@ -74,9 +76,11 @@ def check_scatter(device, shape, id_dtype=torch.int32, **more):
     assert torch.equal(bits(pool), bits(expected))
 
 
-def check_store(device, shape, peer, **more):
-    """`peer`: the destination's Shape."""
+def check_store(device, shape, peer, memory=None, **more):
+    """`peer`: the destination's Shape, which may lie in `memory`."""
     pool, destination = noise(shape.pool, shape.dtype, device), noise(peer.pool, shape.dtype, device)
+    if memory is not None:
+        destination = memory.view(shape.dtype)[: destination.numel()].view(peer.pool).copy_(destination)
     ids, peer_ids = (torch.tensor(s.ids, dtype=torch.int32, device=device) for s in (shape, peer))
     expected = destination.clone()
     for place, part in zip(peer.places(expected), shape.places(pool), strict=True):
@@ -177,6 +181,17 @@ def test_a_chunk_of_many_pieces_under_the_interpreter():
 @pytest.mark.parametrize("name", PEERS)
 def test_store_to_a_peer_under_the_interpreter(name):
     check_store("cpu", *PEERS[name])
+
+
+@pytest.mark.interpreter
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="asks Linux for low memory in a way of this processor's")
+def test_store_to_a_low_address_under_the_interpreter():
+    """Where the heap begins low, an address may be small enough for an int32."""
+    below_2_gib = 0x40  # MAP_32BIT
+    memory = mmap.mmap(-1, 1 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | below_2_gib)
+    low = torch.frombuffer(memory, dtype=torch.uint8)
+    assert low.data_ptr() < 1 << 31
+    check_store("cpu", *PEERS["same"], memory=low)
 
 
 @pytest.mark.interpreter
