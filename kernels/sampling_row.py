@@ -22,6 +22,8 @@ _PRESENCE: tl.constexpr = tl.constexpr(sampling_params.PRESENCE)
 
 LOWEST_KEY: tl.constexpr = tl.constexpr(-0x7F80_0001)
 """`order_key` of −inf."""
+LOWEST_OPEN_KEY: tl.constexpr = tl.constexpr(-0x7F80_0000)
+"""Of the least logit that is not: no mask has taken it out."""
 
 
 @triton.jit

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from .dispatch import INTERPRETED
-from .sampling_row import LOWEST_KEY, entry_id, entry_key, key_value, load_logits, order_key
+from .sampling_row import LOWEST_KEY, LOWEST_OPEN_KEY, entry_id, entry_key, key_value, load_logits, order_key
 
 _INTERPRETED: tl.constexpr = tl.constexpr(INTERPRETED)
 _LOWEST_FINITE: tl.constexpr = tl.constexpr(-3.4e38)
@@ -27,12 +27,14 @@ _NO_ENTRY: tl.constexpr = tl.constexpr(-(2**63))
 @triton.jit
 def bound(keys, weights, inside, target, top):
     """int32: a key at or below the threshold of a row, from its groups' largest logits: int32 keys [N] up to `top`, and
-    their `weights`; LOWEST_KEY where they do not reach `target`. About as many groups are live as had to be."""
-    low = tl.min(tl.where(inside, keys, top), 0)
-    if mass_of(tl.where(inside, weights, 0.0)) >= target:
-        low, _, _, _, _ = _narrow_keys(keys, weights, target, low, top, tl.sum(inside.to(tl.int32), 0), 0, 0.0, True)
+    their `weights`; LOWEST_OPEN_KEY where they do not reach `target`, as nobody seeks what is masked. About as many
+    groups are live as had to be."""
+    is_open = inside & (keys > LOWEST_KEY)
+    low = tl.min(tl.where(is_open, keys, top), 0)
+    if mass_of(tl.where(is_open, weights, 0.0)) >= target:
+        low, _, _, _, _ = _narrow_keys(keys, weights, target, low, top, tl.sum(is_open.to(tl.int32), 0), 0, 0.0, True)
     else:
-        low = tl.full((), LOWEST_KEY, tl.int32)
+        low = tl.full((), LOWEST_OPEN_KEY, tl.int32)
     return low
 
 

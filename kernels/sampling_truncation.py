@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .sampling_draw import draw_groups, draw_listed, keep, upper_scores
-from .sampling_row import LOWEST_KEY, key_value, order_key
+from .sampling_row import LOWEST_OPEN_KEY, key_value, order_key
 from .sampling_search import (
     bound,
     list_live,
@@ -56,7 +56,7 @@ def draw_truncated(
         floor = bound(keys, tl.where(top_k > 0, 1.0, weights), inside, target, top)
         if top_k <= 0:
             is_before = mass_of(tl.where(most >= logit, shares, 0.0)) < target
-            if (not is_before) & (floor == LOWEST_KEY):
+            if (not is_before) & (floor == LOWEST_OPEN_KEY):
                 key = order_key(logit)
                 live = (listed, list_live(keys, inside, key, listed), num_groups)
                 mass, _, ties = mass_above(line, live, V, best, key, token, GROUP, TILE)

@@ -2,9 +2,9 @@
 
 Logits fall off as language models' do, by a power law of the rank: 0.95 of the probability is some two hundred tokens.
 The flat ones have ten thousands there, top-p's slow path: a draw in twenty is outside the nucleus, which is then
-sought."""
+sought. Of masked ones a grammar has left fewer tokens than top-k wants."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -19,6 +19,7 @@ LLAMA, SMOL = 128_256, 49_152
 ROTATED_BYTES = 200_000_000
 MAX_RUNS = 128
 CHECKED_ROWS = 8
+NUM_UNMASKED = 20
 
 PLAIN = SlotParams(key=(3, 4))
 GREEDY = SlotParams(temperature=0.0)
@@ -48,9 +49,10 @@ def cases(device: torch.device) -> Iterator[KernelCase]:
         peers = finishes | ({"torch: sort, cumsum": tail.torch_nucleus()} if is_large else {})
         yield tail.case("top-p 0.95", NUCLEUS, 1, peers)
         yield tail.case("top-p 0.5", HALF, 1, {})
-        yield tail.case("top-p 0.95, flat logits", NUCLEUS, 1, finishes, flat=True)
+        yield tail.case("top-p 0.95, flat logits", NUCLEUS, 1, finishes, make=flat)
         if is_large:
             yield tail.case("top-k 50, top-p 0.95, min-p 0.05", TRUNCATED, 1, {})
+            yield tail.case(f"top-k 50, top-p 0.95, min-p 0.05, {NUM_UNMASKED} unmasked", TRUNCATED, 1, {}, make=masked)
             yield tail.case("min-p 0.05", MIN_P, 1, {})
             yield tail.case("temperature 0.8", WARM, 1, {})
             yield tail.case("greedy", GREEDY, 1, {"torch: argmax": tail.torch_greedy()})
@@ -61,6 +63,18 @@ def power_law(num_rows: int, vocab_size: int, device: torch.device) -> Tensor:
     """fp32 [num_rows, vocab_size]: −1.5 ln(rank), ranks in a random order, with a little noise."""
     ranks = torch.rand(num_rows, vocab_size, device=device).argsort(-1) + 1
     return ranks.float().log_().mul_(-1.5).add_(torch.randn(num_rows, vocab_size, device=device), alpha=0.2).add_(15.0)
+
+
+def flat(num_rows: int, vocab_size: int, device: torch.device) -> Tensor:
+    """fp32 [num_rows, vocab_size]"""
+    return torch.randn(num_rows, vocab_size, device=device)
+
+
+def masked(num_rows: int, vocab_size: int, device: torch.device) -> Tensor:
+    """As `power_law`, but NUM_UNMASKED anywhere in a row are all that is not −inf."""
+    logits = power_law(num_rows, vocab_size, device)
+    ids = torch.rand(num_rows, vocab_size, device=device).topk(NUM_UNMASKED).indices
+    return torch.full_like(logits, -torch.inf).scatter_(1, ids, logits.gather(1, ids))
 
 
 class _Tail:
@@ -79,7 +93,13 @@ class _Tail:
         self.workspace = TailWorkspace(batch, vocab_size, device)
 
     def case(
-        self, name: str, params: SlotParams, num_passes: int, peers: dict[str, Sequence[Run]], *, flat: bool = False
+        self,
+        name: str,
+        params: SlotParams,
+        num_passes: int,
+        peers: dict[str, Sequence[Run]],
+        *,
+        make: Callable[[int, int, torch.device], Tensor] = power_law,
     ) -> KernelCase:
         """The table holds `params` from now on."""
         batch, vocab_size = self.shape
@@ -87,7 +107,7 @@ class _Tail:
         for slot in range(batch):
             self.table.set(slot, params, seen, seen[::3])
         for logits in self.batches:
-            logits.copy_(torch.randn_like(logits) if flat else power_law(batch, vocab_size, self.device))
+            logits.copy_(make(batch, vocab_size, self.device))
         return KernelCase(
             "sampling_tail",
             f"batch {batch}, vocabulary {vocab_size}: {name}",

@@ -130,6 +130,10 @@ def edge_rows(vocab_size):
     normal = randn(vocab_size, seed=4)
     half = normal.clone()
     half[: vocab_size // 2] = -INF
+    nine = torch.full((vocab_size,), -INF)
+    step = -(-vocab_size // 9)
+    nine[::step] = normal[::step]
+    nine_equal = nine.clamp(max=-1e6)
     return [
         (SamplingParams(top_p=0.5), equal),
         (SamplingParams(top_p=0.1, top_k=3), equal),
@@ -160,6 +164,13 @@ def edge_rows(vocab_size):
         (PLAIN, normal * 1e30),
         (SamplingParams(min_p=0.01), normal * 1e30),
         (SamplingParams(top_p=0.9999999), normal * 0.1),
+        (SamplingParams(top_k=50), nine),
+        (SamplingParams(top_k=50, top_p=0.9, min_p=0.02), nine),
+        (SamplingParams(top_k=9, top_p=0.5), nine),
+        (SamplingParams(top_k=50, top_p=0.4), nine_equal),
+        (SamplingParams(top_k=5), nine_equal),
+        (SamplingParams(top_p=0.4), nine_equal),
+        (SamplingParams(min_p=0.3), nine),
     ]
 
 
@@ -260,7 +271,7 @@ def test_random_parameters_interpreted():
 
 
 @pytest.mark.interpreter
-@pytest.mark.parametrize("start", range(0, 29, 8))
+@pytest.mark.parametrize("start", range(0, 36, 8))
 def test_edges_interpreted(start):
     check_edges("cpu", 1000, slice(start, start + 8))
 
