@@ -21,7 +21,7 @@ class Automaton:
     """The matcher of one sequence. Belongs to the batch of masks that is working on it."""
 
     def __init__(self, grammar: LLMatcher, bans: TokenBans) -> None:
-        self._grammar = grammar
+        self.grammar = grammar
         self.matcher = grammar.deep_copy()
         self.bans = bans
         self.output: list[int] = []
@@ -56,6 +56,6 @@ class Automaton:
         return Ending("no token is left to draw: the request bans every one that its grammar allows next")
 
     def _after(self, token_ids: Sequence[int]) -> LLMatcher:
-        matcher = self._grammar.deep_copy()
+        matcher = self.grammar.deep_copy()
         matcher.consume_tokens(list(token_ids))
         return matcher

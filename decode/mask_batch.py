@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..text.grammar_compiler import Words
-from ..text.grammar_masks import Filled, MaskFiller, allows
+from ..text.grammar_masks import Filled, MaskFiller, Run, allows
 from .automaton import Automaton, Ending
 
 SLOW_S = 0.003
@@ -34,6 +34,10 @@ class Task:
     """Of the batch's masks."""
     num_allowed: int = 0
     """Guesses that may come, once it was run."""
+
+    @property
+    def run(self) -> Run:
+        return Run(self.automaton.matcher, self.guesses, self.automaton.grammar)
 
 
 class MaskBatch:
@@ -76,7 +80,7 @@ class MaskBatch:
             task.first_row = num_rows
             num_rows += 1 + len(task.guesses)
         moved_s = time.thread_time() - start_s
-        filled = self._filler.fill([(task.automaton.matcher, task.guesses) for task in self.tasks], aside=aside)
+        filled = self._filler.fill([task.run for task in self.tasks], aside=aside)
         self._judge(moved_s, filled, TURN_S if aside else 0.0)
         words = filled.words
         failed = [task for task in self.tasks if task.automaton.matcher.is_error()]
@@ -110,7 +114,7 @@ class MaskBatch:
         if task.guesses:
             task.guesses = ()
             task.automaton.begin_anew()
-            words[task.first_row] = self._filler.fill([(task.automaton.matcher, ())]).words[0]
+            words[task.first_row] = self._filler.fill([task.run]).words[0]
         if task.automaton.matcher.is_error():
             words[task.first_row] = 0
 

@@ -17,7 +17,7 @@ from isthmus.decode.token_bans import TokenBans
 from isthmus.tests.decode.guided_sim import TOKENS, error_of, vocabulary
 from isthmus.tests.decode.router_sim import EOS, VOCAB
 from isthmus.text.grammar_compiler import GrammarCompiler, next_tokens
-from isthmus.text.grammar_masks import Filled, MaskFiller, allows
+from isthmus.text.grammar_masks import Filled, MaskFiller, Run, allows
 from isthmus.wire.sampling import Guidance, SamplingParams
 from llguidance import LLMatcher
 
@@ -44,11 +44,11 @@ def guide_of(masks: MaskMaker, pattern: str, output: str = "", **params: Any) ->
 def test_many_masks_in_one_call(alone_s: float) -> None:
     """All in this thread, and all in others."""
     guesses_of_each = ((), ids("abc"), ids("xab"), [*ids("a"), EOS, *ids("b")])
-    runs = [(matcher(pattern), guesses) for pattern in PATTERNS for guesses in guesses_of_each]
+    runs = [Run(matcher(pattern), guesses, pattern) for pattern in PATTERNS for guesses in guesses_of_each]
     words = MaskFiller(COMPILER.num_words, 3, alone_s).fill(runs).words
     assert len(words) == len(PATTERNS) * (1 + 4 + 4 + 4)
     row = 0
-    for one, guesses in runs:
+    for one, guesses, _ in runs:
         for index in range(1 + len(guesses)):
             after = one.deep_copy()
             if not after.consume_tokens(list(guesses[:index])):
@@ -56,6 +56,17 @@ def test_many_masks_in_one_call(alone_s: float) -> None:
             assert np.array_equal(words[row + index], next_tokens(after, len(TOKENS)))
         row += 1 + len(guesses)
         assert np.array_equal(next_tokens(one, len(TOKENS)), words[row - 1 - len(guesses)]), "it stays where it was"
+
+
+@pytest.mark.parametrize(("num_each", "helps"), [((4,), False), ((3, 1), False), ((2, 2), True), ((2, 1, 1), True)])
+def test_threads_help_where_they_would_not_wait_for_each_other(num_each: tuple[int, ...], helps: bool) -> None:
+    """So many copies of each grammar."""
+    grammars = [matcher(pattern) for pattern in PATTERNS[: len(num_each)]]
+    runs = [Run(one.deep_copy(), (), one) for one, num in zip(grammars, num_each, strict=True) for _ in range(num)]
+    filled = MaskFiller(COMPILER.num_words, 3, alone_s=0.0).fill(runs)
+    assert (filled.helped_s > 0) == helps
+    assert len(filled.own_s) == (0 if helps else len(runs))
+    assert np.array_equal(filled.words, [next_tokens(run.matcher, len(TOKENS)) for run in runs])
 
 
 @pytest.mark.parametrize("works", [False, True])
@@ -70,7 +81,7 @@ def test_what_waits_does_not_take_long(works: bool) -> None:
             if not works:
                 time.sleep(0.05)
 
-    filled = MaskFiller(lambda: 1, alone_s=20.0).fill([(cast("LLMatcher", Busy()), ())])
+    filled = MaskFiller(lambda: 1, alone_s=20.0).fill([Run(cast("LLMatcher", Busy()), (), "")])
     assert (filled.own_s[0] > 0.04) == works
 
 
@@ -146,7 +157,7 @@ def test_guesses_that_are_too_much_for_a_grammar_do_not_come(monkeypatch: pytest
 
     def failing(self: MaskFiller, runs: Any, **how: Any) -> Any:
         words = fill(self, runs, **how)
-        for one, guesses in runs:
+        for one, guesses, _ in runs:
             if guesses:
                 one.consume_tokens(ids("x"))  # fails, as a grammar does that grows too large
         return words
@@ -177,7 +188,7 @@ def test_who_is_slow_goes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def filling(self: MaskFiller, runs: Any, **how: Any) -> Any:
         sizes.append(len(runs))
-        if any(one is slow for one, _ in runs):
+        if any(one is slow for one, _, _ in runs):
             assert go_on.wait(20)
         return fill(self, runs, **how)
 

@@ -99,7 +99,7 @@ def test_grammars_on_the_engine_for_gpus(models: Models, guided: Outputs, monkey
     fill = MaskFiller.fill
 
     def counting(self: MaskFiller, runs: Any, **how: Any) -> Any:
-        num_masks.append(sum(1 + len(guesses) for _, guesses in runs))
+        num_masks.append(sum(1 + len(guesses) for _, guesses, _ in runs))
         return fill(self, runs, **how)
 
     monkeypatch.setattr(MaskFiller, "fill", counting)
