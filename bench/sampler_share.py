@@ -15,6 +15,7 @@ from msgspec.structs import replace as replace_struct
 from torch import Tensor
 
 from ..decode.sampler import Sampler, Samples
+from ..engine.heap import settle
 from ..engine.plan import Draw, Follow, Handle, Mask, Plan, Row, SequenceSeed
 from ..engine.speculation_config import SpeculationConfig
 from ..wire.sampling import Guidance, SamplingParams
@@ -209,8 +210,10 @@ def measure_shares(maker: EngineMaker, asker: Asker, batch: int, num_guesses: in
         requests = _requests(asker, params, batch, 1 + NUM_STEPS * (1 + num_guesses))
         case = _measure(decoder, engine, requests, texts)
         greedy_s = case.step_s if name == "greedy" else greedy_s
-        if name:  # the first one warms up
+        if name:
             yield case.line(batch, name, greedy_s, timed=sampler is not None)
+        else:  # warms up
+            settle()
     decoder.check()
 
 
