@@ -230,6 +230,16 @@ def check_broken_rows(device, vocab_size):
     _check_refused(device, params, torch.full_like(logits, -INF))
 
 
+def check_masked_rows_are_not_walked(device, vocab_size):
+    """Where fewer tokens are left than top-k keeps, they are listed: what a walk would write is not touched."""
+    logits = torch.full((1, vocab_size), -INF)
+    logits[0, :: vocab_size // 7] = 1.0
+    sequences = Sequences([SamplingParams(top_k=50)], vocab_size, device)
+    sequences.workspace.scores.fill_(7.0)
+    assert sequences.drawn(logits).tolist() == sequences.expected(logits).tolist()
+    assert bool((sequences.workspace.scores == 7.0).all())
+
+
 def _check_refused(device, params, logits):
     sequences = Sequences(params, logits.shape[1], device)
     before = sequences.table.counts.clone(), sequences.table.last_token.clone()
@@ -292,6 +302,11 @@ def test_broken_rows_interpreted():
 
 
 @pytest.mark.interpreter
+def test_masked_rows_are_not_walked_interpreted():
+    check_masked_rows_are_not_walked("cpu", 4099)
+
+
+@pytest.mark.interpreter
 def test_alone_and_together_interpreted():
     check_alone_and_together("cpu", 300, rows=(0, 2))
 
@@ -337,6 +352,11 @@ def test_table_compiled(vocab_size):
 @pytest.mark.parametrize("vocab_size", [70, 49_152])
 def test_broken_rows_compiled(vocab_size):
     check_broken_rows("cuda", vocab_size)
+
+
+@pytest.mark.gpu
+def test_masked_rows_are_not_walked_compiled():
+    check_masked_rows_are_not_walked("cuda", 49_152)
 
 
 @pytest.mark.gpu
