@@ -41,6 +41,9 @@ class DraftCosts:
     least_rate: float = 1.0
     """As last reckoned, of a gain, a version of what guesses cost, and about what a plain step takes."""
     reckoned: tuple[float, int, int] | None = None
+    _asked: tuple[int, int] | None = None
+    """When `plain_s` was reckoned, and of which version."""
+    _plain_s: float | None = None
 
     @property
     def is_known(self) -> bool:
@@ -49,9 +52,12 @@ class DraftCosts:
     @property
     def bar(self) -> float | None:
         """The gain to be promised; None: nothing may be guessed."""
-        if not self.is_known or self._is_refused:
-            return None
-        return self.guesses.account.bar
+        return self.last_bar if self.is_known else None
+
+    @property
+    def last_bar(self) -> float | None:
+        """As `bar`, if plain steps still take what they took when they were measured last."""
+        return None if self._is_refused or self.plain_s is None else self.guesses.account.bar
 
     @property
     def _stale_steps(self) -> int:
@@ -64,7 +70,10 @@ class DraftCosts:
     @property
     def plain_s(self) -> float | None:
         """None where it is not known."""
-        return self.plain.value(self.size, self.now)
+        asked = self.now, self.plain.version
+        if self._asked != asked:
+            self._asked, self._plain_s = asked, self.plain.value(self.size, self.now)
+        return self._plain_s
 
     def slowdown(self, num_guesses: int, plain_s: float) -> float:
         """Times as long as a plain step, which takes `plain_s`, one with so many takes with what it costs others."""

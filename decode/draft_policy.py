@@ -7,7 +7,7 @@ tried now and then, the rarer the less it paid.
 """
 
 import math
-from bisect import bisect_left
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -47,9 +47,9 @@ class DraftPolicy:
 
     def least_rate(self, num_rows: int, limit: int) -> tuple[float, bool]:
         """(how often guesses must be right to pay, were there `limit` for each of so many rows, 1 for never; whether it
-        is time to try what does not)."""
+        is time to try what does not), as far as it is known: see `knows`."""
         costs = self._of(num_rows)
-        bar, guesses = costs.bar, costs.guesses
+        bar, guesses = costs.last_bar, costs.guesses
         if bar is None:
             return 1.0, False
         if guesses.is_curious:
@@ -98,8 +98,12 @@ class DraftPolicy:
         return [lengths[kind] for kind in kinds]
 
     def knows(self, num_rows: int) -> bool:
-        """What a plain step takes."""
+        """What a plain step takes, of late."""
         return self._of(num_rows).is_known
+
+    def has_known(self, num_rows: int) -> bool:
+        """What a plain step took before."""
+        return self._of(num_rows).plain_s is not None
 
     def record(self, step: DecodedStep) -> None:
         self._num_steps += step.num_steps
@@ -125,10 +129,22 @@ class DraftPolicy:
         return self._guesses[number]
 
 
-def _least_rate(limit: int, num_rows: int, costs: DraftCosts, gain: float) -> float:
+def _least_rate(limit: int, num_rows: int, costs: DraftCosts, bar: float) -> float:
     """The lowest of RATES at which a batch whose rows may all have `limit` guesses is to have some; 1 for none."""
-    index = bisect_left(RATES, True, key=lambda rate: _choose({(rate, limit): num_rows}, num_rows, costs, gain)[0] > 0)
-    return RATES[index] if index < len(RATES) else 1.0
+    plain_s, least = costs.plain_s, len(RATES)
+    if plain_s is None:
+        return 1.0
+    for length in range(1, min(limit, 2 * costs.guesses.longest_tried) + 1):
+        wanted = bar * costs.slowdown(length * num_rows, plain_s) - 1
+        least = bisect_right(_num_right(length), wanted, hi=least)
+    return RATES[least] if least < len(RATES) else 1.0
+
+
+@cache
+def _num_right(length: int) -> list[float]:
+    """Of so many guesses of a row, for each of RATES; none where a row does not have so many."""
+    outcomes = [_outcome(rate, length, length) for rate in RATES]
+    return [num_right if found == length else 0.0 for found, num_right in outcomes]
 
 
 def _one_of(limits: Sequence[int]) -> list[int]:

@@ -26,8 +26,8 @@ class Flight:
     """Of speculation in how it was planned."""
     is_quiet: bool = False
     """Speculation is not told of it."""
-    has_changed: bool = False
-    """It draws for another number of rows than the step before."""
+    num_noted: int = 0
+    """So many steps, this one included, for which speculation is told what it took."""
     forked: list[Sequence] = field(default_factory=list)
     """Drawn for by the last row of their prompt."""
     from_shipped: list[Sequence] = field(default_factory=list)
@@ -98,11 +98,11 @@ class Flight:
         self.plan = Plan(step_id, tuple(self.rows), tuple(self.shipped), tuple(self.copies))
         return self.plan
 
-    def decoded(self, result: Result, elapsed_s: float, num_steps: int) -> DecodedStep:
-        """What it was for speculation, if it `decodes_only`, standing for so many."""
+    def decoded(self, result: Result, elapsed_s: float) -> DecodedStep:
+        """What it was for speculation, if it `decodes_only`."""
         num_rows, has_grammar = len(self.decoding), any(one.guide is not None for one in self.decoding)
         if not self.num_drafts:
-            return DecodedStep(num_rows, elapsed_s, part=self.part, has_grammar=has_grammar, num_steps=num_steps)
+            return DecodedStep(num_rows, elapsed_s, part=self.part, has_grammar=has_grammar, num_steps=self.num_noted)
         num_tried = self.num_drafts - sum(token == NOT_TRIED for token in result.token_ids)
         num_right = sum(token >= NO_TOKEN for token in result.token_ids) - num_rows
         return DecodedStep(num_rows, elapsed_s, self.num_drafts, num_tried, num_right, self.part, has_grammar)

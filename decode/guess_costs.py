@@ -186,17 +186,18 @@ class GuessCosts:
         """See `added_s`."""
         if not line:
             return 0.0
-        index, slope = bisect_left(line, (number, 0.0)), self.slopes.value(self.octave)
+        index = bisect_left(line, (number, 0.0))
+        if 0 < index < len(line):
+            (low, at_low), (high, at_high) = line[index - 1], line[index]
+            part = (number - low) / (high - low)
+            return (1 - part) * at_low + part * at_high
+        slope = self.slopes.value(self.octave)
         if index == 0:
             high, at_high = line[0]
             return at_high * (1 + number / high) / 2 if slope is None else max(0.0, at_high - slope * (high - number))
-        low, at_low = line[index - 1]
-        if index == len(line):
-            slope = at_low / low / 4 / 2 ** (self.octave - 1) if slope is None else slope
-            return at_low + (number - low) * slope
-        high, at_high = line[index]
-        part = (number - low) / (high - low)
-        return (1 - part) * at_low + part * at_high
+        low, at_low = line[-1]
+        slope = at_low / low / 4 / 2 ** (self.octave - 1) if slope is None else slope
+        return at_low + (number - low) * slope
 
 
 def about(number: int) -> int:

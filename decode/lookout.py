@@ -5,7 +5,7 @@ step. While guesses are made everyone who had one is looked at in every step. El
 sequence has begun or guesses were made, then ever more rarely; when one of them has a guess, all are.
 """
 
-from .guess_costs import alike
+from .plain_steps import of_an_octave
 from .speculator import Reach
 
 NUM_SCOUTS = 4
@@ -66,8 +66,9 @@ class Lookout:
         self._next_look = min(self._next_look, max(self._earliest_look, self._num_steps + FIRST_SEARCH_STEPS))
 
     def rest(self, num_rows: int, search_steps: int) -> None:
-        """No guess can pay now, with about so many rows. `search_steps`: as of `looked`."""
-        self._next_look, self._rests_with = self._num_steps + max(REST_STEPS, search_steps), alike(num_rows)
+        """No guess can pay now, with about so many rows, whoever comes. `search_steps`: as of `looked`."""
+        self._next_look = self._earliest_look = self._num_steps + max(REST_STEPS, search_steps)
+        self._rests_with = of_an_octave(num_rows)
         self._goes_on = self._is_recalled = False
 
     def looked(

@@ -34,6 +34,8 @@ class PlainSteps:
         self._sizes: dict[int, _Size] = {}
         self._measured_at: dict[int, int] = {}
         """By octaves of sizes."""
+        self.version = 0
+        """Values are others when this changes, or time passes."""
 
     def add(self, size: int, elapsed_s: float, now: int, stale_steps: int) -> None:
         """`stale_steps` after the last one what is known may be another time's: contexts grow, others come."""
@@ -42,6 +44,7 @@ class PlainSteps:
         if is_stale and not 1 / CHANGED < elapsed_s / one.samples.value < CHANGED:
             one.samples.clear()
         one.samples.add(elapsed_s)
+        self.version += 1
         one.at = self._measured_at[octave(size)] = now
 
     def age(self, size: int, now: int) -> int:
@@ -66,3 +69,9 @@ class PlainSteps:
 
 def octave(size: int) -> int:
     return size.bit_length()
+
+
+def of_an_octave(size: int) -> range:
+    """All sizes of the same."""
+    end = 1 << octave(size)
+    return range(end >> 1, end)

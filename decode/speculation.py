@@ -12,8 +12,9 @@ from itertools import zip_longest
 from ..wire.sampling import SamplingParams
 from .decoded_step import DecodedStep, Part
 from .draft_policy import DraftPolicy
-from .guess_costs import PROBE_GUESSES, alike
+from .guess_costs import PROBE_GUESSES
 from .lookout import Lookout
+from .plain_steps import of_an_octave
 from .speculator import EngineProposer, Experience, Kind, Proposer, Reach, Speculator
 
 NOTED_S, MOST_UNNOTED = 0.02, 48
@@ -21,8 +22,6 @@ NOTED_S, MOST_UNNOTED = 0.02, 48
 part of short ones."""
 MOST_LOOKED = 48
 """Steps with looks and no guesses in a row, of which none is noted: then one is, for all of them."""
-NUM_UNTOLD = 3
-"""Steps that `notes` may not have been asked about: two in flight, and the one that is planned."""
 MOST_CHANGES = 4
 """A step whose batch is not the one before's also takes what coming and going takes, so that it is not noted: unless so
 many in a row are like that."""
@@ -66,7 +65,7 @@ class Speculation:
         self._note_every = 1
         """Plain steps."""
         self._num_quiet, self._begun_rows = 0, range(0)
-        """Steps that pass, at most, if they have about as many rows as the last that began here."""
+        """Steps without looks, if they have about as many rows as the last that began here."""
         self.is_looking = False
         """For guesses, in the step that is being planned."""
         self._look_s = 0.0
@@ -105,7 +104,8 @@ class Speculation:
         host's time for guesses that do not pay."""
         if not self._num_tokens:
             return True
-        if not self._num_quiet or num_rows not in self._begun_rows:
+        is_noted = self._num_unnoted + 1 >= self._note_every
+        if is_noted or not self._num_quiet or num_rows not in self._begun_rows:
             return False
         self._num_quiet -= 1
         self._num_unnoted += 1
@@ -116,7 +116,7 @@ class Speculation:
         """A step of about so many rows is planned. `has_grammar`: whether any of them has one."""
         if not self._num_tokens:
             return
-        self.is_looking, self._begun_rows = False, alike(num_rows)
+        self.is_looking, self._begun_rows = False, of_an_octave(num_rows)
         reach = self._lookout.begin_step(num_rows)
         if reach is None:
             return
@@ -124,10 +124,13 @@ class Speculation:
         experience, self._policy = self._experience, self._policies[has_grammar()]
         least, is_probe = self._policy.least_rate(num_rows, self._num_tokens)
         if least >= 1 or not (is_probe or experience.best_rate >= least):
-            if self._policy.knows(num_rows):
+            if self._policy.has_known(num_rows):
                 self._lookout.rest(num_rows, self._policy.search_steps(num_rows, self._clock() - start_s))
             else:
                 self._note_all()
+            return
+        if not self._policy.knows(num_rows):
+            self._note_all()
             return
         experience.least_rate, experience.reach = least, reach
         experience.scouts = self._lookout.scouts(num_rows)
@@ -168,7 +171,7 @@ class Speculation:
 
     def end_step(self, num_drafts: int) -> Part:
         """A step is planned, with so many guesses."""
-        self._num_quiet = self._quiet_steps(num_drafts)
+        self._num_quiet = 0 if num_drafts else self._lookout.num_quiet(self._begun_rows.start)
         if not (self._has_looked or self._num_last_drafts or num_drafts):
             return Part.NONE
         waited = self._waits or self._num_last_drafts > 0 or num_drafts > 0
@@ -176,13 +179,6 @@ class Speculation:
         self._num_last_drafts = num_drafts
         self._has_looked = self._waits = False
         return part
-
-    def _quiet_steps(self, num_drafts: int) -> int:
-        """Those after the one that is planned now that `passes` may tell of."""
-        if num_drafts:
-            return 0
-        num_unlooked = self._lookout.num_quiet(self._begun_rows.start)
-        return max(0, min(num_unlooked, self._note_every - self._num_unnoted - NUM_UNTOLD))
 
     def _look(self, rows: Rows) -> Found:
         looked = [(one, rate) for one, tokens in rows if one is not None and (rate := one.look(tokens)) is not None]
@@ -211,8 +207,8 @@ class Speculation:
         )
 
     def notes(self, part: Part, *, has_changed: bool) -> int:
-        """How many steps the last one, without prompts, is to stand for in `record`; 0: it is not needed.
-        `has_changed`: its batch was not the one before's."""
+        """How many steps the one that was planned last, without prompts, is to stand for in `record`; 0: it is not
+        needed. `has_changed`: its batch is not the one before's."""
         if not self._num_tokens:
             return 0
         if part is Part.WAITED:
@@ -230,7 +226,7 @@ class Speculation:
 
     def _note_all(self) -> None:
         """From now on, until what plain steps take is known."""
-        self._note_every, self._num_quiet = 1, 0
+        self._note_every = 1
 
     def record(self, step: DecodedStep) -> None:
         """What a step without prompts took."""

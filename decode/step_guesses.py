@@ -28,7 +28,7 @@ class StepGuesses:
         self._is_quiet = False
         """Speculation is not told of it: see Speculation.passes."""
         self._done: tuple[Flight, Result, float] | None = None
-        """The last step, and what it took, if speculation is yet to be told."""
+        """The last step that is noted, and what it took, if speculation is yet to be told."""
 
     # Before a step.
 
@@ -86,9 +86,12 @@ class StepGuesses:
             return
         self._num_steps += 1
         num_rows = len(flight.decoding)
-        flight.has_changed, self._num_rows = num_rows != self._num_rows, num_rows
-        if not self._is_quiet:
-            flight.part = self._speculation.end_step(flight.num_drafts)
+        has_changed, self._num_rows = num_rows != self._num_rows, num_rows
+        if self._is_quiet:
+            return
+        flight.part = self._speculation.end_step(flight.num_drafts)
+        if flight.decodes_only:
+            flight.num_noted = self._speculation.notes(flight.part, has_changed=has_changed)
 
     # After one.
 
@@ -97,7 +100,8 @@ class StepGuesses:
         if flight.is_quiet:
             return
         self._note()
-        self._done = flight, result, elapsed_s
+        if flight.num_noted and elapsed_s > 0:
+            self._done = flight, result, elapsed_s
         if flight.chunks and flight.num_drafts and result.token_ids.count(NOT_TRIED) == flight.num_drafts:
             self._beside_prompts_at = self._num_steps + REFUSED_STEPS
 
@@ -109,11 +113,8 @@ class StepGuesses:
             self._speculation.learn(sequence.speculator, num_tried, num_right)
 
     def _note(self) -> None:
-        """Tells speculation of the last step."""
+        """Tells speculation of the last step that it is told of."""
         if self._done is None:
             return
         (flight, result, elapsed_s), self._done = self._done, None
-        if flight.decodes_only and elapsed_s > 0:
-            num_steps = self._speculation.notes(flight.part, has_changed=flight.has_changed)
-            if num_steps:
-                self._speculation.record(flight.decoded(result, elapsed_s, num_steps))
+        self._speculation.record(flight.decoded(result, elapsed_s))

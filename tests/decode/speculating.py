@@ -31,6 +31,9 @@ class Always(DraftPolicy):
     def knows(self, num_rows: int) -> bool:
         return True
 
+    def has_known(self, num_rows: int) -> bool:
+        return True
+
     def lengths(self, rates: Sequence[float], limits: Sequence[int], num_rows: int) -> list[int]:
         return list(limits)
 

@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from statistics import mean
 
 import pytest
 from isthmus.bench.batch_decoder import BatchDecoder, Request, Steps
@@ -144,20 +145,24 @@ class Head:
 
 @pytest.mark.parametrize(
     ("costs", "rate", "batch", "least"),
-    [(BIG, 0.5, 1, 1.2), (BIG, 0.3, 1, LEAST_PACE), (BIG, 0.6, 8, 1.5), (CPU, 0.45, 1, 1.22), (GPU, 0.8, 1, 1.1)],
+    [(BIG, 0.5, 1, 1.3), (BIG, 0.3, 1, 1.0), (BIG, 0.6, 8, 1.6), (CPU, 0.45, 1, 1.25), (GPU, 0.8, 1, 1.1)],
     ids=["big", "big, seldom right", "big, 8", "cpu", "small"],
 )
 def test_a_head_gains_where_it_is_right_often_enough(
     costs: Costs, rate: float, batch: int, least: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Four guesses always give 1.42, 1.04, 1.68, 1.18 and 1.35 times as much. That it pays is learnt of few guesses, of
-    which many are wrong; and it is gone on with though some more than usual are."""
+    which many are wrong; and it is gone on with though some more than usual are. Chance decides when that is learnt:
+    so the mean counts."""
     monkeypatch.setattr(Speculator, "_judge_unmade", lambda *_: None)
     rounds = rounds_of(chats, batch, 30 if batch == 1 else 8)
     known = {prompt: text for texts in rounds for prompt, text in texts.items()}
-    for seed in range(3):
+    plain, gains = worker(costs, None).pace(rounds), list[float]()
+    for seed in range(8):
         make = partial(Head, known, rate, random.Random(seed))
-        assert worker(costs, partial(Speculation, make, 4)).pace(rounds) >= least * worker(costs, None).pace(rounds)
+        gains.append(worker(costs, partial(Speculation, make, 4)).pace(rounds) / plain)
+    assert min(gains) >= LEAST_PACE
+    assert mean(gains) >= least
 
 
 def _later(clock: VirtualClock, look_s: float) -> float:
@@ -194,5 +199,5 @@ def test_nothing_is_lost_by_what_speculation_is_not_told(
         found.append((Worker(GPU, clock, speculation).pace(rounds), speculation.num_told))
         assert speculation.num_draft_tokens > 0
     (pace, num_told), (its_pace, all_told) = found
-    assert pace >= 0.985 * its_pace
-    assert num_told < (0.45 if batch == 32 else 0.35) * all_told
+    assert pace >= 0.995 * its_pace
+    assert num_told < (0.35 if batch == 32 else 0.25) * all_told

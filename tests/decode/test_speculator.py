@@ -292,6 +292,43 @@ def test_while_nothing_pays_nobody_is_looked_at(monkeypatch: pytest.MonkeyPatch)
     assert made[-1] == 4 * 32, "whom they have called"
 
 
+@pytest.mark.parametrize("is_fresh", [True, False])
+def test_while_nothing_pays_nothing_is_reckoned(is_fresh: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever comes or goes within an octave, and though it was a while ago that plain steps were measured."""
+    speculation = speculation_of(Classified)
+    speculation._lookout, policy = Lookout(), speculation._policies[0]
+    asked: list[int] = []
+
+    def nothing_pays(num_rows: int, limit: int) -> tuple[float, bool]:
+        asked.append(num_rows)
+        return 1.0, False
+
+    monkeypatch.setattr(policy, "least_rate", nothing_pays)
+    monkeypatch.setattr(policy, "knows", lambda num_rows: is_fresh)
+    monkeypatch.setattr(policy, "search_steps", lambda num_rows, look_s: 1)
+    speculators = [begun(speculation) for _ in range(8)]
+    for _ in range(REST_STEPS // 8):
+        speculators.append(begun(speculation))
+        for size in range(8, 16):
+            planned(speculation, speculators[:size])
+    assert asked == [8]
+    planned(speculation, speculators[:7])
+    planned(speculation, speculators[:4])
+    assert asked == [8, 7]
+
+
+def test_of_a_size_that_was_never_measured_plain_steps_are_measured_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    speculation = speculation_of(Classified)
+    speculation._lookout, policy = Lookout(), speculation._policies[0]
+    monkeypatch.setattr(policy, "least_rate", lambda num_rows, limit: (1.0, False))
+    monkeypatch.setattr(policy, "has_known", lambda num_rows: False)
+    begun(speculation)
+    for _ in range(3):
+        assert not speculation.passes(1)
+        speculation.begin_step(1)
+        assert speculation.notes(speculation.end_step(0), has_changed=False) == 1
+
+
 @pytest.mark.parametrize("least_rate", [0.0, 1.0])
 def test_what_a_look_takes_begins_with_whether_guesses_can_pay(
     least_rate: float, monkeypatch: pytest.MonkeyPatch
