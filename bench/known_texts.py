@@ -48,11 +48,15 @@ class KnownTexts:
         """As plan.Result has them. Raises AssertionError where a mask does not let come what is to come."""
         return [token for row in plan.rows for token in self._draw(row)]
 
+    def guesses(self, row: Row) -> Sequence[int]:
+        """Of a row that has some."""
+        return row.token_ids[1:]
+
     def _draw(self, row: Row) -> list[int]:
         guesses: tuple[int, ...] = ()
         draws = row.draws
         if row.num_drafts:
-            found = followed(row, row.token_ids[1:])
+            found = followed(row, self.guesses(row))
             guesses, draws = tuple(found.token_ids), found.draws
         drawn: list[int] = []
         for index, draw in enumerate(draws):

@@ -4,14 +4,30 @@ As on a GPU, a step begins when it is launched, or when the one before it ends; 
 against grammars, while it computes. What is left of a turn is what the host takes.
 """
 
+import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..engine.plan import Plan, Result
+import numpy as np
+
+from ..engine.plan import DRAFT, Plan, Result, Row
 from .known_texts import KnownTexts
 
 SPIN_S = 1e-4
 """Before the end of a wait, as sleep may be late by about so much."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Times in seconds."""
+
+    step_s: float
+    guesses_s: float
+    """What a step takes longer that has guesses."""
+    evicted_kb: int = 0
+    """Copied with each launch: a GPU's driver and libraries do much then, so that code and data of a worker that are
+    not used in each step are in no cache when they are."""
 
 
 @dataclass(slots=True)
@@ -35,16 +51,20 @@ class _Step:
 
 @dataclass(slots=True)
 class PacedEngine(KnownTexts):
-    step_s: float
-    guesses_s: float
-    """What a step takes longer that has guesses."""
-    waited_s: float = 0.0
-    """By the host, for steps: what remains of the time it worked."""
+    pace: Pace
+    right: float = 0.0
+    """How often the guesses are right that are left to the engine."""
+    _rng: random.Random = field(init=False, default_factory=lambda: random.Random(0))
+    _copied: np.ndarray = field(init=False)
     _busy_until: float = field(init=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        self._copied = np.zeros((2, self.pace.evicted_kb << 9), np.uint8)
 
     def launch(self, plan: Plan) -> _Step:
         self.draw_last()
-        takes_s = self.step_s + self.guesses_s * any(row.num_drafts for row in plan.rows)
+        np.copyto(self._copied[0], self._copied[1])
+        takes_s = self.pace.step_s + self.pace.guesses_s * any(row.num_drafts for row in plan.rows)
         self._busy_until = max(self._busy_until, time.monotonic()) + takes_s
         step = _Step(plan, self)
         if plan.waits_for_tokens:
@@ -53,15 +73,26 @@ class PacedEngine(KnownTexts):
             step.draw()
         return step
 
+    def guesses(self, row: Row) -> Sequence[int]:
+        """See KnownTexts. A wrong one is another token of the text."""
+        given = row.token_ids[1:]
+        if DRAFT not in given:
+            return given
+        text, first = self._writing[row.seq_id], row.draws[0].position
+        known = [*text[first : first + len(given)], *text][: len(given)]
+        return [token if self._rng.random() < self.right else self._other(text, token) for token in known]
+
+    def _other(self, text: Sequence[int], token: int) -> int:
+        return self._rng.choice([one for one in text if one != token] or [token])
+
     def end_step(self) -> float:
         """When the step that was launched last is done, whose masks are there now."""
         self._busy_until = max(self._busy_until, time.monotonic())
         return self._busy_until
 
     def wait_until(self, ready_at: float) -> None:
-        start_s = time.monotonic()
-        if ready_at - start_s > SPIN_S:
-            time.sleep(ready_at - start_s - SPIN_S)
+        left_s = ready_at - time.monotonic()
+        if left_s > SPIN_S:
+            time.sleep(left_s - SPIN_S)
         while time.monotonic() < ready_at:
             pass
-        self.waited_s += time.monotonic() - start_s

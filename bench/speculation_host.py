@@ -1,28 +1,32 @@
-"""What speculation takes of the host where steps are short: a scheduler and masks, beside an engine that only waits.
+"""What speculation takes of the host where nothing is gained: a scheduler and masks, beside an engine that only waits.
 
-Texts are known, so every method and every run has the same tokens: JSON within a grammar, whose keys come again, and
-chat, words in no order, of which short runs come again and go on otherwise. Each batch is answered in turn with
-n-gram guesses and without.
+By default its steps are over before the host has planned the next one, as on a slow host with a fast GPU: what takes
+the host's time is then hidden by nothing. Guesses make steps so much longer that none pays. Texts are known, so every
+method and every run has the same tokens: JSON within a grammar, whose keys come again, and chat, words in no order, of
+which short runs come again and go on otherwise. Each round of a method lies between two without speculation.
 """
 
 import argparse
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from ..decode.guidance import Guides, make_guides
 from ..decode.ngram_proposer import NgramProposer
 from ..decode.speculation import Speculation
+from ..decode.speculator import EngineProposer, Proposer
 from ..engine.heap import settle
 from ..launch.demo_model import cache_dir, ensure_demo_model
 from ..text.resolve import resolve
 from ..text.tokenizer import Tokenizer
 from ..wire.sampling import Guidance, SamplingParams
 from .batch_decoder import BatchDecoder, Request, Steps
-from .paced_engine import PacedEngine
+from .paced_engine import Pace, PacedEngine
+from .report import command_line, cpu_model
+from .speculation_rounds import Case, Measured, Until, measure
 from .speculation_tasks import NAME, NUMBER, object_schema
 
 BLOCK_SIZE = 16
@@ -31,8 +35,8 @@ RECORDS = {"type": "array", "items": object_schema(name=NAME, country=NAME, popu
 COMMON_WORDS = 40
 """Of chat: the fewer, the more often runs come again."""
 HEADER = (
-    "| text | batch | ms a step, off | host µs a step, off | with | ÷ off, median: by round | tokens a row | "
-    "guessed a row | right |\n|---|---|---|---|---|---|---|---|---|"
+    "| text | batch | method | µs a step | ÷ off | tokens a row | guessed a row | right |\n"
+    "|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -65,6 +69,10 @@ class Writer:
         return " ".join(self._rng.choices(words, k=num_words))
 
 
+METHODS: dict[str, Callable[[], Proposer] | None] = {"off again": None, "ngram": NgramProposer, "head": EngineProposer}
+"""The engine guesses as a head would, or a draft model."""
+
+
 class HostBench:
     def __init__(self, tokenizer: Tokenizer, guides: Guides, options: argparse.Namespace) -> None:
         self._tokenizer, self._guides, self._options = tokenizer, guides, options
@@ -72,60 +80,53 @@ class HostBench:
     def lines(self) -> Iterator[str]:
         for kind in self._options.texts:
             for batch in self._options.batches:
-                yield self._line(kind, batch)
+                yield from self._lines(kind, batch)
 
-    def _line(self, kind: str, batch: int) -> str:
+    def _lines(self, kind: str, batch: int) -> Iterator[str]:
         guidance = Guidance("json_schema", json.dumps(RECORDS)) if kind == "json" else None
         texts = self._texts(kind, batch)
         requests = [
             Request(prompt, SamplingParams(max_tokens=len(text), ignore_eos=True, guidance=guidance))
             for prompt, text in texts.items()
         ]
-        speculation = Speculation(NgramProposer, self._options.guesses)
-        sides = [self._decoder(texts, batch, None), self._decoder(texts, batch, speculation)]
-        found: list[list[tuple[Steps, float]]] = [[], []]
-        for number in range(self._options.rounds):
-            for side in (0, 1) if number % 2 else (1, 0):
-                found[side].append(self._run(*sides[side], requests, batch, texts))
-        return _row(kind, batch, *found)
-
-    def _run(
-        self,
-        decoder: BatchDecoder,
-        engine: PacedEngine,
-        requests: Sequence[Request],
-        batch: int,
-        texts: dict[tuple[int, ...], list[int]],
-    ) -> tuple[Steps, float]:
-        """Sums, and seconds of the host in a step."""
-        waited_s = engine.waited_s
-        run = decoder.run(requests, batch)
-        assert run.outputs == list(texts.values())
-        return run.steps, (run.steps.elapsed_s - engine.waited_s + waited_s) / run.steps.num_steps
+        off = self._decoders(texts, batch, None)
+        others = {name: self._decoders(texts, batch, make) for name, make in METHODS.items()}
+        case = Case(kind, 0.0, batch, 2 * len(off), lambda _: requests)
+        measure(case, off, others, backwards=False)  # what is known of guesses, and all code, as after a while
+        case = replace(case, least_rounds=self._options.rounds)
+        plain, found = measure(case, off, others, backwards=False, until=Until(most_rounds=self._options.rounds))
+        yield f"| {kind} | {batch} | off | {1e6 * plain.steps.step_s:.1f} | | {_tokens_a_row(plain.steps)} | | |"
+        for name, one in found.items():
+            assert one.outputs == [*texts.values()] * len(one.rounds)
+            yield f"| {kind} | {batch} | {name} | {_figures(one)} |"
 
     def _texts(self, kind: str, count: int) -> dict[tuple[int, ...], list[int]]:
-        writer = Writer(self._tokenizer, count)
-        return {tuple(writer.prompt()): writer.text(kind, self._options.tokens) for _ in range(count)}
+        """They end one after the other, as answers do, so that a batch passes all sizes."""
+        writer, lengths = Writer(self._tokenizer, count), random.Random(count)
+        most = self._options.tokens
+        return {tuple(writer.prompt()): writer.text(kind, lengths.randrange(most // 3, most + 1)) for _ in range(count)}
 
-    def _decoder(
-        self, texts: dict[tuple[int, ...], list[int]], batch: int, speculation: Speculation | None
-    ) -> tuple[BatchDecoder, PacedEngine]:
-        length = PROMPT_TOKENS + self._options.tokens
+    def _decoders(
+        self, texts: dict[tuple[int, ...], list[int]], batch: int, make: Callable[[], Proposer] | None
+    ) -> list[BatchDecoder]:
+        """No two are as fast, by a hundredth, wherever that comes from."""
+        options, length = self._options, PROMPT_TOKENS + self._options.tokens
         num_blocks = (batch + 2) * (-(-length // BLOCK_SIZE) + 2)
-        engine = PacedEngine(num_blocks, BLOCK_SIZE, texts, self._options.step_us / 1e6, self._options.guesses_us / 1e6)
-        return BatchDecoder(engine, batch, length, speculation, self._guides), engine
+        pace = Pace(options.step_us / 1e6, options.guesses_us / 1e6, options.evicted_kb)
+        speculation = None if make is None else Speculation(make, options.guesses)
+        engines = [PacedEngine(num_blocks, BLOCK_SIZE, texts, pace, options.right) for _ in range(options.engines)]
+        return [BatchDecoder(one, batch, length, speculation, self._guides) for one in engines]
 
 
-def _row(kind: str, batch: int, off: list[tuple[Steps, float]], on: list[tuple[Steps, float]]) -> str:
-    plain, steps = (sum((one for one, _ in rounds), Steps()) for rounds in (off, on))
-    ratios = [mine.tokens_per_s / its.tokens_per_s for (mine, _), (its, _) in zip(on, off, strict=True)]
-    host = " | ".join(f"{1e6 * sum(host_s for _, host_s in rounds) / len(rounds):.0f}" for rounds in (off, on))
+def _figures(one: Measured) -> str:
+    steps, error = one.steps, f" ± {one.error:.3f}" if len(one.ratios) > 1 else ""
     right = f"{steps.num_accepted / steps.num_guesses:.2f}" if steps.num_guesses else "–"
-    return (
-        f"| {kind} | {batch} | {1e3 * plain.step_s:.2f} | {host} | **{median(ratios):.2f}**: "
-        f"{' '.join(f'{ratio:.2f}' for ratio in ratios)} | {steps.num_tokens / steps.num_rows:.2f} | "
-        f"{steps.num_guesses / steps.num_rows:.2f} | {right} |"
-    )
+    guessed = f"{_tokens_a_row(steps)} | {steps.num_guesses / steps.num_rows:.3f} | {right}"
+    return f"{1e6 * steps.step_s:.1f} | **{one.ratio:.3f}**{error} | {guessed}"
+
+
+def _tokens_a_row(steps: Steps) -> str:
+    return f"{steps.num_tokens / steps.num_rows:.2f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -133,18 +134,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", help="MODEL whose tokenizer is used; the demo model's by default")
     parser.add_argument("--texts", nargs="+", default=("json", "chat"), choices=("json", "chat"))
     parser.add_argument("--batches", type=int, nargs="+", default=(1, 8, 32, 64))
-    parser.add_argument("--tokens", type=int, default=192, help="of each text")
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=192, help="of each text, at most")
+    parser.add_argument("--rounds", type=int, default=36)
+    parser.add_argument("--engines", type=int, default=3, help="for each method, in turn")
     parser.add_argument("--guesses", type=int, default=4, help="at once, at most")
-    parser.add_argument("--step-us", type=float, default=600.0, help="of the engine")
-    parser.add_argument("--guesses-us", type=float, default=150.0, help="what a step with guesses takes longer")
+    parser.add_argument("--right", type=float, default=0.5, help="how often what the engine guesses is right")
+    parser.add_argument("--step-us", type=float, default=100.0, help="of the engine")
+    parser.add_argument("--guesses-us", type=float, default=1000.0, help="what a step with guesses takes longer")
+    parser.add_argument("--evicted-kb", type=int, default=4096, help="copied with each launch: see paced_engine.py")
     options = parser.parse_args(arguments)
     folder = resolve(options.model or str(ensure_demo_model()), Path(cache_dir()), tokenizer_only=True).folder
     tokenizer = Tokenizer.from_folder(folder)
     guides = make_guides(tokenizer, tokenizer.vocab_size)
     assert guides is not None
     settle()
-    print(HEADER, flush=True)
+    print(f"```\n{command_line()}\n```\n{cpu_model()}\n\n{HEADER}", flush=True)
     for line in HostBench(tokenizer, guides, options).lines():
         print(line, flush=True)
     guides.close()

@@ -14,7 +14,7 @@ SCOUTED_STEPS = 4096
 """Then others are scouts."""
 FIRST_SEARCH_STEPS, LAST_SEARCH_STEPS = 2, 64
 """Between two looks at first: twice as many each time that nothing came of one, up to this."""
-AHEAD_DIVISOR = 8
+AHEAD_DIVISOR = 4
 """So many times as often looks may take place while a step is in flight, where most of them cost nothing."""
 REST_STEPS = 64
 """At least, where no guess can pay in batches of this size: to find that out again takes a part of short steps."""

@@ -150,7 +150,7 @@ class Speculation:
             return True
         start_s = self._clock()
         found = self._look(rows)
-        self._waits = self._policy.pays(found.rates, found.limits, len(rows))
+        self._waits = bool(found.rates) and self._policy.pays(found.rates, found.limits, len(rows))
         # Within a grammar the host has masks to make meanwhile.
         self._looked(found, len(rows), start_s, is_ahead=self._policy is self._policies[False], pays=self._waits)
         self.is_looking = self._waits
@@ -163,7 +163,7 @@ class Speculation:
             return
         start_s = self._clock()
         found = self._look(rows)
-        counts = self._policy.lengths(found.rates, found.limits, len(rows))
+        counts = self._policy.lengths(found.rates, found.limits, len(rows)) if found.rates else []
         self._looked(found, len(rows), start_s, is_ahead=False, pays=any(counts))
         for speculator, count in zip(found.speculators, counts, strict=True):
             speculator.wanted = min(count, budget)

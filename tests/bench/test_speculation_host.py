@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 from isthmus.bench.batch_decoder import BatchDecoder, Request
-from isthmus.bench.paced_engine import PacedEngine
+from isthmus.bench.paced_engine import Pace, PacedEngine
 from isthmus.bench.speculation_host import main
 from isthmus.decode.guidance import Guides
 from isthmus.decode.speculation import Speculation
+from isthmus.decode.speculator import EngineProposer
 from isthmus.tests.decode.guided_sim import TOKENS, vocabulary
 from isthmus.tests.decode.router_sim import VOCAB
 from isthmus.tests.decode.speculating import Knowing, speculation_of
@@ -34,8 +35,10 @@ def texts(alphabet: str) -> dict[tuple[int, ...], list[int]]:
     return {(1, 2, 3 + i): rng.choices(ids, k=NUM_TOKENS) for i in range(4)}
 
 
-def decoder(known: dict[tuple[int, ...], list[int]], guides: Guides, speculation: Speculation | None) -> BatchDecoder:
-    engine = PacedEngine(64, 4, known, STEP_S, STEP_S / 2)
+def decoder(
+    known: dict[tuple[int, ...], list[int]], guides: Guides, speculation: Speculation | None, right: float = 0.0
+) -> BatchDecoder:
+    engine = PacedEngine(64, 4, known, Pace(STEP_S, STEP_S / 2), right)
     return BatchDecoder(engine, len(known), 4 + NUM_TOKENS, speculation, guides)
 
 
@@ -50,6 +53,18 @@ def test_texts_come_as_they_are(guides: Guides, wrong_every: int) -> None:
     assert plain.outputs == guessed.outputs == list(known.values())
     assert (guessed.steps.num_steps < plain.steps.num_steps) == (wrong_every != 1)
     assert (guessed.steps.num_accepted == guessed.steps.num_guesses) == (wrong_every == 0)
+
+
+@pytest.mark.parametrize("right", [0.0, 0.7, 1.0])
+def test_the_engine_guesses_as_often_right_as_it_is_told(guides: Guides, right: float) -> None:
+    known = texts("abc")
+    params = SamplingParams(max_tokens=NUM_TOKENS, ignore_eos=True, guidance=Guidance("regex", "[a-d]*"))
+    requests = [Request(prompt, params) for prompt in known]
+    run = decoder(known, guides, speculation_of(EngineProposer), right).run(requests, len(known))
+    assert run.outputs == list(known.values())
+    steps = run.steps
+    assert (steps.num_accepted > 0) == (right > 0)
+    assert (steps.num_accepted == steps.num_guesses > 0) == (right == 1)
 
 
 def test_a_step_takes_its_time(guides: Guides) -> None:
@@ -69,7 +84,26 @@ def test_what_masks_do_not_let_come_is_noticed(guides: Guides) -> None:
 
 def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     model = ["--model", str(demo_model_path())]
-    main([*model, "--batches", "2", "--tokens", "24", "--rounds", "1", "--step-us", "50", "--guesses-us", "10"])
-    header, _, *rows = capsys.readouterr().out.strip().splitlines()
-    assert [row.split(" | ")[:2] for row in rows] == [["| json", "2"], ["| chat", "2"]]
+    main(
+        [
+            *model,
+            "--batches",
+            "2",
+            "--tokens",
+            "24",
+            "--rounds",
+            "2",
+            "--engines",
+            "1",
+            "--step-us",
+            "50",
+            "--guesses-us",
+            "10",
+        ]
+    )
+    header, _, *rows = capsys.readouterr().out.strip().split("\n\n")[-1].splitlines()
+    methods = ["off", "off again", "ngram", "head"]
+    assert [row.split(" | ")[:3] for row in rows] == [
+        [f"| {kind}", "2", one] for kind in ("json", "chat") for one in methods
+    ]
     assert {row.count("|") for row in rows} == {header.count("|")}
