@@ -16,6 +16,8 @@ FIRST_SEARCH_STEPS, LAST_SEARCH_STEPS = 2, 64
 """Between two looks at first: twice as many each time that nothing came of one, up to this."""
 AHEAD_DIVISOR = 4
 """So many times as often looks may take place while a step is in flight, where most of them cost nothing."""
+PAYING_DIVISOR = 8
+"""And so many times as often where guesses are made: one more row with guesses is worth many looks."""
 REST_STEPS = 64
 """At least, where no guess can pay in batches of this size: to find that out again takes a part of short steps."""
 FIRST_RECALL_STEPS, LAST_RECALL_STEPS = 32, 512
@@ -34,6 +36,8 @@ class Lookout:
         """Numbers of rows; empty: it does not rest."""
         self._goes_on = False
         """Guesses were made in the step before, or waited for."""
+        self._lingers = False
+        """Someone is looked at in each step, as guesses were right of late."""
 
     def begin_step(self, num_rows: int) -> Reach | None:
         """Of the looks in this step, of about so many rows, if there are any."""
@@ -43,11 +47,11 @@ class Lookout:
             return Reach.ALL
         if is_due:
             return Reach.SCOUTS
-        return Reach.FOUND if self._goes_on else None
+        return Reach.FOUND if self._goes_on or self._lingers else None
 
     def num_quiet(self, num_rows: int) -> int:
         """Steps of about so many rows before the next one with looks, if no sequence begins meanwhile."""
-        if self._is_recalled or self._goes_on or not self._may_rest(num_rows):
+        if self._is_recalled or self._goes_on or self._lingers or not self._may_rest(num_rows):
             return 0
         return max(0, self._next_look - self._num_steps - 1)
 
@@ -69,19 +73,29 @@ class Lookout:
         """No guess can pay now, with about so many rows, whoever comes. `search_steps`: as of `looked`."""
         self._next_look = self._earliest_look = self._num_steps + max(REST_STEPS, search_steps)
         self._rests_with = of_an_octave(num_rows)
-        self._goes_on = self._is_recalled = False
+        self._goes_on = self._is_recalled = self._lingers = False
 
     def looked(
-        self, reach: Reach, search_steps: int, *, is_ahead: bool, found: bool, pays: bool, promises: bool
+        self,
+        reach: Reach,
+        search_steps: int,
+        *,
+        is_ahead: bool,
+        num_looked: int,
+        found: bool,
+        pays: bool,
+        promises: bool,
     ) -> None:
-        """What came of it: whether anyone has a guess, whether guesses are made, and whether they would be, were all
-        like those that were looked at. `search_steps`: from one look to the next, so that they take little of the time.
-        `is_ahead`: a step was in flight meanwhile."""
+        """What came of it: how many were looked at, whether anyone has a guess, whether guesses are made, and whether
+        they would be, were all like those that were looked at. `search_steps`: from one look to the next, so that they
+        take little of the time. `is_ahead`: a step was in flight meanwhile."""
         self._rests_with = range(0)
+        self._lingers = pays or (self._lingers and (num_looked > 0 or reach is not Reach.FOUND))
         if pays:
             self._search_steps = FIRST_SEARCH_STEPS
-        if reach is not Reach.FOUND or not pays:
-            self._earliest_look = self._num_steps + search_steps // (AHEAD_DIVISOR if is_ahead else 1)
+        if reach is not Reach.FOUND or (self._goes_on and not pays):
+            divisor = PAYING_DIVISOR if pays else AHEAD_DIVISOR if is_ahead else 1
+            self._earliest_look = self._num_steps + search_steps // divisor
             self._next_look = max(self._earliest_look, self._num_steps + min(self._search_steps, search_steps))
             self._search_steps = min(2 * self._search_steps, LAST_SEARCH_STEPS)
         if pays:

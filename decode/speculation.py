@@ -192,7 +192,15 @@ class Speculation:
             promises = policy.pays(found.rates, found.limits, num_rows, found.num_looked)
         steps = policy.search_steps(num_rows, self._look_s + self._clock() - start_s)
         self._look_s = 0.0
-        self._lookout.looked(reach, steps, is_ahead=is_ahead, found=bool(found.rates), pays=pays, promises=promises)
+        self._lookout.looked(
+            reach,
+            steps,
+            is_ahead=is_ahead,
+            num_looked=found.num_looked,
+            found=bool(found.rates),
+            pays=pays,
+            promises=promises,
+        )
 
     def learn(self, speculator: Speculator, num_drafts: int, num_right: int) -> None:
         """Of a row's guesses that were tried, the first `num_right` were right."""

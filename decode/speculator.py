@@ -10,10 +10,12 @@ from .acceptance import Acceptance
 
 WARM = 0.5
 """A temperature from which on it is another kind of request."""
+PATIENCE = 16
+"""Looks without a guess after one that was right: a copy of a text, with changes, is one again soon after each."""
 
 
 class Reach(IntEnum):
-    """Whom a look for guesses takes in; those who had one always."""
+    """Whom a look for guesses takes in; those who had one of late always."""
 
     FOUND = 0
     SCOUTS = 1
@@ -97,7 +99,8 @@ class Speculator:
         self._kind, self._number = kind, number
         self._own: dict[int, Acceptance] = {}
         self._class: int | None = None
-        self._had_guess = False
+        self._patience = 0
+        """Looks for which it goes on being looked at always."""
         self._unmade: tuple[int, int] | None = None
         """Class and place of the last guess, which may never be made: what comes tells how good it was all the same."""
         self.limit = limit
@@ -108,15 +111,18 @@ class Speculator:
         """How often the guess of what follows `tokens` would be right, 0 if it has none that pays; None where it is
         not looked at now."""
         self.wanted = 0
-        if not (self._had_guess or self._is_reached):
+        if not (self._patience or self._is_reached):
             return None
         self._judge_unmade(tokens)
         self._class = found = self._proposer.look(tokens)
         if found is not None:
             self._unmade = found, len(tokens)
         rate = 0.0 if found is None else self._acceptance(found).rate
-        self._had_guess = rate >= self._experience.least_rate
-        return rate if self._had_guess else 0.0
+        if rate >= self._experience.least_rate:
+            self._patience = max(1, self._patience)
+            return rate
+        self._patience = max(0, self._patience - 1) if found is None else self._patience // 2
+        return 0.0
 
     def propose(self, limit: int) -> tuple[int, ...]:
         """Guesses of what follows the tokens of the last look, at most `limit` and no more than are wanted, once."""
@@ -130,6 +136,7 @@ class Speculator:
         """What came of the last guesses."""
         assert self._class is not None
         self._acceptance(self._class).learn(num_drafts, num_right)
+        self._patience = max(self._patience, PATIENCE if num_right else PATIENCE // 4)
 
     def forget(self, num_tokens: int) -> None:
         """The tokens after the first `num_tokens` were taken back."""

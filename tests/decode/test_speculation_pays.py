@@ -121,6 +121,19 @@ def test_what_can_be_gained_is_gained_after_chats_too(batch: int, costs: Costs) 
     assert pace >= 1.1 * least
 
 
+@pytest.mark.parametrize("batch", [1, 8, 32])
+def test_looks_that_take_time_do_not_take_what_is_gained(batch: int) -> None:
+    """Copies end and begin anew all the time, each row's at another one, so who has lost his guesses must be looked at
+    again before long; but where nothing is found looks are rare. Those of `always` take no time here."""
+    clock = VirtualClock()
+    speculating = Worker(GPU, clock, Speculation(NgramProposer, 4, partial(_later, clock, 1e-5)))
+    plain, fixed = worker(GPU, None), worker(GPU, always)
+    rounds, others = rounds_of(edits, batch, 24 if batch == 1 else 8), rounds_of(chats, batch, 8)
+    speculating.pace(others)
+    assert speculating.pace(rounds) >= 0.93 * fixed.pace(rounds)
+    assert speculating.pace(others) >= LEAST_PACE * plain.pace(others)
+
+
 @dataclass(slots=True)
 class Head:
     """Knows the texts, and is right so often, whatever the text; what it did not guess cannot be told."""
@@ -199,5 +212,5 @@ def test_nothing_is_lost_by_what_speculation_is_not_told(
         found.append((Worker(GPU, clock, speculation).pace(rounds), speculation.num_told))
         assert speculation.num_draft_tokens > 0
     (pace, num_told), (its_pace, all_told) = found
-    assert pace >= 0.995 * its_pace
-    assert num_told < (0.35 if batch == 32 else 0.25) * all_told
+    assert pace >= 0.985 * its_pace
+    assert num_told < (0.2 if make is Wrong else 0.45 if batch == 32 else 0.35) * all_told
