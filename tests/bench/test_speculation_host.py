@@ -83,27 +83,11 @@ def test_what_masks_do_not_let_come_is_noticed(guides: Guides) -> None:
 
 
 def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
-    model = ["--model", str(demo_model_path())]
-    main(
-        [
-            *model,
-            "--batches",
-            "2",
-            "--tokens",
-            "24",
-            "--rounds",
-            "2",
-            "--engines",
-            "1",
-            "--step-us",
-            "50",
-            "--guesses-us",
-            "10",
-        ]
-    )
+    texts, methods = ["json", "chat", "edit"], ["off again", "ngram", "ngram, always", "head"]
+    options = {"batches": 2, "tokens": 24, "rounds": 2, "engines": 1, "step-us": 50}
+    given = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+    main(["--model", str(demo_model_path()), *given, "--texts", *texts, "--methods", *methods])
     header, _, *rows = capsys.readouterr().out.strip().split("\n\n")[-1].splitlines()
-    methods = ["off", "off again", "ngram", "head"]
-    assert [row.split(" | ")[:3] for row in rows] == [
-        [f"| {kind}", "2", one] for kind in ("json", "chat") for one in methods
-    ]
+    cases = [[f"| {kind}", "2", one] for kind in texts for one in ("off", *methods)]
+    assert [row.split(" | ")[:3] for row in rows] == cases
     assert {row.count("|") for row in rows} == {header.count("|")}

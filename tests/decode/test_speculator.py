@@ -11,7 +11,7 @@ from isthmus.decode.guess_costs import PROBE_GUESSES
 from isthmus.decode.lookout import LAST_RECALL_STEPS, NUM_SCOUTS, REST_STEPS, SCOUTED_STEPS, Lookout
 from isthmus.decode.ngram_proposer import NgramProposer
 from isthmus.decode.speculation import Speculation
-from isthmus.decode.speculator import USUAL, EngineProposer, Experience, Proposer, Reach, Speculator
+from isthmus.decode.speculator import PATIENCE, USUAL, EngineProposer, Experience, Proposer, Reach, Speculator
 from isthmus.engine.plan import DRAFT
 from isthmus.tests.decode.speculating import speculation_of
 from isthmus.wire.sampling import Guidance, SamplingParams
@@ -215,6 +215,37 @@ def test_whom_a_look_takes_in() -> None:
     assert looked_at(Reach.ALL) == [1, 2, 3]
     assert looked_at(Reach.FOUND) == [1]
     assert looked_at(Reach.SCOUTS) == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("num_right", "has_guess", "num_looks"),
+    [(3, False, PATIENCE), (0, False, PATIENCE // 4), (3, True, PATIENCE.bit_length())],
+    ids=["right", "wrong", "not sure enough"],
+)
+def test_who_has_lost_his_guesses_is_looked_at_for_a_while(num_right: int, has_guess: bool, num_looks: int) -> None:
+    """The longer, the better they were; not for long if he has some that do not pay."""
+    experience, proposer = Experience(), Classified()
+    experience.least_rate = 0.1
+    one = Speculator(proposer, 4, experience)
+    rate(one)
+    one.learn(4, num_right)
+    experience.reach, proposer.of = Reach.FOUND, None
+    if has_guess:
+        experience.least_rate, proposer.of = 0.99, 0
+    assert [one.look(TOKENS) for _ in range(num_looks + 2)] == [0.0] * num_looks + [None] * 2
+
+
+def test_while_somebody_is_looked_at_each_step_has_looks() -> None:
+    lookout = Lookout()
+    told = {"search_steps": 64, "is_ahead": False, "found": False, "promises": False}
+    lookout.begin_step(1)
+    lookout.looked(Reach.ALL, **{**told, "found": True, "promises": True}, num_looked=1, pays=True)
+    for num_looked in (1, 1, 0):
+        assert lookout.num_quiet(1) == 0
+        assert lookout.begin_step(1) is Reach.FOUND
+        lookout.looked(Reach.FOUND, **told, num_looked=num_looked, pays=False)
+    assert lookout.begin_step(1) is None
+    assert lookout.num_quiet(1) > 0
 
 
 def test_where_nothing_is_found_few_are_looked_at() -> None:
