@@ -75,9 +75,11 @@ class DraftCosts:
             self._asked, self._plain_s = asked, self.plain.value(self.size, self.now)
         return self._plain_s
 
-    def slowdown(self, num_guesses: int, plain_s: float) -> float:
-        """Times as long as a plain step, which takes `plain_s`, one with so many takes with what it costs others."""
-        return 1 + self._lost_s(num_guesses) / plain_s
+    def slowdown(self, num_guesses: int, plain_s: float, *, waits: bool = False) -> float:
+        """Times as long as a plain step, which takes `plain_s`, one with so many takes, with what it costs others.
+        `waits`: without that, as it has waited already."""
+        lost_s = self.guesses.added_s(num_guesses) if waits else self._lost_s(num_guesses)
+        return 1 + lost_s / plain_s
 
     def rarest_probe_steps(self, num_guesses: int) -> int:
         """Between two tries of so many guesses."""

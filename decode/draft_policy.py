@@ -79,15 +79,18 @@ class DraftPolicy:
         groups = {kind: count * each for kind, count in Counter(_kinds(rates, limits)).items()}
         return _choose(groups, num_rows, costs, bar)[0] > 0
 
-    def lengths(self, rates: Sequence[float], limits: Sequence[int], num_rows: int) -> list[int]:
-        """Guesses of some rows of a batch of `num_rows`, given how often they are right, and how many each may have."""
+    def lengths(
+        self, rates: Sequence[float], limits: Sequence[int], num_rows: int, *, waits: bool = False
+    ) -> list[int]:
+        """Guesses of some rows of a batch of `num_rows`, given how often they are right, and how many each may have.
+        `waits`: the step has waited for the one before it, so what that costs is no reason to have none."""
         costs = self._of(num_rows)
         bar, guesses = costs.bar, costs.guesses
         if not any(limits) or bar is None:
             return [0] * len(rates)
         kinds = _kinds(rates, limits)
         groups = Counter(kinds)
-        most, gain = _choose(groups, num_rows, costs, bar)
+        most, gain = _choose(groups, num_rows, costs, bar, waits=waits)
         if most:
             guesses.probe_steps, guesses.promise = FIRST_PROBE_STEPS, gain
         elif guesses.is_curious:
@@ -160,7 +163,9 @@ def _kinds(rates: Sequence[float], limits: Sequence[int]) -> list[Kind]:
     return [(NEAREST[int(rate * NUM_RATES + 0.5)], limit) for rate, limit in zip(rates, limits, strict=True)]
 
 
-def _choose(groups: Mapping[Kind, float], num_rows: int, costs: DraftCosts, bar: float) -> tuple[int, float]:
+def _choose(
+    groups: Mapping[Kind, float], num_rows: int, costs: DraftCosts, bar: float, *, waits: bool = False
+) -> tuple[int, float]:
     """The most guesses of a row with which a step of `num_rows`, of which there are so many of each kind, gives most
     tokens a second, and how many times as many as without; 0 if no number gives `bar` times as many."""
     best, best_gain, plain_s = 0, bar, costs.plain_s
@@ -173,7 +178,8 @@ def _choose(groups: Mapping[Kind, float], num_rows: int, costs: DraftCosts, bar:
             length, num_right = _outcome(rate, limit, most)
             num_guesses += count * length
             num_tokens += count * num_right
-        gain = num_tokens / num_rows / costs.slowdown(round(num_guesses), plain_s) if num_guesses else 0.0
+        slowdown = costs.slowdown(round(num_guesses), plain_s, waits=waits)
+        gain = num_tokens / num_rows / slowdown if num_guesses else 0.0
         if gain > best_gain:
             best, best_gain = most, gain
         most *= 2

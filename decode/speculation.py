@@ -163,7 +163,8 @@ class Speculation:
             return
         start_s = self._clock()
         found = self._look(rows)
-        counts = self._policy.lengths(found.rates, found.limits, len(rows)) if found.rates else []
+        waits = self._waits or self._num_last_drafts > 0
+        counts = self._policy.lengths(found.rates, found.limits, len(rows), waits=waits) if found.rates else []
         self._looked(found, len(rows), start_s, is_ahead=False, pays=any(counts))
         for speculator, count in zip(found.speculators, counts, strict=True):
             speculator.wanted = min(count, budget)

@@ -34,7 +34,9 @@ class Always(DraftPolicy):
     def has_known(self, num_rows: int) -> bool:
         return True
 
-    def lengths(self, rates: Sequence[float], limits: Sequence[int], num_rows: int) -> list[int]:
+    def lengths(
+        self, rates: Sequence[float], limits: Sequence[int], num_rows: int, *, waits: bool = False
+    ) -> list[int]:
         return list(limits)
 
 

@@ -254,6 +254,20 @@ def test_steps_around_guesses_count(num_together: int) -> None:
     assert usual == (0 if num_together == 1 else num_together)
 
 
+def test_what_waiting_costs_is_no_reason_against_guesses_once_that_is_done() -> None:
+    """A step that has waited takes as long to begin with none."""
+    policy = DraftPolicy()
+    for _ in range(FIRST_PLAIN_STEPS):
+        policy.record(DecodedStep(1, PLAIN_S))
+    for _ in range(8):
+        policy.record(DecodedStep(1, 1.5 * PLAIN_S, 4, 4, 4, Part.WAITED))
+        policy.record(DecodedStep(1, 2 * PLAIN_S, part=Part.WAITED))
+    assert not policy.pays([0.5], [4], 1)
+    assert policy.lengths([0.5], [4], 1) == [0]
+    assert policy.lengths([0.5], [4], 1, waits=True) == [2]
+    assert policy.lengths([0.2], [4], 1, waits=True) == [0]
+
+
 def test_a_growing_batch_ends_guesses_that_take_time() -> None:
     """Many rows give many tokens in the time that one guess adds."""
     world = World(0.001)

@@ -276,7 +276,7 @@ def test_for_too_few_guesses_not_all_are_asked_time_and_again(monkeypatch: pytes
     waiting = iter(proposers)
     speculation = speculation_of(lambda: next(waiting))
     speculation._lookout = Lookout()
-    monkeypatch.setattr(speculation._policies[0], "lengths", lambda rates, limits, num_rows: [0] * len(rates))
+    monkeypatch.setattr(speculation._policies[0], "lengths", lambda rates, *_, **__: [0] * len(rates))
     monkeypatch.setattr(speculation._policies[0], "pays", lambda *rows: False)
     speculators = [begun(speculation) for _ in proposers]
     planned(speculation, speculators)
@@ -297,7 +297,7 @@ def test_all_are_asked_at_once_where_that_pays_if_others_are_like_scouts(monkeyp
     speculation._lookout = Lookout()
     asked: list[int] = []
 
-    def lengths(rates: Sequence[float], limits: Sequence[int], num_rows: int) -> list[int]:
+    def lengths(rates: Sequence[float], limits: Sequence[int], num_rows: int, *, waits: bool) -> list[int]:
         asked.append(len(rates))
         return [4 if len(rates) > 16 else 0] * len(rates)
 
