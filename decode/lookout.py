@@ -1,8 +1,9 @@
 """When sequences are looked at for guesses, and which of them; pure.
 
 A look must read what its sequence has said since the last one, so on a GPU with a small model it is no small part of a
-step. While guesses are made everyone who had one is looked at in every step. Else a few scouts are, soon after a
-sequence has begun or guesses were made, then ever more rarely; when one of them has a guess, all are.
+step. While guesses are made everyone who had one of late is looked at in every step, and the others now and then. Else
+a few scouts are, soon after a sequence has begun or guesses were made, then ever more rarely; when one of them has a
+guess, all are.
 """
 
 from .plain_steps import of_an_octave
