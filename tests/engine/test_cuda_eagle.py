@@ -293,6 +293,7 @@ def test_a_block_that_was_another_s_in_between(
             for _ in range(3):
                 sequence.step(0)
             assert followed == [[slot]]
+            assert_by_the_book(headed, sequence, 1)
 
 
 @pytest.mark.parametrize("what", ["blocks", "hidden"])
