@@ -26,6 +26,8 @@ class CatchUp:
         self._ended: list[int] = []
         """Slots of sequences that have ended, and that nobody has taken since."""
         self._ended_blocks: set[int] = set()
+        self._given: set[int] = set()
+        """Of those, blocks that are others' by now."""
         most = max(1, min(num_slots, MAX_TOKENS // length, MAX_BYTES // features[0].nbytes))
         self._sizes = [*(1 << i for i in range((most - 1).bit_length())), most]
         self._slots = torch.full((most,), -1, dtype=torch.int32, device=runtime.device)
@@ -41,20 +43,22 @@ class CatchUp:
 
     def end(self, slot: int, blocks: Iterable[int]) -> None:
         """Its sequence, which had these blocks, has ended. What it left is followed by `settle`, which must come before
-        its slot is taken or its blocks are told anything: the later, the more of them at once."""
+        its slot is taken or anything is stored in its blocks: the later, the more of them at once."""
+        if not self._given.isdisjoint(blocks):
+            self.settle()  # together both would store something there at once
         self._ended.append(slot)
         self._ended_blocks.update(blocks)
 
     def give(self, blocks: Sequence[int]) -> None:
-        """The next step may write them for somebody else."""
-        if not self._ended_blocks.isdisjoint(blocks):
-            self.settle()
+        """They are begun by others, who lag: so nothing is stored there before these are caught up with."""
+        self._given.update(self._ended_blocks.intersection(blocks))
 
     def settle(self) -> None:
         """Of all that have ended."""
         if self._ended:
             ended, self._ended = self._ended, []
             self._ended_blocks.clear()
+            self._given.clear()
             self._catch_up(ended)
 
     def later(self, slots: np.ndarray) -> None:

@@ -246,27 +246,46 @@ def test_who_has_ended_while_others_go_on(headed: Headed, make: Callable[..., Cu
         assert_by_the_book(headed, other, 1)
 
 
-def test_who_has_ended_is_followed_once_his_blocks_are_others(
-    headed: Headed, make: Callable[..., CudaEngine], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("has_ended", [False, True])
+def test_who_has_ended_is_followed_before_who_has_his_blocks(
+    headed: Headed, make: Callable[..., CudaEngine], monkeypatch: pytest.MonkeyPatch, has_ended: bool
 ) -> None:
-    """All at once who have ended until then; or as soon as there will be no step."""
+    """All at once who have ended until then, when the other has guesses or ends: what he left goes over what they
+    left."""
     engine = make(headed)
     followed = catch_ups(engine, monkeypatch)
-    with Writer(engine, prompt(11, seed=3), (32, 33, 34), seq_id=1) as other:
+    with Writer(engine, prompt(9, seed=4), range(23, 32), seq_id=3) as third:
+        third.compute(0, 8, 50)
+        other = Writer(engine, prompt(11, seed=3), (32, 33, 34), seq_id=1)
         other.compute(0, 10, 50)
         ending = [Writer(engine, prompt(7), table, seq_id) for seq_id, table in ((0, TABLE), (2, range(40, 50)))]
         for sequence in ending:
             sequence.lag(2)
-        slots = [engine._sequences.slot(sequence.seq_id) for sequence in ending]
+        slots = [engine._sequences.slot(sequence.seq_id) for sequence in (*ending, other)]
         followed.clear()
         for sequence in ending:
             engine.retire(sequence.seq_id)
             other.step(0)
+        other.table = (32, 33, 34, TABLE[1], 50, 51, 52)
+        while len(other.tokens) < 16:
+            other.step(0)
         assert not followed
-        other.table = (32, 33, 34, TABLE[1])
-        other.step(0)
-        assert followed == [slots]
+        if has_ended:
+            engine.retire(other.seq_id)
+            assert followed == [slots[:2]]
+            third.step(0)
+            other = Writer(engine, [*other.tokens, 5], other.table, seq_id=4)
+            other.compute(15, 16, 50)
         assert_by_the_book(headed, other)
+        assert followed[:2] == [slots[:2], slots[2:]]
+        engine.retire(other.seq_id)
+
+
+def test_who_has_ended_is_followed_where_there_will_be_no_step(
+    headed: Headed, make: Callable[..., CudaEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make(headed)
+    followed = catch_ups(engine, monkeypatch)
     with Writer(engine, prompt(7)) as sequence:
         sequence.lag(2)
         followed.clear()
@@ -277,7 +296,7 @@ def test_a_block_that_was_another_s_in_between(
     headed: Headed, make: Callable[..., CudaEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wrong guesses had it first, and gave it back: it stands where the device knows it. Who had it then, and ended, is
-    followed before it is begun anew."""
+    followed before who has it now."""
     engine = make(headed)
     followed = catch_ups(engine, monkeypatch)
     with Writer(engine, prompt(3), range(50, 60), seq_id=9) as other:
@@ -292,8 +311,10 @@ def test_a_block_that_was_another_s_in_between(
             followed.clear()
             for _ in range(3):
                 sequence.step(0)
-            assert followed == [[slot]]
+            assert not followed
+            sequence.table = TABLE
             assert_by_the_book(headed, sequence, 1)
+            assert followed == [[slot], [engine._sequences.slot(0)]]
 
 
 @pytest.mark.parametrize("what", ["blocks", "hidden"])
